@@ -1,0 +1,46 @@
+"""The command line: ``detr-fast train | eval | predict``; one file per command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..data import clean_message
+from ..training import distributed
+from . import evaluate, predict, train
+
+COMMANDS = (train, evaluate, predict)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0, 2 where the input was at fault (after one line that says how), 130
+        after Ctrl-C, or what the command returns.
+    """
+    parser = argparse.ArgumentParser(
+        prog="detr-fast", description="Train, evaluate and use DETR, the detection transformer."
+    )
+    parser.add_argument("--version", action="version", version=f"detr-fast {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        subparser = command.add_parser(subparsers)
+        subparser.add_argument("--debug", action="store_true", help="show where an error came from")
+        subparser.set_defaults(run=command.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("detr-fast: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if args.debug:
+            raise
+        # Our own errors say everything themselves; others need the name of their type.
+        ours = type(error) is ValueError or type(error).__module__.startswith("detr_fast.")
+        message = " ".join(str(error).split("\n")) if ours else clean_message(error)
+        print(f"detr-fast: error: {message}", file=sys.stderr)
+        return 2
+    finally:
+        distributed.stop()

@@ -1,0 +1,64 @@
+"""``detr-fast eval``: the COCO figures of a checkpoint."""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation import format_metrics
+from ..training import TrainConfig, distributed, load_checkpoint, load_model
+from ..training.engine import amp_dtype, evaluate
+from .train import open_val_data
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command's options."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="COCO figures of a checkpoint",
+        description="Evaluate a checkpoint with pycocotools' COCOeval.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
+    parser.add_argument("--data", metavar="SPEC", help="default: what it was validated on")
+    parser.add_argument("--split", help="default: the split it was validated on")
+    parser.add_argument("--batch-size", type=int, help="default: that of training")
+    parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="auto")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="write the figures here too")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print."""
+    device = distributed.start()
+    if args.device is not None:
+        device = torch.device(args.device)
+    checkpoint = load_checkpoint(args.checkpoint)
+    config = TrainConfig.from_dict(checkpoint["config"])
+    dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
+    main = distributed.rank() == 0
+    if main:
+        print(f"data   {dataset.describe()}")
+    row = evaluate(
+        load_model(checkpoint).to(device),
+        dataset,
+        device,
+        args.batch_size or config.batch_size,
+        args.workers,
+        amp_dtype(args.amp, device),
+    )
+    if main:
+        boxes = Counter(
+            dataset.class_names[label]
+            for index in range(len(dataset))
+            for label in dataset.record(index).labels
+        )
+        print("\n" + format_metrics(row, row["per_class"], boxes))
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(row, indent=2) + "\n")
+    return 0

@@ -1,0 +1,43 @@
+"""Pictures of a model's predictions beside what was to be found."""
+
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2 import functional as F
+
+from ..data import DetectionDataset, denormalize
+from ..models import PostProcess
+from ..visualize import draw_detections, enlarge, image_grid
+
+
+@torch.no_grad()
+def prediction_grid(
+    model: nn.Module,
+    dataset: DetectionDataset,
+    device: torch.device,
+    amp: torch.dtype | None = None,
+    images: int = 12,
+    score_threshold: float = 0.5,
+    cell: int = 320,
+) -> Image.Image:
+    """Detections in the first images of a data set, as the model saw them, four in a row."""
+    model.eval()
+    postprocess = PostProcess(score_threshold)
+    cells = []
+    for index in range(min(images, len(dataset))):
+        image, _ = dataset[index]
+        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+            outputs = model(image[None].to(device))
+        size = torch.tensor([image.shape[-2:]], device=device)
+        found = {k: v.cpu() for k, v in postprocess(outputs, size)[0].items()}
+        picture, factor = enlarge(F.to_pil_image(denormalize(image)), cell)
+        cells.append(
+            draw_detections(
+                picture,
+                found["boxes"] * factor,
+                found["labels"],
+                dataset.class_names,
+                found["scores"],
+            )
+        )
+    return image_grid(cells, columns=4)

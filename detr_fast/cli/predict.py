@@ -1,0 +1,137 @@
+"""``detr-fast predict``: detections in any images, as pictures and as JSON."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from ..data import DataError, read_image
+from ..models import PostProcess
+from ..training import TrainConfig, distributed, load_checkpoint, load_model
+from ..training.engine import amp_dtype
+from ..training.recipes import eval_recipe
+from ..visualize import draw_detections
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command's options."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="detect objects in images",
+        description="Detect objects: writes an annotated picture per image, and detections.json.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
+    parser.add_argument("images", type=Path, nargs="+", help="files, or folders of images")
+    parser.add_argument(
+        "--out", type=Path, default=Path("predictions"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="lowest score shown; default: %(default)s"
+    )
+    parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="auto")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    return parser
+
+
+@torch.no_grad()
+def run(args: argparse.Namespace) -> int:
+    """Detect in each image; an image that cannot be read is named, and the others still done."""
+    if not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold is {args.threshold}, expected 0..1")
+    device = distributed.start() if args.device is None else torch.device(args.device)
+    checkpoint = load_checkpoint(args.checkpoint)
+    files = find_images(args.images)
+    recipe = eval_recipe(TrainConfig.from_dict(checkpoint["config"]))
+    model = load_model(checkpoint).to(device)
+    postprocess = PostProcess(args.threshold)
+    names, ids = checkpoint["class_names"], checkpoint["category_ids"]
+    amp = amp_dtype(args.amp, device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results, written, failed = [], set(), 0
+    for file in tqdm(files, unit="image", disable=None):
+        try:
+            pixels = read_image(file)
+        except DataError as error:
+            tqdm.write(f"detr-fast: error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        image, _ = recipe(pixels)
+        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+            outputs = model(image[None].to(device))
+        size = torch.tensor([pixels.shape[-2:]], device=device)
+        found = {name: value.cpu() for name, value in postprocess(outputs, size)[0].items()}
+        picture = _new_name(args.out, file.stem, written)
+        draw_detections(
+            F.to_pil_image(pixels), found["boxes"], found["labels"], names, found["scores"]
+        ).save(picture)
+        results.append(
+            {
+                "file": str(file),
+                "picture": picture.name,
+                "height": pixels.shape[-2],
+                "width": pixels.shape[-1],
+                "detections": _detections(found, names, ids),
+            }
+        )
+    (args.out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
+    count = sum(len(result["detections"]) for result in results)
+    print(
+        f"{count} objects in {len(results)} images; wrote {args.out}/detections.json and pictures"
+    )
+    return 2 if failed else 0
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the images in the folders named.
+
+    Raises:
+        DataError: a path that does not exist, or a folder without an image.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise DataError(f"{path}: no image in this folder")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    return files
+
+
+def _detections(
+    found: dict[str, torch.Tensor], names: list[str], ids: list[int]
+) -> list[dict[str, Any]]:
+    """Detections with COCO's [x, y, width, height] boxes in pixels, the surest first."""
+    rows = []
+    for index in found["scores"].argsort(descending=True).tolist():
+        x1, y1, x2, y2 = found["boxes"][index].tolist()
+        label = int(found["labels"][index])
+        rows.append(
+            {
+                "category": names[label],
+                "category_id": ids[label],
+                "score": round(float(found["scores"][index]), 4),
+                "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+            }
+        )
+    return rows
+
+
+def _new_name(folder: Path, stem: str, written: set[str]) -> Path:
+    """A picture's path that no other image of this call has taken."""
+    name, number = f"{stem}.png", 2
+    while name in written:
+        name, number = f"{stem}-{number}.png", number + 1
+    written.add(name)
+    return folder / name

@@ -1,0 +1,240 @@
+"""``detr-fast train``: train a model, on generated shapes unless told otherwise."""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import DetectionDataset, open_dataset
+from ..evaluation import format_metrics
+from ..losses import BOX_LOSSES
+from ..models import MODELS
+from ..training import TrainConfig, Trainer, distributed, load_checkpoint
+from ..training.engine import Interrupted, NonFiniteLoss
+from ..training.logs import read_metrics
+from ..training.recipes import eval_recipe, train_recipe
+from ..visualize import plot_training
+from .pictures import prediction_grid
+
+DESCRIPTION = """\
+Train a model. Alone, `detr-fast train` trains the tiny model on generated shapes, on whatever
+device there is. Options that are not given take the defaults of the model: those of the paper for
+the ResNets, those of training from scratch for tiny.
+"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command's options."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # so that only what was given is passed on
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="SPEC", help="shapes | voc:PATH | coco:IMAGES:JSON")
+    data.add_argument(
+        "--val-data", metavar="SPEC", help="what to evaluate on; default: the val split of --data"
+    )
+    data.add_argument("--train-split", help="default: train")
+    data.add_argument("--val-split", help="default: val")
+    data.add_argument("--recipe", choices=("small", "detr"), help="image transforms")
+    data.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of the small recipe; default: the size of each image",
+    )
+    data.add_argument(
+        "--flip-vertical", action="store_true", help="small recipe: images have no upside"
+    )
+    data.add_argument("--cache", action="store_true", help="keep decoded images in memory")
+    data.add_argument("--workers", type=int, help="processes that load images; default: 2")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", choices=tuple(MODELS), help="default: tiny")
+    model.add_argument("--num-queries", type=int, metavar="N", help="most detections per image")
+    model.add_argument("--query-mode", choices=("learned", "anchor"))
+    model.add_argument("--stride", type=int, choices=(8, 16), help="of tiny's feature map")
+    model.add_argument(
+        "--backbone-weights",
+        metavar="WEIGHTS",
+        help="imagenet (downloaded; the ResNets' default), none, or a torchvision state dict",
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=int)
+    training.add_argument("--batch-size", type=int, help="images per process and forward pass")
+    training.add_argument("--accumulate", type=int, help="forward passes per optimizer step")
+    training.add_argument("--lr", type=float)
+    training.add_argument("--lr-backbone", type=float)
+    training.add_argument("--weight-decay", type=float)
+    training.add_argument("--clip", type=float, help="largest gradient norm; 0: none")
+    training.add_argument("--warmup-steps", type=int)
+    training.add_argument("--schedule", choices=("step", "cosine"))
+    training.add_argument(
+        "--lr-drop", type=float, metavar="SHARE", help="step schedule: when, as a share of the run"
+    )
+    training.add_argument("--ema", type=float, metavar="DECAY", help="averaged weights; 0: none")
+    training.add_argument("--box-loss", choices=BOX_LOSSES)
+    training.add_argument("--eos-coef", type=float, help='class weight of "no object"')
+    training.add_argument("--amp", choices=("auto", "none", "bf16"))
+    training.add_argument("--seed", type=int)
+    training.add_argument("--eval-every", type=int, metavar="EPOCHS")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--name", default=None, help="of the folder; default: data and model")
+    run.add_argument("--runs", type=Path, default=Path("runs"), help="where it goes; default: runs")
+    run.add_argument(
+        "--resume",
+        type=Path,
+        default=None,
+        metavar="RUN",
+        help="a run's folder or checkpoint: go on exactly where it stopped, with its options",
+    )
+    run.add_argument("--device", default=None, help="default: a GPU if there is one")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, then say what came out."""
+    given = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__}
+    if "image_size" in given:
+        given["image_size"] = tuple(given["image_size"])
+    if given.get("backbone_weights") == "none":
+        given["backbone_weights"] = None
+    device = distributed.start()
+    if args.device is not None:
+        device = torch.device(args.device)
+    checkpoint = None
+    if args.resume is None:
+        config = TrainConfig.create(**given)
+    else:
+        if given or args.name:
+            options = ", ".join("--" + name.replace("_", "-") for name in given) or "--name"
+            raise ValueError(f"--resume goes on with the options of its run: leave out {options}")
+        checkpoint = load_checkpoint(args.resume)
+        config = TrainConfig.from_dict(checkpoint["config"])
+    classes = None if checkpoint is None else checkpoint["class_names"]
+    train_set, val_set = open_data(config, classes)
+    if args.resume is None:
+        folder = distributed.broadcast(_new_run(args.runs, args.name, config))
+    else:
+        folder = args.resume if args.resume.is_dir() else args.resume.parent
+
+    trainer = Trainer(config, train_set, val_set, folder, device, checkpoint)
+    main = distributed.rank() == 0
+    if main:
+        print(_summary(trainer, train_set, val_set))
+    try:
+        row = trainer.run()
+    except Interrupted as stopped:
+        if main:
+            print(
+                f"detr-fast: {stopped}; go on with: detr-fast train --resume {folder}",
+                file=sys.stderr,
+            )
+        return 130
+    except NonFiniteLoss as error:
+        print(f"detr-fast: error: {error}", file=sys.stderr)
+        return 1
+    if main:
+        _finish(trainer, val_set, row)
+    return 0
+
+
+def open_data(
+    config: TrainConfig, classes: list[str] | None = None
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """The training and validation data of a configuration, with the same classes."""
+    options = {} if config.data == "shapes" else {"cache_images": config.cache}
+    train_set = open_dataset(
+        config.data, config.train_split, train_recipe(config), classes, **options
+    )
+    return train_set, open_val_data(config, train_set.class_names)
+
+
+def open_val_data(
+    config: TrainConfig,
+    classes: list[str],
+    data: str | None = None,
+    split: str | None = None,
+) -> DetectionDataset:
+    """What a configuration is evaluated on, or other data, with its transforms and classes."""
+    spec = data or config.val_data or config.data
+    if data is None and config.val_data is None and _names_one_split(spec):
+        raise ValueError(f"{spec} names one split: say what to evaluate on with --val-data")
+    cache = config.cache and spec != "shapes"
+    return open_dataset(
+        spec,
+        split or config.val_split,
+        eval_recipe(config),
+        classes,
+        **({"cache_images": True} if cache else {}),
+    )
+
+
+def _names_one_split(spec: str) -> bool:
+    return spec.startswith("coco:") and not Path(spec.removeprefix("coco:")).is_dir()
+
+
+def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
+    """Make the run's folder: the name given, or one of data and model, numbered if it exists."""
+    if distributed.rank() != 0:
+        return runs
+    if name is not None:
+        folder = runs / name
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} exists: take another --name, or --resume it")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    source = config.data.partition(":")
+    base = f"{Path(source[2]).name or source[0]}-{config.model}".replace(":", "-")
+    number = 1
+    while True:
+        folder = runs / (base if number == 1 else f"{base}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDataset) -> str:
+    config = trainer.config
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    number = "bfloat16 autocast" if trainer.amp else "float32"
+    started = f", resumed at step {trainer.step}" if trainer.step else ""
+    images = config.batch_size * config.accumulate * distributed.world_size()
+    return "\n".join(
+        [
+            f"model  {config.model}, {parameters / 1e6:.1f} M parameters, {config.num_queries} "
+            f"queries, on {trainer.device} in {number}",
+            f"train  {train_set.describe()}",
+            f"val    {val_set.describe()}",
+            f"run    {trainer.run_dir}, {config.epochs} epochs of {trainer.steps_per_epoch} steps "
+            f"of {images} images{started}",
+        ]
+    )
+
+
+def _finish(trainer: Trainer, val_set: DetectionDataset, row: dict[str, Any]) -> None:
+    folder = trainer.run_dir
+    boxes = Counter(
+        val_set.class_names[label]
+        for index in range(len(val_set))
+        for label in val_set.record(index).labels
+    )
+    print("\n" + format_metrics(row, row["per_class"], boxes) + "\n")
+    plot_training(list(read_metrics(folder / "metrics.jsonl")), folder / "curves.png", folder.name)
+    grid = prediction_grid(trainer.eval_model, val_set, trainer.device, trainer.amp)
+    grid.save(folder / "predictions.png")
+    print(
+        f"wrote  {folder}/: last.pt, best.pt, metrics.jsonl, tensorboard/, curves.png, "
+        "predictions.png"
+    )

@@ -1,0 +1,128 @@
+"""COCO evaluation with pycocotools, in one process or several."""
+
+import contextlib
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+
+from .models import PostProcess
+
+METRICS = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
+_DESCRIPTIONS = (
+    ("Average Precision (AP)", "0.50:0.95", "all", 100),
+    ("Average Precision (AP)", "0.50", "all", 100),
+    ("Average Precision (AP)", "0.75", "all", 100),
+    ("Average Precision (AP)", "0.50:0.95", "small", 100),
+    ("Average Precision (AP)", "0.50:0.95", "medium", 100),
+    ("Average Precision (AP)", "0.50:0.95", "large", 100),
+    ("Average Recall    (AR)", "0.50:0.95", "all", 1),
+    ("Average Recall    (AR)", "0.50:0.95", "all", 10),
+    ("Average Recall    (AR)", "0.50:0.95", "all", 100),
+    ("Average Recall    (AR)", "0.50:0.95", "small", 100),
+    ("Average Recall    (AR)", "0.50:0.95", "medium", 100),
+    ("Average Recall    (AR)", "0.50:0.95", "large", 100),
+)
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor, list[dict[str, Any]]]],
+    device: torch.device,
+    amp: torch.dtype | None = None,
+) -> dict[int, dict[str, Tensor]]:
+    """The model's detections of every image of a loader: image id -> scores, labels, boxes xyxy.
+
+    Boxes are in the pixels of the original images. Leaves the model in evaluation mode.
+    """
+    model.eval()
+    postprocess = PostProcess()
+    detections = {}
+    for images, mask, targets in loader:
+        padded = mask.any()  # read on the host, before the copy
+        mask = mask.to(device, non_blocking=True) if padded else None
+        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+            outputs = model(images.to(device, non_blocking=True), mask)
+        # Boxes are relative to each image without its padding, as the position encoding is.
+        original = torch.stack([target["orig_size"] for target in targets]).to(device)
+        results = postprocess(outputs, original)
+        for target, result in zip(targets, results, strict=True):
+            detections[int(target["image_id"])] = {k: v.cpu() for k, v in result.items()}
+    return detections
+
+
+def coco_metrics(
+    truth: COCO, detections: dict[int, dict[str, Tensor]], category_ids: list[int]
+) -> tuple[dict[str, float], dict[int, float]]:
+    """COCOeval's figures.
+
+    Args:
+        truth: the annotations, crowd regions included.
+        detections: as ``detect`` returns them, for the images to be evaluated.
+        category_ids: of label k.
+
+    Returns:
+        The twelve figures by the names of ``METRICS``, and AP per category id. A figure without
+        any object to measure it on is -1, as in COCOeval.
+    """
+    rows = [
+        np.column_stack(
+            [
+                np.full(len(found["scores"]), image_id, dtype=np.float64),
+                found["boxes"][:, :2].double().numpy(),
+                (found["boxes"][:, 2:] - found["boxes"][:, :2]).double().numpy(),
+                found["scores"].double().numpy(),
+                np.asarray(category_ids, dtype=np.float64)[found["labels"].numpy()],
+            ]
+        )
+        for image_id, found in detections.items()
+    ]
+    results = np.concatenate(rows) if rows else np.empty((0, 7))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
+        evaluation = COCOeval(truth, _load_results(truth, results), iouType="bbox")
+        evaluation.params.imgIds = sorted(detections)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    figures = {name: float(x) for name, x in zip(METRICS, evaluation.stats, strict=True)}
+    precision = evaluation.eval["precision"]  # [IoU, recall, category, area, detections]
+    per_category = {}
+    for index, category in enumerate(evaluation.params.catIds):
+        values = precision[:, :, index, 0, -1]
+        values = values[values > -1]
+        per_category[int(category)] = float(values.mean()) if values.size else -1.0
+    return figures, per_category
+
+
+def _load_results(truth: COCO, results: np.ndarray) -> COCO:
+    if len(results):
+        return truth.loadRes(results)
+    empty = COCO()  # loadRes refuses an empty list
+    empty.dataset = {**truth.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def format_metrics(
+    figures: dict[str, float], per_class: dict[str, float], boxes_per_class: dict[str, int]
+) -> str:
+    """The twelve figures as COCOeval prints them, and a table of AP per class."""
+    lines = [
+        f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3} ] = {figures[name]:.3f}"
+        for name, (title, iou, area, most) in zip(METRICS, _DESCRIPTIONS, strict=True)
+    ]
+    width = max((len(name) for name in per_class), default=5)
+    lines.append(f"\n {'class':<{width}}  boxes     AP")
+    for name, value in per_class.items():
+        shown = f"{value:6.3f}" if value >= 0 else "     -"
+        lines.append(f" {name:<{width}} {boxes_per_class.get(name, 0):6d} {shown}")
+    return "\n".join(lines)

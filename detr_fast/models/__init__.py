@@ -1,0 +1,29 @@
+"""DETR and its parts."""
+
+from .builders import (
+    MODELS,
+    build_detr,
+    detr_resnet18,
+    detr_resnet34,
+    detr_resnet50,
+    detr_resnet50_dc5,
+    detr_resnet101,
+    detr_resnet101_dc5,
+    detr_tiny,
+)
+from .detr import DETR
+from .postprocess import PostProcess
+
+__all__ = [
+    "DETR",
+    "MODELS",
+    "PostProcess",
+    "build_detr",
+    "detr_resnet18",
+    "detr_resnet34",
+    "detr_resnet50",
+    "detr_resnet50_dc5",
+    "detr_resnet101",
+    "detr_resnet101_dc5",
+    "detr_tiny",
+]

@@ -1,0 +1,176 @@
+"""Builders of whole models, named as torchvision users expect."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .backbone import ConvBackbone, ResNetBackbone
+from .detr import DETR
+from .mlp import MLP
+from .position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from .queries import AnchorQueries, LearnedQueries
+from .transformer import Decoder, Encoder, Transformer
+
+
+def build_detr(
+    backbone: nn.Module,
+    *,
+    num_classes: int,
+    num_queries: int,
+    query_mode: str = "learned",
+    position_encoding: str = "sine",
+    dim: int = 256,
+    num_heads: int = 8,
+    num_encoder_layers: int = 6,
+    num_decoder_layers: int = 6,
+    dim_feedforward: int = 2048,
+    dropout: float = 0.1,
+    aux_loss: bool = True,
+) -> DETR:
+    """A DETR around any backbone that has ``num_channels``; the defaults are the paper's.
+
+    Args:
+        num_classes: K, without "no object". COCO's 80 categories have ids up to 90, hence 91.
+        num_queries: N, the largest number of detections in one image.
+        query_mode: ``"learned"`` (the paper) or ``"anchor"``; see ``queries.py``.
+        position_encoding: ``"sine"`` or ``"learned"``.
+
+    Raises:
+        ValueError: an unknown mode, or sizes that do not fit together.
+    """
+    if num_classes < 1 or num_queries < 1:
+        raise ValueError(
+            f"num_classes is {num_classes} and num_queries {num_queries}, both must be positive"
+        )
+    encodings = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
+    sources = {"learned": LearnedQueries, "anchor": AnchorQueries}
+    if position_encoding not in encodings:
+        raise ValueError(f"position_encoding is {position_encoding!r}, expected sine or learned")
+    if query_mode not in sources:
+        raise ValueError(f"query_mode is {query_mode!r}, expected learned or anchor")
+    box_head = MLP(dim, dim, 4, num_layers=3)
+    if query_mode == "anchor":  # the head predicts an offset: start at the anchor itself
+        nn.init.zeros_(box_head.layers[-1].weight)
+        nn.init.zeros_(box_head.layers[-1].bias)
+    return DETR(
+        backbone=backbone,
+        position_encoding=encodings[position_encoding](dim),
+        transformer=Transformer(
+            Encoder(dim, num_heads, num_encoder_layers, dim_feedforward, dropout),
+            Decoder(dim, num_heads, num_decoder_layers, dim_feedforward, dropout),
+        ),
+        queries=sources[query_mode](num_queries, dim),
+        class_head=nn.Linear(dim, num_classes + 1),
+        box_head=box_head,
+        dim=dim,
+        aux_loss=aux_loss,
+    )
+
+
+def _detr_resnet(
+    name: str,
+    num_classes: int,
+    num_queries: int,
+    *,
+    dilation: bool = False,
+    backbone_weights: str | Path | None = None,
+    norm: str = "frozen",
+    trainable_layers: int | None = None,
+    **options: Any,
+) -> DETR:
+    """The paper's models: what the six public builders below share.
+
+    Args:
+        backbone_weights: ``None``, ``"imagenet"`` or the path of a torchvision state dict.
+        norm: ``"frozen"`` batch norm, as in the paper, or trained ``"batch"`` norm.
+        trainable_layers: see ``ResNetBackbone``; 3 with backbone weights, as in the paper,
+            all 5 without.
+        **options: those of ``build_detr``.
+    """
+    if trainable_layers is None:
+        trainable_layers = 5 if backbone_weights is None else 3
+    backbone = ResNetBackbone(name, backbone_weights, norm, dilation, trainable_layers)
+    return build_detr(backbone, num_classes=num_classes, num_queries=num_queries, **options)
+
+
+def detr_resnet18(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
+    """DETR on ResNet-18; options are those of ``_detr_resnet`` and ``build_detr``."""
+    return _detr_resnet("resnet18", num_classes, num_queries, **options)
+
+
+def detr_resnet34(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
+    """DETR on ResNet-34; options are those of ``_detr_resnet`` and ``build_detr``."""
+    return _detr_resnet("resnet34", num_classes, num_queries, **options)
+
+
+def detr_resnet50(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
+    """DETR on ResNet-50; options are those of ``_detr_resnet`` and ``build_detr``."""
+    return _detr_resnet("resnet50", num_classes, num_queries, **options)
+
+
+def detr_resnet101(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
+    """DETR on ResNet-101; options are those of ``_detr_resnet`` and ``build_detr``."""
+    return _detr_resnet("resnet101", num_classes, num_queries, **options)
+
+
+def detr_resnet50_dc5(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
+    """DETR on ResNet-50 DC5, a dilated last stage; options as of ``detr_resnet50``."""
+    return _detr_resnet("resnet50", num_classes, num_queries, dilation=True, **options)
+
+
+def detr_resnet101_dc5(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
+    """DETR on ResNet-101 DC5, a dilated last stage; options as of ``detr_resnet50``."""
+    return _detr_resnet("resnet101", num_classes, num_queries, dilation=True, **options)
+
+
+def detr_tiny(
+    num_classes: int = 3,
+    num_queries: int = 20,
+    *,
+    stride: int = 8,
+    channels: tuple[int, ...] = (32, 64, 128, 128),
+    query_mode: str = "anchor",
+    dim: int = 128,
+    num_heads: int = 4,
+    num_encoder_layers: int = 2,
+    num_decoder_layers: int = 3,
+    dim_feedforward: int = 512,
+    dropout: float = 0.0,
+    **options: Any,
+) -> DETR:
+    """A small DETR with anchor-box queries, which trains from scratch on a CPU in minutes.
+
+    Without dropout by default: its random numbers would take half of the time of a step on a CPU.
+
+    Args:
+        num_classes: K, without "no object".
+        num_queries: N.
+        stride: of the feature map, 8 or 16.
+        channels: of the four stages of the backbone.
+        **options: those of ``build_detr``.
+    """
+    return build_detr(
+        ConvBackbone(tuple(channels), stride),
+        num_classes=num_classes,
+        num_queries=num_queries,
+        query_mode=query_mode,
+        dim=dim,
+        num_heads=num_heads,
+        num_encoder_layers=num_encoder_layers,
+        num_decoder_layers=num_decoder_layers,
+        dim_feedforward=dim_feedforward,
+        dropout=dropout,
+        **options,
+    )
+
+
+MODELS = {
+    "tiny": detr_tiny,
+    "resnet18": detr_resnet18,
+    "resnet34": detr_resnet34,
+    "resnet50": detr_resnet50,
+    "resnet101": detr_resnet101,
+    "resnet50_dc5": detr_resnet50_dc5,
+    "resnet101_dc5": detr_resnet101_dc5,
+}

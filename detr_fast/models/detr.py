@@ -1,0 +1,114 @@
+"""DETR: backbone, transformer, queries and prediction heads (paper, section 3.2)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .padding import pad_images, resize_mask
+from .transformer import Queries, Transformer
+
+Outputs = dict[str, Tensor | list[dict[str, Tensor]]]
+
+
+class DETR(nn.Module):
+    """The detection transformer, put together from its parts.
+
+    Args:
+        backbone: [B, 3, H, W] -> [B, C, h, w], with an attribute ``num_channels`` = C.
+        position_encoding: (features, mask) -> [B or 1, D, h, w].
+        transformer: encoder and decoder of width D.
+        queries: the query source, an ``nn.Module`` too; see ``queries.py``.
+        class_head: [B, N, D] -> [B, N, K+1]; the last class is "no object".
+        box_head: [B, N, D] -> [B, N, 4].
+        dim: D.
+        aux_loss: also return the predictions of every decoder layer but the last.
+
+    The names of the parts are those of published checkpoints.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        position_encoding: nn.Module,
+        transformer: Transformer,
+        queries: Queries,
+        class_head: nn.Module,
+        box_head: nn.Module,
+        dim: int,
+        aux_loss: bool = True,
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.class_embed = class_head
+        self.bbox_embed = box_head
+        self.query_embed = queries
+        self.input_proj = nn.Conv2d(backbone.num_channels, dim, kernel_size=1)
+        self.backbone = nn.Sequential(backbone, position_encoding)
+        self.aux_loss = aux_loss
+
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],  # [B, 3, H, W], or B images [3, H_b, W_b]
+        mask: Tensor | None = None,  # [B, H, W] bool, True = padding; None = no padding
+    ) -> Outputs:
+        """Detect.
+
+        Args:
+            images: a batch, normalised as the weights expect, or a list of images that is padded
+                at the bottom and right here.
+            mask: which pixels of the batch are padding. Only with a batch.
+
+        Returns:
+            ``pred_logits`` [B, N, K+1], ``pred_boxes`` [B, N, 4] cxcywh in 0..1 of each image
+            without its padding, and with ``aux_loss`` also ``aux_outputs``: a list with the same
+            two of each earlier decoder layer, first to last.
+
+        Raises:
+            ValueError: shapes that do not fit, or a mask beside a list of images.
+        """
+        images, mask = _as_batch(images, mask)
+        backbone, position_encoding = self.backbone
+        features = backbone(images)  # [B, C, h, w]
+        if mask is not None:
+            mask = resize_mask(mask, features.shape[-2:])
+        position = position_encoding(features, mask).to(features.dtype)
+        features = self.input_proj(features)
+        # From maps [B, D, h, w] to sequences [B, S, D].
+        sequence, position = features.flatten(2).mT, position.flatten(2).mT
+        if mask is not None:
+            mask = mask.flatten(1)
+        memory = self.transformer.encoder(sequence, position, mask)
+        hidden, boxes = self.transformer.decoder(
+            memory, position, mask, self.query_embed, self.bbox_embed
+        )
+        if not self.aux_loss:
+            hidden, boxes = hidden[-1:], boxes[-1:]
+        layers = [
+            {"pred_logits": self.class_embed(h), "pred_boxes": b}
+            for h, b in zip(hidden, boxes, strict=True)
+        ]
+        outputs: Outputs = dict(layers[-1])
+        if self.aux_loss:
+            outputs["aux_outputs"] = layers[:-1]
+        return outputs
+
+
+def _as_batch(
+    images: Tensor | Sequence[Tensor], mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Images as [B, 3, H, W] and their mask [B, H, W], or None where nothing is padded."""
+    if not isinstance(images, Tensor):
+        if mask is not None:
+            raise ValueError("a mask belongs to a batch of images; a list of images needs none")
+        batch, mask = pad_images(list(images))
+        same_size = len({image.shape for image in images}) == 1
+        return batch, None if same_size else mask
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images has shape {list(images.shape)}, expected [B, 3, H, W]")
+    expected = (images.shape[0], *images.shape[2:])
+    if mask is not None and (mask.shape != expected or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask is {mask.dtype} {list(mask.shape)}, expected torch.bool {list(expected)}"
+        )
+    return images, mask

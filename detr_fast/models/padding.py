@@ -1,0 +1,39 @@
+"""Padding images of different sizes into one batch."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pad_images(images: list[Tensor], multiple_of: int = 1) -> tuple[Tensor, Tensor]:
+    """Pad images at the bottom and right to the largest height and width among them.
+
+    Args:
+        images: B tensors [3, H_b, W_b] of one dtype and device.
+        multiple_of: round the padded height and width up to a multiple of this many pixels.
+
+    Returns:
+        The batch [B, 3, H, W], zero where padded, and a bool mask [B, H, W], True where padded.
+
+    Raises:
+        ValueError: no image at all, or one that is not [3, H, W]; the message names it.
+    """
+    if not images:
+        raise ValueError("pad_images needs at least one image, got an empty list")
+    for b, image in enumerate(images):
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"images[{b}] has shape {list(image.shape)}, expected [3, H, W]")
+    height = -(-max(image.shape[1] for image in images) // multiple_of) * multiple_of
+    width = -(-max(image.shape[2] for image in images) // multiple_of) * multiple_of
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
+    for b, image in enumerate(images):
+        _, h, w = image.shape
+        batch[b, :, :h, :w] = image
+        mask[b, :h, :w] = False
+    return batch, mask
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A padding mask [B, H, W] at the resolution of a feature map: [B, h, w], by nearest pixel."""
+    return F.interpolate(mask[:, None].float(), size=size)[:, 0] > 0.5

@@ -1,0 +1,48 @@
+"""From a model's outputs to detections in the pixels of the original images."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+
+class PostProcess(nn.Module):
+    """Every query's best class and box; no suppression is needed (paper, section 3.1).
+
+    Args:
+        score_threshold: drop detections below this score. 0, the default, keeps all N, which is
+            what COCO evaluation wants.
+    """
+
+    def __init__(self, score_threshold: float = 0.0) -> None:
+        super().__init__()
+        self.score_threshold = score_threshold
+
+    @torch.no_grad()
+    def forward(
+        self,
+        outputs: dict[str, Tensor],  # pred_logits [B, N, K+1], pred_boxes [B, N, 4] cxcywh
+        sizes: Tensor,  # [B, 2] (height, width) in pixels that the boxes are scaled to
+    ) -> list[dict[str, Tensor]]:
+        """Detections per image: ``scores`` [n], ``labels`` [n], ``boxes`` [n, 4] xyxy in pixels.
+
+        Raises:
+            ValueError: ``sizes`` is not [B, 2].
+        """
+        logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
+        if sizes.shape != (len(logits), 2):
+            raise ValueError(f"sizes has shape {list(sizes.shape)}, expected [{len(logits)}, 2]")
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        height, width = sizes.to(boxes).unbind(-1)
+        scale = torch.stack((width, height, width, height), -1)[:, None]
+        boxes = box_convert(boxes, "cxcywh", "xyxy") * scale
+        detections = []
+        for image_scores, image_labels, image_boxes in zip(scores, labels, boxes, strict=True):
+            keep = image_scores >= self.score_threshold
+            detections.append(
+                {
+                    "scores": image_scores[keep],
+                    "labels": image_labels[keep],
+                    "boxes": image_boxes[keep],
+                }
+            )
+        return detections

@@ -1,0 +1,83 @@
+"""Where the decoder's queries come from: learned embeddings (the paper) or anchor boxes.
+
+A query source answers three questions of the decoder: what the queries are before the first
+layer (``start``), where each one looks (``position``), and what the box head's output means
+(``boxes``), together with the reference that the next layer starts from.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .mlp import MLP
+from .position_encoding import sine_features
+
+
+class LearnedQueries(nn.Embedding):
+    """The paper's queries: zero content plus one learned position embedding per query.
+
+    The weight is [N, D], under the name it has in published checkpoints (``query_embed.weight``).
+    """
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__(num_queries, dim)
+
+    def start(self, batch: int) -> tuple[Tensor, None]:
+        """Zero content [B, N, D]; learned queries have no reference."""
+        return self.weight.new_zeros(batch, *self.weight.shape), None
+
+    def position(self, reference: None) -> Tensor:
+        """The embedding itself: [1, N, D]."""
+        return self.weight[None]
+
+    def boxes(self, offsets: Tensor, reference: None) -> tuple[Tensor, None]:
+        """Boxes [B, N, 4] cxcywh in 0..1 straight from the head's output [B, N, 4]."""
+        return offsets.sigmoid(), None
+
+
+class AnchorQueries(nn.Module):
+    """Queries with a learned anchor box each, which every decoder layer refines.
+
+    The position of a query is an MLP of its box's sine features, so that the decoder is told where
+    and how large the query is; the content starts from a learned, zero-initialised embedding. The
+    box head predicts an offset to the box in logit space, and the refined box, detached, is the
+    next layer's anchor. After DAB-DETR (Liu et al. 2022, section 4), in its simplest form.
+    """
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"anchor queries need an even dim, got {dim}")
+        self.features_per_coordinate = dim // 2
+        self.content = nn.Parameter(torch.zeros(num_queries, dim))
+        self.anchors = nn.Parameter(_spread_anchors(num_queries))
+        self.position_head = MLP(2 * dim, dim, dim, num_layers=2)
+
+    def start(self, batch: int) -> tuple[Tensor, Tensor]:
+        """The learned content [B, N, D] and the learned anchors [B, N, 4], in logit space."""
+        return self.content.expand(batch, -1, -1), self.anchors.expand(batch, -1, -1)
+
+    def position(self, reference: Tensor) -> Tensor:
+        """An embedding [B, N, D] of the reference boxes [B, N, 4], in logit space."""
+        radians = reference.sigmoid() * (2 * math.pi)
+        # A lower temperature than for pixels: a box has four smooth coordinates, not a grid.
+        features = sine_features(radians, self.features_per_coordinate, temperature=20.0)
+        return self.position_head(features.flatten(-2).to(reference.dtype))
+
+    def boxes(self, offsets: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [B, N, 4] cxcywh in 0..1, and the next reference [B, N, 4] in logit space."""
+        refined = offsets.float() + reference
+        return refined.sigmoid(), refined.detach()
+
+
+def _spread_anchors(num_queries: int) -> Tensor:
+    """Anchors [N, 4] in logit space: centres spread evenly over the image, a fifth of it wide.
+
+    The centres are the first points of the R2 sequence, which covers the square evenly for any N.
+    """
+    golden = 1.32471795724474602596  # the plastic number: x^3 = x + 1
+    index = torch.arange(1, num_queries + 1, dtype=torch.float64)
+    centres = torch.stack((index / golden, index / golden**2), -1) % 1.0
+    sizes = torch.full_like(centres, 0.2)
+    return torch.cat((centres.clamp(0.02, 0.98), sizes), -1).logit().float()

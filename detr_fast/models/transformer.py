@@ -1,0 +1,200 @@
+"""The transformer: encoder, decoder and their layers (paper, section 3.2 and appendix A.3).
+
+Everything is batch first: image features are [B, S, D] with S = h * w, queries [B, N, D].
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameters of ``nn.MultiheadAttention``.
+
+    Own code because that module ties query, key and value to one fast path and returns weights
+    that nobody reads; this one is always ``scaled_dot_product_attention``.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,  # [B, Q, D]
+        key: Tensor,  # [B, S, D]
+        value: Tensor,  # [B, S, D]
+        key_mask: Tensor | None = None,  # [B, S] bool, True = may not be attended to
+    ) -> Tensor:  # [B, Q, D]
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        allowed = None if key_mask is None else ~key_mask[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        if q.is_cpu:
+            # On a CPU the bfloat16 backward of this op takes five times as long as the float32 one.
+            with torch.autocast("cpu", enabled=False):
+                out = F.scaled_dot_product_attention(
+                    q.float(), k.float(), v.float(), attn_mask=allowed, dropout_p=dropout
+                )
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention over image features, then a feed-forward network; normalised after each."""
+
+    def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(dim, num_heads, dropout)
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        features: Tensor,  # [B, S, D]
+        position: Tensor,  # [B or 1, S, D]
+        mask: Tensor | None,  # [B, S] bool, True = padding
+    ) -> Tensor:  # [B, S, D]
+        # The position says where to look (Q and K), never what is seen (V).
+        located = features + position
+        attended = self.self_attn(located, located, features, mask)
+        features = self.norm1(features + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.linear1(features)))
+        return self.norm2(features + self.dropout(self.linear2(hidden)))
+
+
+class DecoderLayer(nn.Module):
+    """Queries attend to each other, then to the image, then pass a feed-forward network."""
+
+    def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(dim, num_heads, dropout)
+        self.multihead_attn = Attention(dim, num_heads, dropout)
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        content: Tensor,  # [B, N, D]
+        query_position: Tensor,  # [B or 1, N, D]
+        memory: Tensor,  # [B, S, D]
+        located_memory: Tensor,  # [B, S, D]: memory + position, the keys
+        mask: Tensor | None,  # [B, S] bool, True = padding
+    ) -> Tensor:  # [B, N, D]
+        located = content + query_position
+        attended = self.self_attn(located, located, content)
+        content = self.norm1(content + self.dropout(attended))
+        attended = self.multihead_attn(content + query_position, located_memory, memory, mask)
+        content = self.norm2(content + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.linear1(content)))
+        return self.norm3(content + self.dropout(self.linear2(hidden)))
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; the paper's six."""
+
+    def __init__(
+        self,
+        dim: int = 256,
+        num_heads: int = 8,
+        num_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim, num_heads, dim_feedforward, dropout) for _ in range(num_layers)
+        )
+
+    def forward(
+        self,
+        features: Tensor,  # [B, S, D]
+        position: Tensor,  # [B or 1, S, D]
+        mask: Tensor | None,  # [B, S] bool, True = padding
+    ) -> Tensor:  # [B, S, D]
+        for layer in self.layers:
+            features = layer(features, position, mask)
+        return features
+
+
+class Queries(Protocol):
+    """What the decoder asks of its queries; see ``queries.py``."""
+
+    def start(self, batch: int) -> tuple[Tensor, Tensor | None]: ...
+
+    def position(self, reference: Tensor | None) -> Tensor: ...
+
+    def boxes(self, offsets: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers; the norm is shared by the output of every layer."""
+
+    def __init__(
+        self,
+        dim: int = 256,
+        num_heads: int = 8,
+        num_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim, num_heads, dim_feedforward, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        memory: Tensor,  # [B, S, D]
+        position: Tensor,  # [B or 1, S, D]
+        mask: Tensor | None,  # [B, S] bool, True = padding
+        queries: Queries,
+        box_head: nn.Module,  # [B, N, D] -> [B, N, 4]
+    ) -> tuple[list[Tensor], list[Tensor]]:  # per layer: normed output [B, N, D], boxes [B, N, 4]
+        located_memory = memory + position
+        content, reference = queries.start(len(memory))
+        hidden_layers, box_layers = [], []
+        for layer in self.layers:
+            query_position = queries.position(reference)
+            content = layer(content, query_position, memory, located_memory, mask)
+            # The next layer continues from the un-normed content, as the published model does.
+            hidden = self.norm(content)
+            boxes, reference = queries.boxes(box_head(hidden), reference)
+            hidden_layers.append(hidden)
+            box_layers.append(boxes)
+        return hidden_layers, box_layers
+
+
+class Transformer(nn.Module):
+    """An encoder and a decoder, initialised as in the paper (appendix A.4): Xavier uniform."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)

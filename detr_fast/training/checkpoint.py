@@ -1,0 +1,62 @@
+"""Checkpoints: written whole or not at all, and safe to load."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models import MODELS
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, unreadable, or not one of ours; the message names the file."""
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` to ``path``: a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint, with ``weights_only=True``: no code in it is run.
+
+    Args:
+        path: the file, or a run's folder, whose ``last.pt`` is meant.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, or one of another format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "last.pt"
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of detr_fast training")
+    if state["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {state['format']}, this version reads {FORMAT}")
+    return state
+
+
+def load_model(checkpoint: dict[str, Any]) -> nn.Module:
+    """The trained model of a checkpoint, for evaluation: the averaged weights if it has them."""
+    args = dict(checkpoint["model_args"])
+    args.pop("backbone_weights", None)  # the checkpoint's own weights replace them
+    model = MODELS[checkpoint["config"]["model"]](**args)
+    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    return model.eval()

@@ -1,0 +1,160 @@
+"""Everything that defines a training run, in one frozen dataclass."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..losses import BOX_LOSSES
+from ..models import MODELS
+
+# What the paper trains with (section 4 and appendix A.4), and what trains a small model from
+# scratch: batch norm makes larger steps possible, so the backbone needs no rate of its own.
+PAPER_DEFAULTS: dict[str, Any] = {
+    "epochs": 300,
+    "batch_size": 2,
+    "lr": 1e-4,
+    "lr_backbone": 1e-5,
+    "clip": 0.1,
+    "warmup_steps": 0,
+    "schedule": "step",
+    "lr_drop": 2 / 3,
+    "ema": 0.0,
+    "recipe": "detr",
+    "num_queries": 100,
+    "backbone_weights": "imagenet",
+}
+TINY_DEFAULTS: dict[str, Any] = {
+    "epochs": 8,
+    "batch_size": 16,
+    "lr": 4e-4,
+    "lr_backbone": 4e-4,
+    "clip": 1.0,
+    "warmup_steps": 200,
+    "schedule": "step",
+    "lr_drop": 0.8,
+    "ema": 0.998,
+    "recipe": "small",
+    "num_queries": 20,
+    "backbone_weights": None,
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Rates are per optimizer step, sizes in pixels.
+
+    Build it with ``TrainConfig.create``, which fills in the defaults of the model: those of the
+    paper for the ResNets, those of training from scratch for ``tiny``.
+    """
+
+    data: str = "shapes"  # see detr_fast.data.open_dataset
+    val_data: str | None = None  # default: the validation split of data
+    train_split: str = "train"
+    val_split: str = "val"
+    model: str = "tiny"
+    query_mode: str | None = None  # default: the model's own
+    num_queries: int = 20
+    stride: int | None = None  # of the tiny model's feature map; default: its own
+    backbone_weights: str | None = None  # None, "imagenet" or a path
+    recipe: str = "small"  # image transforms: "small" or "detr"
+    image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
+    flip_vertical: bool = False  # small recipe: mirror upside down too
+    cache: bool = False  # keep decoded images in memory
+    epochs: int = 8
+    batch_size: int = 16  # images per process and forward pass
+    accumulate: int = 1  # forward passes per optimizer step
+    lr: float = 4e-4
+    lr_backbone: float = 4e-4
+    weight_decay: float = 1e-4
+    clip: float = 1.0  # largest gradient norm; 0 = no clipping
+    warmup_steps: int = 200
+    schedule: str = "step"  # "step" or "cosine"
+    lr_drop: float = 0.8  # step schedule: share of the run after which the rates fall tenfold
+    ema: float = 0.998  # decay of the averaged weights that are evaluated; 0 = none
+    box_loss: str = "l1"
+    eos_coef: float = 0.1
+    amp: str = "auto"  # "none", "bf16", or "auto": bf16 where the hardware multiplies it faster
+    seed: int = 0
+    workers: int = 2
+    eval_every: int = 1  # epochs
+    log_every: int = 20  # optimizer steps
+
+    @classmethod
+    def create(cls, **given: Any) -> "TrainConfig":
+        """A configuration from the options given, with the model's defaults for the others.
+
+        Raises:
+            ValueError: an unknown option, or a value that cannot be; the message names both.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise ValueError(f"unknown training option {name!r}")
+        model = given.get("model", cls.model)
+        if model not in MODELS:
+            raise ValueError(f"unknown model {model!r}, expected one of {', '.join(MODELS)}")
+        defaults = TINY_DEFAULTS if model == "tiny" else PAPER_DEFAULTS
+        config = cls(**{**defaults, **given})
+        config._check()
+        return config
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        """The configuration that ``to_dict`` wrote."""
+        values = dict(values)
+        if values.get("image_size") is not None:
+            values["image_size"] = tuple(values["image_size"])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as checkpoints and JSON hold them."""
+        return asdict(self)
+
+    def model_args(self, num_classes: int) -> dict[str, Any]:
+        """The arguments of the model's builder."""
+        args: dict[str, Any] = {"num_classes": num_classes, "num_queries": self.num_queries}
+        if self.query_mode is not None:
+            args["query_mode"] = self.query_mode
+        if self.model == "tiny":
+            if self.stride is not None:
+                args["stride"] = self.stride
+        else:
+            # Without weights there are no statistics to freeze.
+            args["norm"] = "batch" if self.backbone_weights is None else "frozen"
+            args["backbone_weights"] = self.backbone_weights
+        return args
+
+    def _check(self) -> None:
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "num_queries",
+            "eval_every",
+            "log_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("lr", "lr_backbone", "weight_decay", "clip", "warmup_steps", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        for name, choices in (
+            ("recipe", ("small", "detr")),
+            ("schedule", ("step", "cosine")),
+            ("amp", ("auto", "none", "bf16")),
+            ("box_loss", BOX_LOSSES),
+            ("query_mode", (None, "learned", "anchor")),
+            ("stride", (None, 8, 16)),
+        ):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(str(choice) for choice in choices if choice is not None)
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {expected}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}, expected 0 <= ema < 1")
+        if not 0 < self.lr_drop <= 1:
+            raise ValueError(f"lr_drop is {self.lr_drop}, expected a share of the run in 0..1")
+        if self.stride is not None and self.model != "tiny":
+            raise ValueError(f"stride is an option of the tiny model, not of {self.model}")
+        if self.backbone_weights is not None and self.model == "tiny":
+            raise ValueError(
+                "the tiny model has no pretrained backbone: leave backbone_weights out"
+            )

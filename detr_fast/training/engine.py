@@ -1,0 +1,345 @@
+"""The training loop (paper, section 4): steps, evaluation, checkpoints, resuming."""
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from ..data import DetectionDataset
+from ..evaluation import coco_metrics, detect
+from ..losses import SetCriterion
+from ..models import MODELS
+from . import distributed
+from .checkpoint import save_checkpoint
+from .config import TrainConfig
+from .loader import TrainLoader, make_loader
+from .logs import ProgressBar, RunLog
+from .schedule import make_optimizer, make_scheduler
+
+LOGGED = ("loss", "loss_ce", "loss_bbox", "loss_giou", "class_error", "cardinality_error")
+
+
+class Interrupted(Exception):
+    """The run was stopped by Ctrl-C or a termination signal, after writing a checkpoint."""
+
+
+class NonFiniteLoss(ValueError):
+    """The loss became NaN or infinite; the message says at which step and in which part."""
+
+
+class Trainer:
+    """A training run.
+
+    Args:
+        config: what to train.
+        train_set, val_set: data sets with their transforms; their classes must agree.
+        run: the folder to write to.
+        device: where to train.
+        checkpoint: the state to resume from, as ``load_checkpoint`` returns it.
+        quiet: no progress bar and no lines.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train_set: DetectionDataset,
+        val_set: DetectionDataset,
+        run: Path,
+        device: torch.device,
+        checkpoint: dict[str, Any] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.config = config
+        self.train_set, self.val_set = train_set, val_set
+        self.run_dir = run
+        self.device = device
+        self.is_main = distributed.rank() == 0
+        self.quiet = quiet or not self.is_main
+
+        torch.manual_seed(config.seed)  # every process starts from the same weights
+        self.model_args = config.model_args(len(train_set.class_names))
+        self.model = MODELS[config.model](**self.model_args)
+        self.model.to(device, memory_format=torch.channels_last)
+        self.amp = amp_dtype(config.amp, device)
+        self.criterion = SetCriterion(
+            len(train_set.class_names), eos_coef=config.eos_coef, box_loss=config.box_loss
+        ).to(device)
+        self.ema = _averaged(self.model, config.ema) if config.ema else None
+        self.optimizer = make_optimizer(
+            self.model, config.lr, config.lr_backbone, config.weight_decay
+        )
+        self.loader = TrainLoader(
+            train_set,
+            config.batch_size,
+            config.seed,
+            config.workers,
+            distributed.rank(),
+            distributed.world_size(),
+            pin_memory=device.type == "cuda",
+        )
+        self.steps_per_epoch = max(1, self.loader.batches_per_epoch // config.accumulate)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.scheduler = make_scheduler(
+            self.optimizer, config.schedule, self.total_steps, config.warmup_steps, config.lr_drop
+        )
+        self.step = 0
+        self.best_ap = -1.0
+        self.images_seen, self.seconds = 0, 0.0
+        torch.manual_seed(hash((config.seed, distributed.rank())))  # dropout differs by process
+        if checkpoint is not None:
+            self._load(checkpoint)
+        self.parallel: nn.Module = self.model
+        if distributed.world_size() > 1:
+            self.parallel = DistributedDataParallel(
+                self.model, device_ids=[device] if device.type == "cuda" else None
+            )
+        self._stop = False
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The model that is evaluated: the averaged one, if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns the last evaluation's row.
+
+        Raises:
+            Interrupted: on Ctrl-C or SIGTERM, after saving; resuming continues exactly.
+            NonFiniteLoss: the loss is NaN or infinite. The last checkpoint is left as it was.
+        """
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        log = RunLog(self.run_dir, self.step) if self.is_main else None
+        bar = ProgressBar(self.total_steps, self.step, self.quiet)
+        row: dict[str, Any] = {}
+        try:
+            while self.step < self.total_steps:
+                epoch = self.step // self.steps_per_epoch
+                self._train_epoch(epoch, log, bar)
+                last = epoch + 1 == self.config.epochs
+                if last or (epoch + 1) % self.config.eval_every == 0:
+                    row = self._evaluate(epoch + 1, log, bar)
+                self._save("last.pt")
+            if not row:  # resumed after the last step
+                row = self._evaluate(self.config.epochs, log, bar)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            bar.close()
+            if log is not None:
+                log.close()
+        return row
+
+    def _train_epoch(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> None:
+        config = self.config
+        done = self.step - epoch * self.steps_per_epoch  # > 0 after an interruption
+        batches = iter(self.loader.epoch(epoch, first_batch=done * config.accumulate))
+        self.parallel.train()
+        sums: dict[str, Tensor] = {}
+        summed, images_then, seconds_then = 0, self.images_seen, self.seconds
+        for _ in range(done, self.steps_per_epoch):
+            started = time.perf_counter()
+            losses = self._train_step([next(batches) for _ in range(config.accumulate)])
+            self.step += 1
+            self.seconds += time.perf_counter() - started
+            summed += 1
+            for name in LOGGED:
+                sums[name] = sums.get(name, 0) + losses[name]
+            bar.advance()
+            if self.step % config.log_every == 0 or self.step % self.steps_per_epoch == 0:
+                means = {name: float(value) / summed for name, value in sums.items()}
+                self._check_finite(means, losses)
+                speed = (self.images_seen - images_then) / (self.seconds - seconds_then)
+                means |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": speed}
+                if log is not None:
+                    log.write("train", self.step, self.step / self.steps_per_epoch, means)
+                bar.show(
+                    epoch=f"{epoch + 1}/{config.epochs}",
+                    loss=f"{means['loss']:.2f}",
+                    ce=f"{means['loss_ce']:.2f}",
+                    l1=f"{means['loss_bbox']:.2f}",
+                    giou=f"{means['loss_giou']:.2f}",
+                    **{"img/s": f"{speed:.0f}"},
+                )
+                sums, summed = {}, 0
+                images_then, seconds_then = self.images_seen, self.seconds
+                stop = distributed.any_rank(self._stop)
+            else:
+                # Several processes must agree to stop, which they do where they wait anyway.
+                stop = self._stop and distributed.world_size() == 1
+            if stop and self.step < self.total_steps:
+                self._save("last.pt")
+                raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
+
+    def _train_step(self, batches: list[tuple[Tensor, Tensor, list[dict]]]) -> dict[str, Tensor]:
+        for images, mask, targets in batches:
+            padded = mask.any()  # read on the host, before the copy
+            mask = mask.to(self.device, non_blocking=True) if padded else None
+            images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            targets = [
+                {
+                    name: target[name].to(self.device, non_blocking=True)
+                    for name in ("labels", "boxes")
+                }
+                for target in targets
+            ]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp is not None):
+                outputs = self.parallel(images, mask)
+            losses = self.criterion(outputs, targets)
+            (losses["loss"] / len(batches)).backward()
+            self.images_seen += len(images) * distributed.world_size()
+        if self.config.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _check_finite(self, means: dict[str, float], losses: dict[str, Tensor]) -> None:
+        if means["loss"] - means["loss"] != 0:  # NaN or infinite
+            parts = [name for name, value in losses.items() if not value.isfinite()]
+            raise NonFiniteLoss(
+                f"the loss is {means['loss']} by step {self.step} ({', '.join(parts) or '?'}): "
+                f"try a lower learning rate or --amp none; {self.run_dir / 'last.pt'} is unchanged"
+            )
+
+    def _evaluate(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
+        started = time.perf_counter()
+        row = evaluate(
+            self.eval_model,
+            self.val_set,
+            self.device,
+            self.config.batch_size,
+            self.config.workers,
+            self.amp,
+        )
+        seconds = time.perf_counter() - started
+        row |= {"seconds": round(seconds, 2), "train_seconds": round(self.seconds, 1)}
+        if log is not None:
+            log.write("val", self.step, epoch, row)
+        bar.show(AP=f"{row['AP']:.3f}", AP50=f"{row['AP50']:.3f}")
+        bar.say(
+            f"epoch {epoch:3d}/{self.config.epochs}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
+            f"AP75 {row['AP75']:.3f}  (trained {self.seconds:.0f} s, evaluated in {seconds:.1f} s)"
+        )
+        if row["AP"] > self.best_ap:
+            self.best_ap = row["AP"]
+            self._save("best.pt")
+        return row
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stop:  # asked twice: now
+            raise KeyboardInterrupt
+        self._stop = True
+
+    def _save(self, name: str) -> None:
+        rng = distributed.gather(_rng_state(self.device))
+        if not self.is_main:
+            return
+        save_checkpoint(
+            self.run_dir / name,
+            {
+                "model": self.model.state_dict(),
+                "ema": None if self.ema is None else self.ema.module.state_dict(),
+                "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": {"last_epoch": self.scheduler.last_epoch},
+                "step": self.step,
+                "rng": rng,
+                "best_ap": self.best_ap,
+                "images_seen": self.images_seen,
+                "seconds": self.seconds,
+                "config": self.config.to_dict(),
+                "model_args": self.model_args,
+                "class_names": list(self.train_set.class_names),
+                "category_ids": list(self.train_set.category_ids),
+            },
+        )
+
+    def _load(self, checkpoint: dict[str, Any]) -> None:
+        self.model.load_state_dict(checkpoint["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(checkpoint["ema"])
+            self.ema.n_averaged.fill_(checkpoint["ema_updates"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.step = checkpoint["step"]
+        self.scheduler.last_epoch = checkpoint["scheduler"]["last_epoch"]
+        self.best_ap = checkpoint["best_ap"]
+        self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
+        if len(checkpoint["rng"]) == distributed.world_size():
+            _set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: DetectionDataset,
+    device: torch.device,
+    batch_size: int,
+    workers: int = 0,
+    amp: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """COCO figures of a model, and ``per_class``: class name -> AP. Equal on every process.
+
+    Each process detects in its share of the images, none of them twice.
+    """
+    shares = range(distributed.rank(), len(dataset), distributed.world_size())
+    loader = make_loader(
+        torch.utils.data.Subset(dataset, list(shares)), workers, batch_size=batch_size
+    )
+    found = detect(model, loader, device, amp)
+    row: dict[str, Any] = {}
+    detections: dict[int, dict[str, Tensor]] = {}
+    for part in distributed.gather(found):
+        detections |= part
+    if distributed.rank() == 0:
+        figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
+        names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+        per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
+        row = {**figures, "per_class": per_class}
+    return distributed.broadcast(row)
+
+
+def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type, or None for float32; ``"auto"`` is bf16 where it is the faster one."""
+    if amp == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+            fast = device.type == "cpu" and tiles is not None and tiles()
+        amp = "bf16" if fast else "none"
+    return torch.bfloat16 if amp == "bf16" else None
+
+
+def _averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential average of weights and statistics that follows faster at the beginning."""
+
+    def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        updates = int(updates)
+        weight = 1 - min(decay, (1 + updates) / (10 + updates))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:  # counters
+            torch._foreach_copy_(averaged, current)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,89 @@
+"""What a run tells: a progress bar, metrics as JSON lines, TensorBoard events."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics file; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+class RunLog:
+    """Writes ``metrics.jsonl`` and TensorBoard events of a run.
+
+    Every row has ``step`` (optimizer steps done), ``epoch`` and ``kind``, ``"train"`` or ``"val"``.
+
+    Args:
+        run: the run's folder.
+        step: steps already done. Rows beyond it, left by a run that was killed after its last
+            checkpoint, are removed, since the resumed run writes them anew.
+    """
+
+    def __init__(self, run: Path, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.path = run / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, kind: str, step: int, epoch: float, values: dict[str, Any]) -> None:
+        """Add a row; numbers among ``values`` go to TensorBoard too."""
+        row = {"kind": kind, "step": step, "epoch": round(epoch, 4), **values}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class ProgressBar:
+    """One bar for the whole run; where output is not a terminal, one line per epoch instead."""
+
+    def __init__(self, total_steps: int, step: int, quiet: bool) -> None:
+        self.quiet = quiet
+        self._bar = tqdm(
+            total=total_steps,
+            initial=step,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=True if quiet else None,  # None: disabled where there is no terminal
+            bar_format="{percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} "
+            "[{elapsed}<{remaining}]{postfix}",
+        )
+        self._shown: dict[str, str] = {}
+
+    def advance(self) -> None:
+        self._bar.update()
+
+    def show(self, **values: str) -> None:
+        """Set some of the values beside the bar; the others stay."""
+        self._shown |= values
+        self._bar.set_postfix_str(
+            " ".join(f"{name} {value}" for name, value in self._shown.items()), refresh=False
+        )
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if not self.quiet:
+            tqdm.write(line)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,48 @@
+"""Optimizer and learning rate schedule (paper, section 4 and appendix A.4)."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def make_optimizer(
+    model: nn.Module, lr: float, lr_backbone: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW with one learning rate for the backbone and one for everything else."""
+    backbone, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if name.startswith("backbone.0.") else rest).append(parameter)
+    groups = [{"params": rest, "lr": lr}, {"params": backbone, "lr": lr_backbone}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=lr,
+        weight_decay=weight_decay,
+        fused=True,
+    )
+
+
+def make_scheduler(
+    optimizer: Optimizer, schedule: str, total_steps: int, warmup_steps: int, lr_drop: float
+) -> LambdaLR:
+    """Linear warm-up, then ``"step"`` (tenfold drop) or ``"cosine"`` (to zero), per step.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        warmup_steps: capped at a tenth of the run, so that short runs train too.
+        lr_drop: share of the run after which the step schedule drops.
+    """
+    warmup_steps = min(warmup_steps, total_steps // 10)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if schedule == "cosine":
+            done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return 0.1 if step >= lr_drop * total_steps else 1.0
+
+    return LambdaLR(optimizer, factor)
