@@ -1,6 +1,7 @@
 """Backbones: an image to one feature map (paper, section 3.2 and appendix A.4)."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
+
+from .weights import CheckpointError, read_weights
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -25,9 +28,8 @@ class ResNetBackbone(nn.Module):
             from the end, as torchvision counts them. The paper trains 3.
 
     Raises:
-        ValueError: an unknown name or norm, DC5 for a ResNet without bottlenecks, or a weights
-            file that does not fit.
-        FileNotFoundError: the weights file does not exist.
+        ValueError: an unknown name or norm, or DC5 for a ResNet without bottlenecks.
+        CheckpointError: a weights file that does not exist, cannot be read or does not fit.
     """
 
     def __init__(
@@ -67,17 +69,16 @@ class ResNetBackbone(nn.Module):
 
 def _load_resnet(resnet: nn.Module, path: Path) -> None:
     """Load a torchvision state dict, with or without its classifier, into ``resnet``."""
-    if not path.is_file():
-        raise FileNotFoundError(f"backbone weights {path} do not exist")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_weights(path)
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     try:
         missing, unexpected = resnet.load_state_dict(state, strict=False)
     except RuntimeError as error:  # a tensor of another shape
-        raise ValueError(f"backbone weights {path} do not fit: {error}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"backbone weights {path} do not fit: {reason}") from error
     missing = [name for name in missing if not name.startswith("fc.")]
     if missing or unexpected:
-        raise ValueError(
+        raise CheckpointError(
             f"backbone weights {path} do not fit: missing {missing[:3]} ({len(missing)} in all), "
             f"unexpected {unexpected[:3]} ({len(unexpected)} in all)"
         )
@@ -86,23 +87,26 @@ def _load_resnet(resnet: nn.Module, path: Path) -> None:
 class ConvBackbone(nn.Module):
     """A small convolutional backbone with batch norm, to train from scratch on small images.
 
-    Four stages of a strided convolution and a residual block.
+    One stage per entry: a strided convolution (7x7 where it strides by four, else 3x3) and a
+    residual block. The stride of the feature map is the product of the strides.
 
     Args:
-        channels: output channels of the four stages.
-        stride: of the last feature map, 8 or 16.
+        channels: output channels of each stage.
+        strides: of each stage.
     """
 
-    def __init__(self, channels: tuple[int, ...] = (32, 64, 128, 128), stride: int = 8) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int] = (32, 64, 128, 128),
+        strides: Sequence[int] = (2, 2, 2, 1),
+    ) -> None:
         super().__init__()
-        if stride not in (8, 16):
-            raise ValueError(f"stride is {stride}, expected 8 or 16")
-        strides = (2, 2, 2, stride // 8)
         stages: OrderedDict[str, nn.Module] = OrderedDict()
         previous = 3
-        for index, (width, step) in enumerate(zip(channels, strides, strict=True), start=1):
+        for index, (width, stride) in enumerate(zip(channels, strides, strict=True), start=1):
             stages[f"stage{index}"] = nn.Sequential(
-                _conv_norm_relu(previous, width, step), ResidualBlock(width)
+                _conv_norm_relu(previous, width, 7 if stride == 4 else 3, stride),
+                ResidualBlock(width),
             )
             previous = width
         self.body = nn.Sequential(stages)
@@ -117,7 +121,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = _conv_norm_relu(width, width, 1)
+        self.conv1 = _conv_norm_relu(width, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
 
@@ -125,9 +129,11 @@ class ResidualBlock(nn.Module):
         return torch.relu(x + self.norm2(self.conv2(self.conv1(x))))
 
 
-def _conv_norm_relu(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+def _conv_norm_relu(
+    channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1
+) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
     )

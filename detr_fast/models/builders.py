@@ -124,12 +124,19 @@ def detr_resnet101_dc5(num_classes: int = 91, num_queries: int = 100, **options:
     return _detr_resnet("resnet101", num_classes, num_queries, dilation=True, **options)
 
 
+# Stride of the feature map -> channels and strides of the stages. At stride 16 the first stage
+# strides by four: large images would spend most of their time at half resolution.
+TINY_BACKBONES = {
+    8: ((32, 64, 128, 128), (2, 2, 2, 1)),
+    16: ((64, 128, 192, 256), (4, 2, 2, 1)),
+}
+
+
 def detr_tiny(
     num_classes: int = 3,
     num_queries: int = 20,
     *,
     stride: int = 8,
-    channels: tuple[int, ...] = (32, 64, 128, 128),
     query_mode: str = "anchor",
     dim: int = 128,
     num_heads: int = 4,
@@ -146,12 +153,15 @@ def detr_tiny(
     Args:
         num_classes: K, without "no object".
         num_queries: N.
-        stride: of the feature map, 8 or 16.
-        channels: of the four stages of the backbone.
+        stride: of the feature map: 8 for images of about 100 pixels, 16 for a few hundred.
         **options: those of ``build_detr``.
     """
+    if stride not in TINY_BACKBONES:
+        raise ValueError(
+            f"stride is {stride}, expected one of {', '.join(map(str, TINY_BACKBONES))}"
+        )
     return build_detr(
-        ConvBackbone(tuple(channels), stride),
+        ConvBackbone(*TINY_BACKBONES[stride]),
         num_classes=num_classes,
         num_queries=num_queries,
         query_mode=query_mode,

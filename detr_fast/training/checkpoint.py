@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, and safe to load."""
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,9 @@ import torch
 from torch import nn
 
 from ..models import MODELS
+from ..models.weights import CheckpointError, read_weights
 
 FORMAT = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, unreadable, or not one of ours; the message names the file."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -39,14 +35,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         path = path / "last.pt"
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
-    if not isinstance(state, dict) or "format" not in state:
+    state = read_weights(path)
+    if "format" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of detr_fast training")
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {state['format']}, this version reads {FORMAT}")

@@ -1,0 +1,33 @@
+"""Reading files of weights: safely, and with an error that names the file."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CheckpointError(ValueError):
+    """A file of weights that is missing, unreadable or of another kind; the message names it."""
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """What ``torch.save`` wrote to ``path``, on the CPU; no code in the file is run.
+
+    Raises:
+        CheckpointError: no such file, or not a dictionary of tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        # torch's own message is a page about its options; its kind is all that helps here.
+        raise CheckpointError(
+            f"{path} cannot be read as PyTorch weights ({type(error).__name__}): "
+            "it is damaged, or not such a file"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a dictionary")
+    return state

@@ -1,0 +1,141 @@
+"""The slow, obviously right twin of every compiled op, in torch and SciPy.
+
+It is the tests' oracle and the ops' documentation; nothing here is meant for training. SciPy comes
+with the extra ``test``: ``pip install "detr-fast[test]"``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert, generalized_box_iou
+
+
+def _scipy_solver():
+    try:
+        from scipy.optimize import linear_sum_assignment as solve
+    except ImportError as error:
+        raise ImportError(
+            'detr_fast.reference needs SciPy: pip install scipy, or pip install "detr-fast[test]"'
+        ) from error
+    return solve
+
+
+def linear_sum_assignment(cost: Any, maximize: bool = False) -> Any:
+    """Twin of :func:`detr_fast.linear_sum_assignment`, one problem after the other, NumPy only.
+
+    A matrix [R, C] gives ``(row_index, col_index)``, [min(R, C)] each; a batch [P, R, C] gives
+    [P, min(R, C)] each; a list of 2-D arrays gives a list of pairs.
+    """
+    solve = _scipy_solver()
+    if isinstance(cost, (list, tuple)) and any(np.ndim(item) >= 2 for item in cost):
+        return [solve(item, maximize) for item in cost]
+    cost = np.asarray(cost)
+    if cost.ndim != 3:
+        return solve(cost, maximize)
+    pairs = [solve(matrix, maximize) for matrix in cost]
+    shape = (len(cost), min(cost.shape[1:]))
+    rows = np.array([pair[0] for pair in pairs], dtype=np.int64).reshape(shape)
+    cols = np.array([pair[1] for pair in pairs], dtype=np.int64).reshape(shape)
+    return rows, cols
+
+
+def matching_cost(
+    logits: Tensor,  # [N, K + 1]
+    boxes: Tensor,  # [N, 4] cxcywh
+    labels: Tensor,  # [M]
+    target_boxes: Tensor,  # [M, 4] cxcywh
+    cost_class: float = 1,
+    cost_bbox: float = 5,
+    cost_giou: float = 2,
+) -> Tensor:  # [N, M]
+    """The cost of every pair of one image (Carion et al. 2020, section 3.1 and appendix A.2).
+
+    The class term is minus the probability, not its logarithm, to be of the boxes' magnitude; the 1
+    of ``1 - p`` and of ``1 - GIoU`` changes no matching and is left out.
+    """
+    probability = logits.softmax(-1)[:, labels]
+    distance = torch.cdist(boxes, target_boxes, p=1)
+    giou = generalized_box_iou(
+        box_convert(boxes, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy")
+    )
+    return -cost_class * probability + cost_bbox * distance - cost_giou * giou
+
+
+class HungarianMatcher(nn.Module):
+    """Twin of :class:`detr_fast.FastMatcher`: what the published DETR matcher returns.
+
+    Called as ``matcher(outputs, targets)`` with ``{"pred_logits": [B, N, K + 1], "pred_boxes":
+    [B, N, 4]}`` and B dicts ``{"labels": [M], "boxes": [M, 4]}``; returns B pairs ``(index_i,
+    index_j)`` of int64 CPU tensors, index_i ascending, of length min(N, M). SciPy's ValueError
+    reports NaN.
+    """
+
+    def __init__(self, cost_class: float = 1, cost_bbox: float = 5, cost_giou: float = 2) -> None:
+        super().__init__()
+        if cost_class == cost_bbox == cost_giou == 0:
+            raise ValueError("all costs can't be 0")
+        self.weights = (cost_class, cost_bbox, cost_giou)
+
+    @torch.no_grad()
+    def forward(
+        self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        solve = _scipy_solver()
+        matches = []
+        for logits, boxes, target in zip(
+            outputs["pred_logits"], outputs["pred_boxes"], targets, strict=True
+        ):
+            cost = matching_cost(logits, boxes, target["labels"], target["boxes"], *self.weights)
+            query, index = solve(cost.cpu())
+            matches.append((torch.as_tensor(query), torch.as_tensor(index)))
+        return matches
+
+    def match_layers(
+        self, layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        return [self(layer, targets) for layer in layers]
+
+
+def set_criterion(
+    outputs: Mapping[str, Any],
+    targets: Sequence[Mapping[str, Tensor]],
+    num_classes: int,
+    eos_coef: float = 0.1,
+    weights: tuple[float, float, float] = (1, 5, 2),
+    matcher: nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """Twin of :class:`detr_fast.losses.SetCriterion` in one process: one layer, one image, one pair
+    after the other (Carion et al. 2020, section 3.1, equations 2 and 3).
+
+    Returns ``loss`` and the unweighted ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last layer,
+    and with ``_0``, ``_1``, ... of the earlier ones; all differentiable.
+    """
+    matcher = HungarianMatcher() if matcher is None else matcher
+    num_boxes = max(1, sum(len(target["labels"]) for target in targets))
+    losses: dict[str, Any] = {"loss": 0}
+    layers = [*((f"_{i}", layer) for i, layer in enumerate(outputs.get("aux_outputs", ())))]
+    for suffix, layer in [*layers, ("", outputs)]:
+        logits, boxes = layer["pred_logits"], layer["pred_boxes"]
+        classes = torch.full(logits.shape[:2], num_classes)
+        l1 = giou = boxes.sum() * 0
+        for b, (query_index, target_index) in enumerate(matcher(layer, targets)):
+            for i, j in zip(query_index.tolist(), target_index.tolist(), strict=True):
+                wanted = targets[b]["boxes"][j]
+                classes[b, i] = targets[b]["labels"][j]
+                l1 = l1 + (boxes[b, i] - wanted).abs().sum()
+                pair = [box_convert(box[None], "cxcywh", "xyxy") for box in (boxes[b, i], wanted)]
+                giou = giou + 1 - generalized_box_iou(*pair).squeeze()
+        log_probability = logits.log_softmax(-1).gather(-1, classes[..., None])[..., 0]
+        weight = torch.where(classes == num_classes, eos_coef, 1.0)
+        parts = {
+            "loss_ce": -(weight * log_probability).sum() / weight.sum(),
+            "loss_bbox": l1 / num_boxes,
+            "loss_giou": giou / num_boxes,
+        }
+        for (name, part), factor in zip(parts.items(), weights, strict=True):
+            losses[name + suffix] = part
+            losses["loss"] = losses["loss"] + factor * part
+    return losses
