@@ -1,0 +1,41 @@
+"""Data: COCO json, Pascal VOC folders, generated shapes; transforms; the padding collate."""
+
+from detr_fast.data.coco import CocoDetection
+from detr_fast.data.collate import collate
+from detr_fast.data.dataset import DetectionDataset, Record
+from detr_fast.data.errors import DataError, clean_message
+from detr_fast.data.images import read_image
+from detr_fast.data.shapes import Shapes
+from detr_fast.data.sources import open_dataset
+from detr_fast.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Recipe,
+    denormalize,
+    detr_eval,
+    detr_train,
+    fixed_eval,
+    small_train,
+)
+from detr_fast.data.voc import VocDetection
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "CocoDetection",
+    "DataError",
+    "DetectionDataset",
+    "Recipe",
+    "Record",
+    "Shapes",
+    "VocDetection",
+    "clean_message",
+    "collate",
+    "denormalize",
+    "detr_eval",
+    "detr_train",
+    "fixed_eval",
+    "open_dataset",
+    "read_image",
+    "small_train",
+]

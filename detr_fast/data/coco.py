@@ -1,0 +1,229 @@
+"""COCO json: ``{"images": [...], "annotations": [...], "categories": [...]}`` beside a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detr_fast.data.dataset import (
+    DetectionDataset,
+    Record,
+    Transforms,
+    box_faults,
+    clip_boxes,
+)
+from detr_fast.data.errors import DataError
+
+
+class CocoDetection(DetectionDataset):
+    """A data set in COCO's format.
+
+    * Labels 0..K-1 are the file's categories in the order of their ids.
+    * ``iscrowd`` regions and boxes without area are left out of the targets and counted in
+      ``dropped``; crowd regions stay in the ground truth ``coco``.
+    * Images without objects are kept, in the order of the file.
+    * A box may overhang its image by one pixel and is clipped: COCO itself has rounding of that
+      kind. More is an error.
+
+    Everything is checked here, at construction, but the pixels: a file that is no image is found
+    when it is decoded.
+
+    Args:
+        images: the folder that ``file_name`` is relative to.
+        annotations: the json file.
+        transforms: called as ``transforms(image, target)``.
+        classes: class names in the order of the labels, for instance those of a checkpoint. Names
+            that the file lacks have no boxes; an annotation of any other category is an error.
+        **options: ``cache_images``, ``cache_size`` of :class:`DetectionDataset`.
+
+    Raises:
+        DataError: naming the file and the entry.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        transforms: Transforms | None = None,
+        classes: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        folder, file = Path(images), Path(annotations)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such image folder")
+        content = _read_json(file)
+        category_ids, class_names = _categories(file, content, classes)
+        records = _records(file, folder, content)
+        dropped = _fill(file, content, records, category_ids, class_names, classes is not None)
+        super().__init__(
+            list(records.values()),
+            class_names,
+            category_ids,
+            transforms,
+            dropped=dropped,
+            **options,
+        )
+
+
+def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = json.load(stream)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such annotation file") from None
+    except (OSError, ValueError) as error:  # ValueError: no json, or no text at all
+        raise DataError(f"{file}: cannot read the annotations ({error})") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{file}: not a COCO detection file, it has no list '{key}'")
+        for position, entry in enumerate(content[key]):
+            if not isinstance(entry, dict):
+                raise DataError(f"{file}: {key}[{position}] is not an object")
+    return content
+
+
+def _require(file: Path, entry: Mapping[str, Any], key: str, place: str) -> Any:
+    if key not in entry:
+        raise DataError(f"{file}: {place} has no '{key}'")
+    return entry[key]
+
+
+def _require_int(file: Path, entry: Mapping[str, Any], key: str, place: str) -> int:
+    value = _require(file, entry, key, place)
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole:
+        raise DataError(f"{file}: {place} has '{key}' {value!r}, expected a whole number")
+    return int(value)
+
+
+def _categories(
+    file: Path, content: dict[str, list[dict[str, Any]]], classes: Sequence[str] | None
+) -> tuple[list[int], list[str]]:
+    """Category id and name of each label."""
+    by_id: dict[int, str] = {}
+    for position, entry in enumerate(content["categories"]):
+        place = f"categories[{position}]"
+        category = _require_int(file, entry, "id", place)
+        name = str(_require(file, entry, "name", place))
+        if category in by_id:
+            raise DataError(f"{file}: {place} repeats the category id {category}")
+        if name in by_id.values():
+            raise DataError(f"{file}: {place} repeats the category name '{name}'")
+        by_id[category] = name
+    if classes is None:
+        ids = sorted(by_id)
+        return ids, [by_id[i] for i in ids]
+    by_name = {name: category for category, name in by_id.items()}
+    unused = max([0, *by_id]) + 1  # ids for the names that this file does not have
+    ids = []
+    for name in classes:
+        if name in by_name:
+            ids.append(by_name[name])
+        else:
+            ids.append(unused)
+            unused += 1
+    return ids, list(classes)
+
+
+def _records(
+    file: Path, folder: Path, content: dict[str, list[dict[str, Any]]]
+) -> dict[int, Record]:
+    """A record without boxes for each image, by image id."""
+    records: dict[int, Record] = {}
+    listings: dict[Path, set[str]] = {}  # one directory read instead of a stat for each image
+    for position, entry in enumerate(content["images"]):
+        place = f"images[{position}]"
+        image_id = _require_int(file, entry, "id", place)
+        name = str(_require(file, entry, "file_name", place))
+        width = _require_int(file, entry, "width", place)
+        height = _require_int(file, entry, "height", place)
+        if width < 1 or height < 1:
+            raise DataError(f"{file}: {place} ({name}) has the size {width} x {height}")
+        if image_id in records:
+            raise DataError(f"{file}: {place} repeats the image id {image_id}")
+        path = folder / name
+        if path.parent not in listings:
+            present = path.parent.is_dir()
+            listings[path.parent] = set(os.listdir(path.parent)) if present else set()
+        if path.name not in listings[path.parent]:
+            raise DataError(f"{path}: no such image file, {place} of {file} names it")
+        records[image_id] = Record(image_id, path, width, height)
+    return records
+
+
+def _fill(
+    file: Path,
+    content: dict[str, list[dict[str, Any]]],
+    records: dict[int, Record],
+    category_ids: list[int],
+    class_names: list[str],
+    classes_given: bool,
+) -> dict[str, int]:
+    """Check all annotations and hand each record its boxes; returns what was dropped."""
+    annotations = content["annotations"]
+    count = len(annotations)
+    label_of = {category: label for label, category in enumerate(category_ids)}
+    names = {int(entry["id"]): entry["name"] for entry in content["categories"]}
+    boxes = np.zeros((count, 4))
+    sizes = np.zeros((count, 2), dtype=np.int64)
+    areas, labels = np.zeros(count), np.zeros(count, dtype=np.int64)
+    image_ids, crowd = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
+    for position, entry in enumerate(annotations):
+        place = f"annotation {entry['id']}" if "id" in entry else f"annotations[{position}]"
+        image_id = _require_int(file, entry, "image_id", place)
+        record = records.get(image_id)
+        if record is None:
+            raise DataError(f"{file}: {place} belongs to the unknown image id {image_id}")
+        category = _require_int(file, entry, "category_id", place)
+        if category not in label_of:
+            known = f"'{names[category]}'" if category in names else f"id {category}"
+            among = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+            why = f"the classes asked for are {among}" if classes_given else "not in 'categories'"
+            raise DataError(f"{file}: {place} has the unknown category {known} ({why})")
+        box = _require(file, entry, "bbox", place)
+        if not _is_box(box):
+            raise DataError(f"{file}: {place} has bbox {box!r}, expected 4 numbers")
+        boxes[position] = box
+        sizes[position] = record.width, record.height
+        labels[position] = label_of[category]
+        image_ids[position] = image_id
+        crowd[position] = bool(entry.get("iscrowd", 0))
+        area = entry.get("area")
+        areas[position] = area if isinstance(area, (int, float)) else math.nan
+    written = boxes.copy()
+    boxes[:, 2:] += boxes[:, :2]
+    if (fault := box_faults(boxes, sizes)) is not None:
+        position, what = fault
+        entry = annotations[position]
+        image = records[entry["image_id"]].path.name
+        box = ", ".join(f"{v:g}" for v in written[position])
+        raise DataError(
+            f"{file}: annotation {entry.get('id', position)}: box [{box}] (x, y, w, h) of "
+            f"{image} {what}"
+        )
+    boxes = clip_boxes(boxes, sizes)
+    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    areas = np.where(np.isfinite(areas), areas, box_areas)
+    zero = (box_areas <= 0) & ~crowd
+    order = np.argsort(image_ids, kind="stable")
+    present, starts = np.unique(image_ids[order], return_index=True)
+    for image_id, mine in zip(present, np.split(order, starts[1:]), strict=False):
+        record = records[int(image_id)]
+        kept, crowds = mine[~crowd[mine] & ~zero[mine]], mine[crowd[mine]]
+        record.boxes, record.labels, record.areas = boxes[kept], labels[kept], areas[kept]
+        record.crowd_boxes, record.crowd_labels = boxes[crowds], labels[crowds]
+    return {"crowd": int(crowd.sum()), "zero_area": int(zero.sum())}
+
+
+def _is_box(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 4
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+    )

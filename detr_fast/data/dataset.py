@@ -1,0 +1,249 @@
+"""What all data sources share: records of images and boxes, decoding, ground truth for COCOeval."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from detr_fast.data.cache import ImageCache
+from detr_fast.data.images import read_image
+
+Target = dict[str, Tensor]
+Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
+
+MAX_OVERHANG = 1.0  # pixels a box may reach outside its image and be clipped: rounding, not a fault
+
+
+def _no_boxes() -> np.ndarray:
+    return np.zeros((0, 4), dtype=np.float64)
+
+
+@dataclass(slots=True)
+class Record:
+    """One image and what is known about it. Boxes are xyxy in pixels of the original image."""
+
+    image_id: int
+    path: Path | None  # None: the image is generated
+    width: int
+    height: int
+    boxes: np.ndarray = field(default_factory=_no_boxes)  # float64 [M, 4]
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # int64 [M]
+    areas: np.ndarray | None = None  # float64 [M], of the object's outline; None: the box's area
+    crowd_boxes: np.ndarray = field(default_factory=_no_boxes)  # float64 [C, 4]
+    crowd_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [C]
+
+
+class DetectionDataset(Dataset):
+    """Images with boxes. ``dataset[i]`` is ``(image, target)``, passed through ``transforms``.
+
+    Before transforms, ``image`` is a ``tv_tensors.Image`` uint8 ``[3, H, W]`` RGB and ``target``::
+
+        {"boxes":     tv_tensors.BoundingBoxes float32 [M, 4], xyxy in pixels of this image
+         "labels":    int64 [M], 0..K-1
+         "image_id":  int64 scalar, the id used in ``coco``
+         "orig_size": int64 [2], (height, width) of the original image}
+
+    M may be 0: images without objects are kept.
+
+    Args:
+        records: one entry per image.
+        class_names: the K names; label k is ``class_names[k]``.
+        category_ids: the K ids used in ``coco`` and in result files; label k is
+            ``category_ids[k]``.
+        transforms: called as ``transforms(image, target)``, see ``detr_fast.data.transforms``.
+        dropped: how many ``"crowd"`` and ``"zero_area"`` annotations are not in the targets.
+        cache_images: keep each decoded image in memory (uint8, 3*H*W bytes). Workers started by
+            fork fill and share one cache; with spawn each worker has its own.
+        cache_size: ``(height, width)`` to which images are shrunk before they are kept, with
+            their boxes; ``orig_size`` still tells the original size. Only with ``cache_images``.
+
+    Raises:
+        DataError: from ``dataset[i]``, when the image cannot be read or its size is not the one
+            that its annotations were made for. One line, also from a DataLoader worker.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        transforms: Transforms | None = None,
+        *,
+        dropped: dict[str, int] | None = None,
+        cache_images: bool = False,
+        cache_size: tuple[int, int] | None = None,
+    ) -> None:
+        if len(class_names) != len(category_ids):
+            raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
+        if cache_size is not None and not cache_images:
+            raise ValueError("cache_size is only used with cache_images=True")
+        self.records = list(records)
+        self.class_names = list(class_names)
+        self.category_ids = [int(c) for c in category_ids]
+        self.transforms = transforms
+        self.dropped = {"crowd": 0, "zero_area": 0} | (dropped or {})
+        self._coco: Any = None
+        self._cache_size = None if cache_size is None else (int(cache_size[0]), int(cache_size[1]))
+        self._cache: ImageCache | None = None
+        if cache_images:
+            sizes = [self._cache_size or (r.height, r.width) for r in self.records]
+            self._cache = ImageCache(sizes)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of a dataset of {len(self)} images")
+        index %= len(self)
+        pixels, record = self._load(index)
+        height, width = pixels.shape[-2:]
+        boxes = torch.from_numpy(record.boxes.astype(np.float32))
+        if (height, width) != (record.height, record.width):  # shrunk by the cache
+            scale = (width / record.width, height / record.height)
+            boxes = boxes * boxes.new_tensor(scale + scale)
+        target: Target = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "labels": torch.from_numpy(record.labels.copy()),
+            "image_id": torch.tensor(record.image_id),
+            "orig_size": torch.tensor([record.height, record.width]),
+        }
+        image: Tensor = tv_tensors.Image(pixels)
+        if self.transforms is not None:
+            return self.transforms(image, target)
+        return image, target
+
+    def record(self, index: int) -> Record:
+        """The annotations of one image, without decoding it."""
+        return self.records[index]
+
+    def image_path(self, index: int) -> Path | None:
+        """The file of one image; None where images are generated."""
+        return self.record(index).path
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the data which epoch begins; only generated data makes use of it."""
+
+    def describe(self) -> str:
+        """One line: images, boxes, classes, and what was left out."""
+        counts = [len(self.record(i).labels) for i in range(len(self))]
+        names = self.class_names
+        shown = ", ".join(names if len(names) <= 10 else [*names[:3], "...", names[-1]])
+        zero, crowd, empty = self.dropped["zero_area"], self.dropped["crowd"], counts.count(0)
+        return ", ".join(
+            [
+                _count(len(self), "image"),
+                _count(sum(counts), "box", "boxes"),
+                f"{_count(len(names), 'class', 'classes')} ({shown})",
+                f"{_count(zero, 'zero-area box', 'zero-area boxes')} dropped",
+                f"{_count(crowd, 'crowd region')} dropped",
+                f"{_count(empty, 'image')} without objects",
+            ]
+        )
+
+    @property
+    def coco(self) -> Any:
+        """The ground truth as ``pycocotools.coco.COCO``, for COCOeval; built at first use.
+
+        It holds every image, the boxes of the targets in original pixels, and the crowd regions
+        (``iscrowd`` 1), which targets leave out but the evaluation has to know.
+        """
+        if self._coco is None:
+            self._coco = _to_coco(self)
+        return self._coco
+
+    def _load(self, index: int) -> tuple[Tensor, Record]:
+        """Pixels, uint8 [3, H, W], and their record; a source that generates images overrides."""
+        record = self.records[index]
+        if self._cache is not None and (kept := self._cache.get(index)) is not None:
+            return kept, record
+        pixels = read_image(record.path, size=(record.height, record.width))
+        if self._cache is not None:
+            if self._cache_size is not None:
+                pixels = F.resize(pixels, list(self._cache_size), antialias=True)
+            self._cache.put(index, pixels)
+        return pixels, record
+
+
+def box_faults(
+    boxes: np.ndarray,  # float64 [T, 4] xyxy
+    sizes: np.ndarray,  # [T, 2] (width, height) of each box's image
+) -> tuple[int, str] | None:
+    """The first box that cannot be right and what is wrong with it; None when all are sound."""
+    finite = np.isfinite(boxes).all(axis=1)
+    negative = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
+    outside = (boxes[:, :2] < -MAX_OVERHANG).any(axis=1)
+    outside |= (boxes[:, 2:] > sizes + MAX_OVERHANG).any(axis=1)
+    bad = np.flatnonzero(~finite | negative | outside)
+    if not len(bad):
+        return None
+    first = int(bad[0])
+    if not finite[first]:
+        return first, "is not finite"
+    if negative[first]:
+        return first, "has a negative size"
+    width, height = sizes[first]
+    return first, f"reaches outside its {width:g} x {height:g} image"
+
+
+def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Boxes [T, 4] xyxy cut to their images; ``sizes`` [T, 2] is (width, height)."""
+    return np.clip(boxes, 0.0, np.concatenate([sizes, sizes], axis=1).astype(np.float64))
+
+
+def _to_coco(dataset: DetectionDataset) -> Any:
+    from pycocotools.coco import COCO
+
+    images, annotations = [], []
+    for index in range(len(dataset)):
+        record = dataset.record(index)
+        images.append(
+            {
+                "id": record.image_id,
+                "width": record.width,
+                "height": record.height,
+                "file_name": "" if record.path is None else record.path.name,
+            }
+        )
+        boxes = np.concatenate([record.boxes, record.crowd_boxes])
+        labels = np.concatenate([record.labels, record.crowd_labels])
+        box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        if record.areas is not None:
+            box_areas[: len(record.areas)] = record.areas
+        for k, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # COCOeval reads a match with id 0 as no match
+                    "image_id": record.image_id,
+                    "category_id": dataset.category_ids[int(labels[k])],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": float(box_areas[k]),
+                    "iscrowd": int(k >= len(record.boxes)),
+                }
+            )
+    categories = zip(dataset.category_ids, dataset.class_names, strict=True)
+    coco = COCO()
+    coco.dataset = {
+        "info": {},  # COCO.loadRes copies it
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in categories],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        coco.createIndex()
+    return coco
+
+
+def _count(number: int, singular: str, plural: str | None = None) -> str:
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

@@ -1,0 +1,123 @@
+"""Reading an image file into a uint8 RGB tensor, whatever kind of file it is.
+
+Rules, the same everywhere:
+
+* Grey, palette and CMYK images become RGB; an alpha channel is dropped, not blended; 16-bit grey
+  is scaled to 8 bits; of an animation the first frame counts.
+* EXIF orientation is applied, because that is how the picture was seen by whoever drew the boxes.
+  Where the annotations state a size that fits only the picture as stored, it stays as stored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detr_fast.data.errors import DataError
+
+_EXIF_ORIENTATION = 0x0112
+_TO_UPRIGHT = {  # what undoes each EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPING = frozenset({5, 6, 7, 8})  # those that exchange width and height
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+    """Decode one image file.
+
+    Args:
+        path: the image file, in any format Pillow reads.
+        size: ``(height, width)`` the annotations state, or None when nothing states it. It decides
+            whether EXIF orientation is applied (see above) and must then fit the picture.
+
+    Returns:
+        uint8 ``[3, H, W]``, RGB.
+
+    Raises:
+        DataError: the file is missing, is no image, is cut off, or is not ``size`` large.
+    """
+    try:
+        with Image.open(path) as opened:
+            stored = (opened.height, opened.width)
+            oriented = _oriented_size(opened)
+            if size is not None and size not in (oriented, stored):
+                raise DataError(
+                    f"{path}: the image is {_wxh(oriented)}, but its annotations were made for "
+                    f"{_wxh(size)}"
+                )
+            image = _to_rgb(opened)
+            orientation = _orientation(opened)
+            if orientation in _TO_UPRIGHT and size in (None, oriented):
+                image = image.transpose(_TO_UPRIGHT[orientation])
+            pixels = np.array(image)
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image file") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken files
+        raise DataError(f"{path}: cannot read the image ({_reason(error, path)})") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def image_size(path: str | Path, stated: tuple[int, int] | None = None) -> tuple[int, int]:
+    """``(height, width)`` that :func:`read_image` would return, from the file's header alone.
+
+    ``stated`` is the size in the annotations, if any: where it fits the picture as stored but not
+    as its EXIF orientation shows it, the stored size is returned.
+
+    Raises:
+        DataError: the file is missing or is no image.
+    """
+    try:
+        with Image.open(path) as opened:
+            stored = (opened.height, opened.width)
+            # The usual case first: asking Pillow for a PNG's EXIF decodes the whole picture.
+            return stored if stated == stored else _oriented_size(opened)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image file") from None
+    except Exception as error:
+        raise DataError(f"{path}: cannot read the image ({_reason(error, path)})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # damaged EXIF is no reason to refuse a picture that decodes
+        return 1
+
+
+def _oriented_size(image: Image.Image) -> tuple[int, int]:
+    if _orientation(image) in _SWAPPING:
+        return image.width, image.height
+    return image.height, image.width
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: convert("RGB") would clip at 255
+        grey = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("P", "PA", "LA") and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception, path: str | Path) -> str:
+    """Pillow's words, without the path that our message already starts with."""
+    text = str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")
+    return text or type(error).__name__
+
+
+def _wxh(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]}"

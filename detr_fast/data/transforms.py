@@ -1,0 +1,140 @@
+"""Recipes: from a decoded image and its pixel boxes to what the model and the criterion take.
+
+Each function returns a :class:`Recipe`, called as ``recipe(image, target)``. Whatever comes before,
+it ends with::
+
+    image   float32 [3, H, W], scaled to 0..1, then ImageNet's mean and std
+    target  boxes      float32 [M, 4], cxcywh in 0..1 of this image
+            labels     int64 [M]
+            image_id, orig_size   as they came
+            size       int64 [2], (height, width) of this image
+
+Random numbers come from torch's global generator, which DataLoader seeds in each worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from detr_fast.data.augment import (
+    ColorJitter,
+    Finish,
+    RandomSizeCrop,
+    RandomZoom,
+    Resize,
+    ResizeShortSide,
+    Sanitize,
+    Target,
+)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_SHORT_SIDES = tuple(range(480, 801, 32))
+
+Step = Callable[[Tensor, Target | None], tuple[Tensor, Target | None]]
+Size = int | tuple[int, int] | None
+
+
+class Recipe:
+    """Steps applied in turn. ``recipe(image)`` without a target serves for prediction.
+
+    ``image`` is uint8 ``[3, H, W]`` RGB, ``target`` as :class:`DetectionDataset` makes it, or None.
+    Neither is changed in place.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = list(steps)
+
+    def __call__(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
+        image = tv_tensors.Image(image)
+        target = None if target is None else dict(target)
+        for step in self.steps:
+            image, target = step(image, target)
+        return image, target
+
+    def __repr__(self) -> str:
+        return "Recipe(\n" + "".join(f"    {step!r}\n" for step in self.steps) + ")"
+
+
+def detr_train() -> Recipe:
+    """The published training recipe: flip, then resize, or resize, crop and resize."""
+    resize = ResizeShortSide(_SHORT_SIDES, longest=1333)
+    crop = v2.Compose([ResizeShortSide((400, 500, 600)), RandomSizeCrop(384, 600), resize])
+    return Recipe(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomChoice([resize, crop]),
+            Sanitize(),
+            _finish(),
+        ]
+    )
+
+
+def detr_eval(short: int = 800, longest: int | None = 1333) -> Recipe:
+    """The published evaluation recipe: the shorter side to ``short``, the longer <= ``longest``."""
+    return Recipe([ResizeShortSide((short,), longest), _finish()])
+
+
+def small_train(
+    size: Size,
+    *,
+    flip: bool = True,
+    vertical: bool = False,
+    zoom: tuple[float, float] = (0.75, 1.35),
+    stretch: float = 0.1,
+    min_visible: float = 0.3,
+    brightness: float = 0.2,
+    contrast: float = 0.2,
+    saturation: float = 0.2,
+    hue: float = 0.02,
+) -> Recipe:
+    """Training on small images of one size: zoom and shift, flip, colour jitter.
+
+    Args:
+        size: of the result, ``(height, width)`` or one number for both; None keeps each image's.
+        flip: mirror half of the images left to right.
+        vertical: also mirror half of them upside down, for pictures that have no upside.
+        zoom: range of the scale, drawn log-uniformly: above 1 a part of the image is enlarged,
+            below 1 the image is shrunk onto a grey ground. ``(1, 1)`` switches it off.
+        stretch: width against height changes by up to this fraction, either way.
+        min_visible: a box of which less than this fraction of its area is left is removed.
+        brightness: factor in ``1 +- brightness``; likewise ``contrast`` and ``saturation``.
+        hue: turn of the colour circle, in ``+- hue`` full turns.
+    """
+    steps: list[Step] = [RandomZoom(_pair(size), zoom, stretch, min_visible)]
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if vertical:
+        steps.append(v2.RandomVerticalFlip())
+    if max(brightness, contrast, saturation, hue) > 0:
+        steps.append(ColorJitter(brightness, contrast, saturation, hue))
+    return Recipe([*steps, _finish()])
+
+
+def fixed_eval(size: Size) -> Recipe:
+    """Resize to exactly ``size``, ``(height, width)`` or one number for both; None keeps it."""
+    return Recipe([Resize(_pair(size)), _finish()])
+
+
+def denormalize(image: Tensor) -> Tensor:
+    """Undo mean and std: ``[3, H, W]`` or ``[B, 3, H, W]`` back to float 0..1, for showing it."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=image.dtype, device=image.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, dtype=image.dtype, device=image.device).view(3, 1, 1)
+    return (image * std + mean).clamp(0, 1)
+
+
+def _finish() -> Finish:
+    return Finish(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _pair(size: Size) -> tuple[int, int] | None:
+    pair = (size, size) if isinstance(size, int) else size
+    if pair is not None and (len(pair) != 2 or min(pair) < 1):
+        raise ValueError(f"size must be a number of pixels or (height, width), got {size!r}")
+    return pair if pair is None else (int(pair[0]), int(pair[1]))

@@ -1,0 +1,219 @@
+"""Pascal VOC folders: ``ImageSets/Main/*.txt``, ``Annotations/*.xml``, ``JPEGImages/*``."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detr_fast.data.dataset import (
+    DetectionDataset,
+    Record,
+    Transforms,
+    box_faults,
+    clip_boxes,
+)
+from detr_fast.data.errors import DataError
+from detr_fast.data.images import image_size
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # the first one wins
+
+
+class VocDetection(DetectionDataset):
+    """A data set in the layout of Pascal VOC, as labelImg writes it.
+
+    * Coordinates count as written: ``xmin`` and ``xmax`` are the left and right edge in pixels.
+      (The original VOC files count from 1 and include the last pixel; labelImg does not.)
+    * Class names are the sorted names found in the annotations of *all* splits, so that every
+      split has the same labels. ``category_ids`` are 1..K.
+    * The size of the picture is the picture's own. A ``<size>`` that is missing or 0 is ignored;
+      one that says otherwise is an error, because the boxes were then made for another picture.
+    * Objects marked ``difficult`` are kept. Boxes without area are dropped and counted, boxes that
+      overhang by up to one pixel are clipped, others outside the picture are errors.
+    * ``image_id`` is the position in the split, from 0.
+
+    Args:
+        root: the folder that holds ImageSets, Annotations and JPEGImages.
+        split: the name of a file in ImageSets/Main, without ".txt".
+        transforms: called as ``transforms(image, target)``.
+        classes: class names in the order of the labels, for instance those of a checkpoint; an
+            object of any other class is an error.
+        **options: ``cache_images``, ``cache_size`` of :class:`DetectionDataset`.
+
+    Raises:
+        DataError: naming the file and the entry.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        transforms: Transforms | None = None,
+        classes: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        root = Path(root)
+        names, others = _read_splits(root, split)
+        parsed = [_parse(root / "Annotations" / f"{name}.xml") for name in names]
+        if classes is None:
+            found = {obj.name for annotation in parsed for obj in annotation.objects}
+            class_names = sorted(found | _class_names(root, others))
+        else:
+            class_names = list(classes)
+        files = _image_files(root / "JPEGImages")
+        zero_area = 0
+        records = []
+        for index, (name, annotation) in enumerate(zip(names, parsed, strict=True)):
+            if name not in files:
+                raise DataError(
+                    f"{root / 'JPEGImages' / name}.jpg: no such image file, the split '{split}' "
+                    f"lists it"
+                )
+            record, zero = _record(index, files[name], annotation, class_names)
+            records.append(record)
+            zero_area += zero
+        super().__init__(
+            records,
+            class_names,
+            range(1, len(class_names) + 1),
+            transforms,
+            dropped={"zero_area": zero_area},
+            **options,
+        )
+
+
+@dataclass(slots=True)
+class _Object:
+    name: str
+    box: list[float]  # xyxy as written
+
+
+@dataclass(slots=True)
+class _Annotation:
+    file: Path
+    size: tuple[int, int] | None  # (height, width) as stated, None when missing or 0
+    objects: list[_Object]
+
+
+def _read_splits(root: Path, split: str) -> tuple[list[str], list[str]]:
+    """Image names of ``split``, and those that only other splits list."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    folder = root / "ImageSets" / "Main"
+    files = {file.stem: file for file in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
+    if not files:
+        raise DataError(f"{root}: not a Pascal VOC folder, it has no ImageSets/Main/*.txt")
+    if split not in files:
+        raise DataError(f"{folder / split}.txt: no such split, there are {', '.join(files)}")
+    lists = {stem: _read_list(file, root / "Annotations") for stem, file in files.items()}
+    names = lists[split]
+    if not names:
+        raise DataError(f"{files[split]}: the split lists no images")
+    if len(set(names)) < len(names):
+        twice = next(name for k, name in enumerate(names) if name in names[:k])
+        raise DataError(f"{files[split]}: '{twice}' is listed twice")
+    everywhere = dict.fromkeys(name for listed in lists.values() for name in listed)
+    own = set(names)
+    return names, [name for name in everywhere if name not in own]
+
+
+def _read_list(file: Path, annotations: Path) -> list[str]:
+    """The image names in one file of ImageSets/Main, in their order."""
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot read the split ({error})") from None
+    names = []
+    for line in filter(None, map(str.strip, lines)):
+        name, *flag = line.rsplit(maxsplit=1)
+        # VOC's per-class lists say "2008_000008 -1"; but a name may have spaces, too.
+        if flag not in (["-1"], ["0"], ["1"]) or (annotations / f"{line}.xml").exists():
+            name = line
+        suffix = Path(name).suffix
+        names.append(name[: -len(suffix)] if suffix.lower() in _SUFFIXES else name)
+    return names
+
+
+def _class_names(root: Path, names: Iterable[str]) -> set[str]:
+    """Class names in the annotations of ``names``; those not annotated (test sets) have none."""
+    files = (root / "Annotations" / f"{name}.xml" for name in names)
+    return {obj.name for file in files if file.exists() for obj in _parse(file).objects}
+
+
+def _image_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such image folder")
+    files = [file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES]
+    files.sort(key=lambda file: -_SUFFIXES.index(file.suffix.lower()))
+    return {file.stem: file for file in files}
+
+
+def _parse(file: Path) -> _Annotation:
+    try:
+        tree = ElementTree.parse(file).getroot()
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such annotation file") from None
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise DataError(f"{file}: cannot read the annotation ({error})") from None
+    objects = []
+    for index, node in enumerate(tree.findall("object")):
+        name = (node.findtext("name") or "").strip()
+        if not name:
+            raise DataError(f"{file}: object[{index}] has no name")
+        texts = [node.findtext(f"bndbox/{corner}") for corner in _CORNERS]
+        try:
+            box = [float(text) for text in texts]  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            said = ", ".join(f"{c} {t!r}" for c, t in zip(_CORNERS, texts, strict=True))
+            raise DataError(
+                f"{file}: object[{index}] ({name}) has no readable bndbox ({said})"
+            ) from None
+        objects.append(_Object(name, box))
+    return _Annotation(file, _stated_size(tree), objects)
+
+
+def _stated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
+    try:
+        height = int(float(tree.findtext("size/height") or 0))
+        width = int(float(tree.findtext("size/width") or 0))
+    except ValueError:
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _record(
+    index: int, image: Path, annotation: _Annotation, class_names: list[str]
+) -> tuple[Record, int]:
+    """The record of one image, and how many boxes without area it leaves out."""
+    file, objects = annotation.file, annotation.objects
+    height, width = image_size(image, stated=annotation.size)
+    if annotation.size not in (None, (height, width)):
+        raise DataError(
+            f"{file}: its <size> says {annotation.size[1]} x {annotation.size[0]}, but "
+            f"{image.name} is {width} x {height}"
+        )
+    for k, obj in enumerate(objects):
+        if obj.name not in class_names:
+            raise DataError(
+                f"{file}: object[{k}] has the unknown category '{obj.name}' (the classes asked "
+                f"for are {', '.join(class_names)})"
+            )
+    boxes = np.array([obj.box for obj in objects], dtype=np.float64).reshape(-1, 4)
+    sizes = np.tile(np.array([[width, height]]), (len(boxes), 1))
+    if (fault := box_faults(boxes, sizes)) is not None:
+        k, what = fault
+        box = ", ".join(f"{v:g}" for v in boxes[k])
+        raise DataError(
+            f"{file}: object[{k}] ({objects[k].name}): box [{box}] (xmin, ymin, xmax, ymax) of "
+            f"{image.name} {what}"
+        )
+    boxes = clip_boxes(boxes, sizes)
+    labels = np.array([class_names.index(obj.name) for obj in objects], dtype=np.int64)
+    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    record = Record(index, image, width, height, boxes[kept], labels[kept])
+    return record, int((~kept).sum())
