@@ -1,0 +1,49 @@
+// Box maths on scalars, written without branches so that a loop over boxes becomes vector code.
+#pragma once
+
+namespace detr_fast {
+
+template <class Real>
+inline Real smaller(Real a, Real b) {
+  return a < b ? a : b;
+}
+
+template <class Real>
+inline Real larger(Real a, Real b) {
+  return a > b ? a : b;
+}
+
+template <class Real>
+struct Box {
+  Real cx, cy, w, h;
+  Real x0, y0, x1, y1, area;  // follow from the above
+};
+
+template <class Real>
+inline Box<Real> make_box(Real cx, Real cy, Real w, Real h) {
+  const Real half = Real(0.5);
+  const Real x0 = cx - half * w, y0 = cy - half * h, x1 = cx + half * w, y1 = cy + half * h;
+  return {cx, cy, w, h, x0, y0, x1, y1, (x1 - x0) * (y1 - y0)};
+}
+
+// Generalised IoU (Rezatofighi et al. 2019), in [-1, 1]. Where both boxes have zero area the IoU is
+// 0/0, and where they also lie on one line the hull is empty too: both terms count as 0 then, so
+// two points at different places give -1, and coincident ones give 0. No pair of finite boxes gives
+// NaN.
+template <class Real>
+inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b) {
+  const Real zero = 0;
+  const Real overlap_w = larger(smaller(a.x1, b.x1) - larger(a.x0, b.x0), zero);
+  const Real overlap_h = larger(smaller(a.y1, b.y1) - larger(a.y0, b.y0), zero);
+  const Real overlap = overlap_w * overlap_h;
+  const Real both = a.area + b.area - overlap;
+  const Real hull =
+      (larger(a.x1, b.x1) - smaller(a.x0, b.x0)) * (larger(a.y1, b.y1) - smaller(a.y0, b.y0));
+  // A zero denominator has a zero numerator; dividing by 1 instead keeps the division
+  // unconditional.
+  const Real iou = overlap / (both > zero ? both : Real(1));
+  const Real waste = (hull - both) / (hull > zero ? hull : Real(1));
+  return iou - waste;
+}
+
+}  // namespace detr_fast

@@ -1,0 +1,134 @@
+"""Public functions on arrays and tensors: check shapes, allocate, call the compiled code."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detr_fast import _C
+
+Index = np.ndarray | Tensor  # int64
+
+_MESSAGES = {  # SciPy's own, where SciPy has one
+    _C.Status.invalid_cost: "matrix contains invalid numeric entries",
+    _C.Status.infeasible: "cost matrix is infeasible",
+    _C.Status.too_large: "matrix has more than 2**31 - 1 rows or columns",
+}
+
+
+def linear_sum_assignment(
+    cost: Any, maximize: bool = False
+) -> tuple[Index, Index] | list[tuple[Index, Index]]:
+    """Solves the linear sum assignment problem, as ``scipy.optimize.linear_sum_assignment`` does.
+
+    Args:
+        cost: one of
+
+            - a matrix [R, C]: anything NumPy converts to a 2-D array of real numbers, or a torch
+              tensor of any real dtype on any device;
+            - a batch [P, R, C] of P problems of one shape, array or tensor;
+            - a list or tuple of 2-D arrays or tensors whose shapes may differ: the ragged form.
+              (A list of numbers, or of 1-D arrays, is converted by NumPy.)
+
+            Costs may be ``inf`` to forbid a pair (``-inf`` if ``maximize``). They are compared in
+            float64, whatever their dtype.
+        maximize: look for the greatest total instead of the least.
+
+    Returns:
+        ``(row_index, col_index)``, int64, row indices ascending: [min(R, C)] for a matrix,
+        [P, min(R, C)] for a batch; for the ragged form a list with one such pair per problem.
+        NumPy arrays, or for a torch tensor, torch tensors on its device. The total is optimal;
+        where several assignments share it, which one is returned is not specified.
+
+    Raises:
+        ValueError: with SciPy's messages, if a matrix is not 2-D, holds NaN or ``-inf`` (``inf`` if
+            ``maximize``), or allows no complete assignment. For a batch or a list the message
+            starts with ``cost[p]``, the problem at fault.
+        TypeError: for complex numbers.
+
+    The algorithm is that of Jonker and Volgenant (1987) as adapted to rectangular matrices by
+    Crouse (2016). All problems are solved in one call of compiled code that releases the GIL.
+    """
+    if isinstance(cost, (list, tuple)) and any(_ndim(item) >= 2 for item in cost):
+        return _solve_ragged(cost, maximize)
+    matrix = _to_matrix(cost)
+    if matrix.ndim not in (2, 3):
+        raise ValueError(f"expected a matrix (2-D array), got a {matrix.ndim} array")
+    rows, cols = matrix.shape[-2:]
+    count = len(matrix) if matrix.ndim == 3 else 1
+    problems = np.empty((count, 3), dtype=np.int64)
+    problems[:, 0] = np.arange(count) * (rows * cols * matrix.itemsize) + _address(matrix)
+    problems[:, 1:] = rows, cols
+    shape = (*matrix.shape[:-2], min(rows, cols))
+    index = _solve(problems, count * shape[-1], matrix.dtype, maximize, named=matrix.ndim == 3)
+    return _like(cost, index[0].reshape(shape), index[1].reshape(shape))
+
+
+def _solve_ragged(costs: Sequence[Any], maximize: bool) -> list[tuple[Index, Index]]:
+    matrices = []
+    for p, cost in enumerate(costs):
+        matrix = _to_matrix(cost)
+        if matrix.ndim != 2:
+            raise ValueError(f"cost[{p}]: expected a matrix (2-D array), got a {matrix.ndim} array")
+        matrices.append(matrix)
+    dtype = np.result_type(*{matrix.dtype for matrix in matrices})
+    matrices = [matrix.astype(dtype, copy=False) for matrix in matrices]
+    problems = np.array([(_address(m), *m.shape) for m in matrices], dtype=np.int64)
+    sizes = [min(m.shape) for m in matrices]
+    index = _solve(problems, sum(sizes), dtype, maximize, named=True)
+    ends = list(accumulate(sizes))[:-1]
+    parts = zip(costs, np.split(index[0], ends), np.split(index[1], ends), strict=True)
+    return [_like(cost, rows, cols) for cost, rows, cols in parts]
+
+
+def _solve(
+    problems: np.ndarray,  # [P, 3] int64: address, rows, cols of a contiguous matrix
+    pairs: int,  # sum of min(rows, cols)
+    dtype: np.dtype,
+    maximize: bool,
+    named: bool,  # whether an error names the problem
+) -> np.ndarray:  # [2, pairs] int64
+    index = np.empty((2, pairs), dtype=np.int64)
+    status, problem, _, _ = _C.linear_sum_assignment(
+        problems, dtype == np.float64, bool(maximize), index
+    )
+    if status != _C.Status.ok:
+        text = _MESSAGES[status]
+        raise ValueError(f"cost[{problem}]: {text}" if named else text)
+    return index
+
+
+def _to_matrix(cost: Any) -> np.ndarray:
+    """A contiguous float32 or float64 array with the same values; no copy where none is needed."""
+    if isinstance(cost, Tensor):
+        tensor = cost.detach().cpu()
+        if tensor.is_floating_point() and tensor.dtype != torch.float64:
+            tensor = tensor.float()  # NumPy knows no bfloat16
+        array = tensor.numpy()
+    elif hasattr(cost, "__array__"):
+        array = np.asarray(cost)
+    else:
+        array = np.asarray(cost, dtype=np.float64)
+    # float32 stays: the solver widens each entry as it reads it, which rounds nothing.
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    elif array.dtype != np.float32:
+        array = array.astype(np.float64, casting="safe", copy=False)
+    return array if array.flags.c_contiguous and array.flags.aligned else array.copy()
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def _ndim(item: Any) -> int:
+    return item.ndim if isinstance(item, (np.ndarray, Tensor)) else 0
+
+
+def _like(cost: Any, rows: np.ndarray, cols: np.ndarray) -> tuple[Index, Index]:
+    if isinstance(cost, Tensor):
+        return torch.from_numpy(rows).to(cost.device), torch.from_numpy(cols).to(cost.device)
+    return rows, cols
