@@ -1,0 +1,85 @@
+"""Matching problems to measure with: three families of predictions in several sizes, all seeded.
+
+initial  what an untrained model predicts: all queries of an image nearly alike, so that targets
+         compete for the same few queries. The hardest for a solver.
+random   independent predictions.
+trained  one query per target close to it and sure of its label, the others "no object". The
+         easiest: nearly every target's cheapest query is its own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+FAMILIES = ("initial", "random", "trained")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Letters: B images, N queries, K classes, M targets per image on average, L layers."""
+
+    family: str
+    images: int
+    queries: int
+    classes: int
+    targets: int
+    layers: int = 6
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.family} L{self.layers} B{self.images} N{self.queries} K{self.classes} "
+            f"M{self.targets}"
+        )
+
+
+SIZES = (  # B, N, K, M
+    (2, 100, 91, 7),  # COCO, one GPU's batch of the published recipe
+    (16, 100, 91, 7),
+    (8, 300, 91, 20),
+    (2, 300, 3, 100),  # crowded, few classes
+    (2, 900, 91, 100),
+)
+CASES = tuple(Case(family, *size) for size in SIZES for family in FAMILIES)
+QUICK = tuple(Case(family, 2, 30, 5, 4, layers=2) for family in FAMILIES)
+
+
+def make(case: Case, seed: int) -> tuple[list[dict], list[dict]]:
+    """Layers and targets as FastMatcher.match_layers takes them, float32 on the CPU.
+
+    The number of targets of an image varies from half to one and a half times the case's M.
+    """
+    g = torch.Generator().manual_seed(seed)
+    b, n, k = case.images, case.queries, case.classes
+
+    targets = []
+    for _ in range(b):
+        low, high = (case.targets + 1) // 2, case.targets * 3 // 2
+        m = int(torch.randint(low, high + 1, (), generator=g))
+        labels = torch.randint(0, k, (m,), generator=g)
+        targets.append({"labels": labels, "boxes": _boxes((m,), g)})
+
+    layers = []
+    for _ in range(case.layers):
+        logits = torch.randn(b, n, k + 1, generator=g)
+        boxes = _boxes((b, n), g)
+        if case.family == "initial":
+            # As the heads of an initialised model: shared by all queries, plus little of their own.
+            logits = 0.5 * logits[:, :1] + 0.05 * logits
+            boxes = (0.5 + 0.02 * torch.randn(b, 1, 4, generator=g)) + 0.02 * (boxes - 0.5)
+        elif case.family == "trained":
+            logits[..., k] += 6  # "no object"
+            for image, target in enumerate(targets):
+                m = min(n, len(target["labels"]))
+                query = torch.randperm(n, generator=g)[:m]
+                near = target["boxes"][:m] + 0.01 * torch.randn(m, 4, generator=g)
+                boxes[image, query] = near.clamp(0.001, 1)
+                logits[image, query, target["labels"][:m]] += 10
+        layers.append({"pred_logits": logits, "pred_boxes": boxes})
+    return layers, targets
+
+
+def _boxes(shape: tuple[int, ...], g: torch.Generator) -> torch.Tensor:  # [*shape, 4] cxcywh
+    sides = 0.02 + 0.4 * torch.rand(*shape, 2, generator=g)
+    centres = sides / 2 + (1 - sides) * torch.rand(*shape, 2, generator=g)
+    return torch.cat([centres, sides], -1)
