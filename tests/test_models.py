@@ -282,19 +282,37 @@ class TestQueries:
 
     def test_anchors_cover_the_image(self):
         for n in (1, 5, 20, 300):
-            anchors = AnchorQueries(n, 32).anchors.sigmoid()
+            anchors = AnchorQueries(n, 32, 20.0).anchors.sigmoid()
             assert anchors.shape == (n, 4)
             assert ((anchors > 0) & (anchors < 1)).all()
-        centres = AnchorQueries(100, 32).anchors.sigmoid()[:, :2]
+        centres = AnchorQueries(100, 32, 20.0).anchors.sigmoid()[:, :2]
         cells = {(int(5 * x), int(5 * y)) for x, y in centres.tolist()}
         assert len(cells) == 25  # no empty cell in a 5 x 5 grid
 
     def test_a_refined_anchor_passes_no_gradient_to_the_next_layer(self):
-        queries = AnchorQueries(3, 32)
+        queries = AnchorQueries(3, 32, 20.0)
         offsets = torch.randn(1, 3, 4, requires_grad=True)
         boxes, reference = queries.boxes(offsets, queries.start(1)[1])
         assert boxes.requires_grad and not reference.requires_grad
         torch.testing.assert_close(boxes, reference.sigmoid())
+
+    def test_an_untrained_anchor_attends_to_its_own_place(self):
+        """On features without content the first cross-attention is strongest near the anchor."""
+        torch.manual_seed(0)
+        model = detr_tiny(num_queries=20)
+        position = model.backbone[1](torch.zeros(1, 1, 12, 12), None).flatten(2).mT  # [1, S, D]
+        attention = model.transformer.decoder.layers[0].multihead_attn
+        centres = model.query_embed.anchors.sigmoid()[:, :2]
+        query = model.query_embed.position(model.query_embed.anchors[None])
+        places = torch.stack(torch.meshgrid(torch.arange(12), torch.arange(12), indexing="xy"), -1)
+        weights = torch.zeros(20, 144)
+        for head in range(attention.num_heads):
+            rows = slice(32 * head, 32 * head + 32)
+            q = query[0] @ attention.in_proj_weight[:128][rows].T
+            k = position[0] @ attention.in_proj_weight[128:256][rows].T
+            weights += (q @ k.T / 32**0.5).softmax(-1) / attention.num_heads
+        best = places.view(-1, 2)[weights.argmax(-1)] / 12 + 1 / 12
+        assert (best - centres).abs().max() < 0.2
 
 
 class TestPostProcess:

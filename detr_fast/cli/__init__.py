@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for command in COMMANDS:
         subparser = command.add_parser(subparsers)
-        subparser.add_argument("--debug", action="store_true", help="show where an error came from")
+        subparser.add_argument(
+            "--debug", action="store_true", default=False, help="show where an error came from"
+        )
         subparser.set_defaults(run=command.run)
     args = parser.parse_args(argv)
     try:

@@ -13,7 +13,7 @@ from ..evaluation import format_metrics
 from ..losses import BOX_LOSSES
 from ..models import MODELS
 from ..training import TrainConfig, Trainer, distributed, load_checkpoint
-from ..training.engine import Interrupted, NonFiniteLoss
+from ..training.engine import Interrupted
 from ..training.logs import read_metrics
 from ..training.recipes import eval_recipe, train_recipe
 from ..visualize import plot_training
@@ -60,6 +60,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     model.add_argument("--model", choices=tuple(MODELS), help="default: tiny")
     model.add_argument("--num-queries", type=int, metavar="N", help="most detections per image")
     model.add_argument("--query-mode", choices=("learned", "anchor"))
+    model.add_argument("--dropout", type=float, help="of the transformer")
     model.add_argument("--stride", type=int, choices=(8, 16), help="of tiny's feature map")
     model.add_argument(
         "--backbone-weights",
@@ -140,9 +141,6 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         return 130
-    except NonFiniteLoss as error:
-        print(f"detr-fast: error: {error}", file=sys.stderr)
-        return 1
     if main:
         _finish(trainer, val_set, row)
     return 0

@@ -9,7 +9,7 @@ from .backbone import ConvBackbone, ResNetBackbone
 from .detr import DETR
 from .mlp import MLP
 from .position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from .queries import AnchorQueries, LearnedQueries
+from .queries import AnchorQueries, LearnedQueries, attend_nearby
 from .transformer import Decoder, Encoder, Transformer
 
 
@@ -43,24 +43,34 @@ def build_detr(
         raise ValueError(
             f"num_classes is {num_classes} and num_queries {num_queries}, both must be positive"
         )
-    encodings = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
-    sources = {"learned": LearnedQueries, "anchor": AnchorQueries}
-    if position_encoding not in encodings:
-        raise ValueError(f"position_encoding is {position_encoding!r}, expected sine or learned")
-    if query_mode not in sources:
+    if query_mode not in ("learned", "anchor"):
         raise ValueError(f"query_mode is {query_mode!r}, expected learned or anchor")
+    if position_encoding not in ("sine", "learned"):
+        raise ValueError(f"position_encoding is {position_encoding!r}, expected sine or learned")
+    # Anchors have to tell neighbouring places apart: a lower temperature gives higher frequencies.
+    temperature = 20.0 if query_mode == "anchor" else 10000.0
+    transformer = Transformer(
+        Encoder(dim, num_heads, num_encoder_layers, dim_feedforward, dropout),
+        Decoder(dim, num_heads, num_decoder_layers, dim_feedforward, dropout),
+    )
     box_head = MLP(dim, dim, 4, num_layers=3)
-    if query_mode == "anchor":  # the head predicts an offset: start at the anchor itself
+    if query_mode == "learned":
+        queries: nn.Module = LearnedQueries(num_queries, dim)
+    else:
+        queries = AnchorQueries(num_queries, dim, temperature)
+        attend_nearby(transformer.decoder)
+        # The head predicts an offset: start at the anchor itself.
         nn.init.zeros_(box_head.layers[-1].weight)
         nn.init.zeros_(box_head.layers[-1].bias)
     return DETR(
         backbone=backbone,
-        position_encoding=encodings[position_encoding](dim),
-        transformer=Transformer(
-            Encoder(dim, num_heads, num_encoder_layers, dim_feedforward, dropout),
-            Decoder(dim, num_heads, num_decoder_layers, dim_feedforward, dropout),
+        position_encoding=(
+            SinePositionEncoding(dim, temperature)
+            if position_encoding == "sine"
+            else LearnedPositionEncoding(dim)
         ),
-        queries=sources[query_mode](num_queries, dim),
+        transformer=transformer,
+        queries=queries,
         class_head=nn.Linear(dim, num_classes + 1),
         box_head=box_head,
         dim=dim,

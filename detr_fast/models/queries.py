@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .mlp import MLP
 from .position_encoding import sine_features
+from .transformer import Decoder
 
 
 class LearnedQueries(nn.Embedding):
@@ -39,20 +40,24 @@ class LearnedQueries(nn.Embedding):
 class AnchorQueries(nn.Module):
     """Queries with a learned anchor box each, which every decoder layer refines.
 
-    The position of a query is an MLP of its box's sine features, so that the decoder is told where
-    and how large the query is; the content starts from a learned, zero-initialised embedding. The
-    box head predicts an offset to the box in logit space, and the refined box, detached, is the
-    next layer's anchor. After DAB-DETR (Liu et al. 2022, section 4), in its simplest form.
+    The position of a query comes from its box: the sine features of the centre, as the image
+    features have them, plus an MLP of the sine features of the whole box. So the decoder is told
+    where and how large each query is. The content starts from a learned, zero-initialised
+    embedding. The box head predicts an offset to the box in logit space, and the refined box,
+    detached, is the next layer's anchor. After DAB-DETR (Liu et al. 2022, section 4).
     """
 
-    def __init__(self, num_queries: int, dim: int) -> None:
+    def __init__(self, num_queries: int, dim: int, temperature: float) -> None:
         super().__init__()
-        if dim % 2:
-            raise ValueError(f"anchor queries need an even dim, got {dim}")
+        if dim % 4:
+            raise ValueError(f"anchor queries need dim divisible by 4, got {dim}")
         self.features_per_coordinate = dim // 2
+        self.temperature = temperature
         self.content = nn.Parameter(torch.zeros(num_queries, dim))
         self.anchors = nn.Parameter(_spread_anchors(num_queries))
         self.position_head = MLP(2 * dim, dim, dim, num_layers=2)
+        nn.init.zeros_(self.position_head.layers[-1].weight)
+        nn.init.zeros_(self.position_head.layers[-1].bias)
 
     def start(self, batch: int) -> tuple[Tensor, Tensor]:
         """The learned content [B, N, D] and the learned anchors [B, N, 4], in logit space."""
@@ -61,9 +66,9 @@ class AnchorQueries(nn.Module):
     def position(self, reference: Tensor) -> Tensor:
         """An embedding [B, N, D] of the reference boxes [B, N, 4], in logit space."""
         radians = reference.sigmoid() * (2 * math.pi)
-        # A lower temperature than for pixels: a box has four smooth coordinates, not a grid.
-        features = sine_features(radians, self.features_per_coordinate, temperature=20.0)
-        return self.position_head(features.flatten(-2).to(reference.dtype))
+        features = sine_features(radians, self.features_per_coordinate, self.temperature)
+        x, y, _, _ = features.unbind(-2)  # [B, N, D/2] each
+        return torch.cat((y, x), -1) + self.position_head(features.flatten(-2))
 
     def boxes(self, offsets: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [B, N, 4] cxcywh in 0..1, and the next reference [B, N, 4] in logit space."""
@@ -81,3 +86,16 @@ def _spread_anchors(num_queries: int) -> Tensor:
     centres = torch.stack((index / golden, index / golden**2), -1) % 1.0
     sizes = torch.full_like(centres, 0.2)
     return torch.cat((centres.clamp(0.02, 0.98), sizes), -1).logit().float()
+
+
+def attend_nearby(decoder: Decoder, gain: float = 2.0) -> None:
+    """Start cross-attention with equal query and key projections, ``gain`` times their usual size.
+
+    The product of a query's position with a feature's is then largest where the anchor is. With
+    independent projections attention starts uniform, and a model that is trained from scratch on
+    few images may stay on that plateau.
+    """
+    with torch.no_grad():
+        for layer in decoder.layers:
+            query, key, _ = layer.multihead_attn.in_proj_weight.chunk(3)
+            key.copy_(query.mul_(gain))

@@ -54,6 +54,7 @@ class TrainConfig:
     query_mode: str | None = None  # default: the model's own
     num_queries: int = 20
     stride: int | None = None  # of the tiny model's feature map; default: its own
+    dropout: float | None = None  # of the transformer; default: the model's own
     backbone_weights: str | None = None  # None, "imagenet" or a path
     recipe: str = "small"  # image transforms: "small" or "detr"
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
@@ -112,8 +113,9 @@ class TrainConfig:
     def model_args(self, num_classes: int) -> dict[str, Any]:
         """The arguments of the model's builder."""
         args: dict[str, Any] = {"num_classes": num_classes, "num_queries": self.num_queries}
-        if self.query_mode is not None:
-            args["query_mode"] = self.query_mode
+        for name in ("query_mode", "dropout"):
+            if getattr(self, name) is not None:
+                args[name] = getattr(self, name)
         if self.model == "tiny":
             if self.stride is not None:
                 args["stride"] = self.stride
@@ -148,6 +150,8 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 expected = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {expected}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}, expected 0 <= ema < 1")
         if not 0 < self.lr_drop <= 1:

@@ -29,10 +29,6 @@ class Interrupted(Exception):
     """The run was stopped by Ctrl-C or a termination signal, after writing a checkpoint."""
 
 
-class NonFiniteLoss(ValueError):
-    """The loss became NaN or infinite; the message says at which step and in which part."""
-
-
 class Trainer:
     """A training run.
 
@@ -111,7 +107,8 @@ class Trainer:
 
         Raises:
             Interrupted: on Ctrl-C or SIGTERM, after saving; resuming continues exactly.
-            NonFiniteLoss: the loss is NaN or infinite. The last checkpoint is left as it was.
+            ValueError: what the criterion finds wrong, predictions that are not finite among it,
+                with the step. The last checkpoint is left as it was.
         """
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         log = RunLog(self.run_dir, self.step) if self.is_main else None
@@ -127,6 +124,14 @@ class Trainer:
                 self._save("last.pt")
             if not row:  # resumed after the last step
                 row = self._evaluate(self.config.epochs, log, bar)
+        except RuntimeError as error:
+            if not self._stop:
+                raise
+            # SIGTERM to the whole process group takes the workers with it, in the middle of a step.
+            raise Interrupted(
+                f"stopped at step {self.step} together with its data workers, so that the last "
+                "checkpoint is of the end of an epoch"
+            ) from error
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -153,7 +158,6 @@ class Trainer:
             bar.advance()
             if self.step % config.log_every == 0 or self.step % self.steps_per_epoch == 0:
                 means = {name: float(value) / summed for name, value in sums.items()}
-                self._check_finite(means, losses)
                 speed = (self.images_seen - images_then) / (self.seconds - seconds_then)
                 means |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": speed}
                 if log is not None:
@@ -190,7 +194,10 @@ class Trainer:
             ]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp is not None):
                 outputs = self.parallel(images, mask)
-            losses = self.criterion(outputs, targets)
+            try:
+                losses = self.criterion(outputs, targets)
+            except ValueError as error:
+                raise ValueError(f"step {self.step + 1}: {error}") from error
             (losses["loss"] / len(batches)).backward()
             self.images_seen += len(images) * distributed.world_size()
         if self.config.clip:
@@ -201,14 +208,6 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return {name: value.detach() for name, value in losses.items()}
-
-    def _check_finite(self, means: dict[str, float], losses: dict[str, Tensor]) -> None:
-        if means["loss"] - means["loss"] != 0:  # NaN or infinite
-            parts = [name for name, value in losses.items() if not value.isfinite()]
-            raise NonFiniteLoss(
-                f"the loss is {means['loss']} by step {self.step} ({', '.join(parts) or '?'}): "
-                f"try a lower learning rate or --amp none; {self.run_dir / 'last.pt'} is unchanged"
-            )
 
     def _evaluate(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         started = time.perf_counter()

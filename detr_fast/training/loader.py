@@ -104,11 +104,13 @@ def make_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
         dataset,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_leave_interrupts_alone,
+        generator=torch.Generator(),  # else it would draw from the random numbers of training
         **options,
     )
 
 
-def _ignore_interrupt(worker: int) -> None:
+def _leave_interrupts_alone(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,0 +1,256 @@
+"""The command line, end to end, as a user calls it; and what it says when something is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from detr_fast.cli import main
+
+FAST = ("--batch-size", "4", "--num-queries", "6", "--workers", "0", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def run(voc_folder, tmp_path_factory) -> Path:
+    """A run of two epochs on the small VOC folder."""
+    runs = tmp_path_factory.mktemp("runs")
+    options = ["--data", f"voc:{voc_folder}", "--epochs", "2", "--runs", str(runs), *FAST]
+    assert main(["train", *options, "--name", "first"]) == 0
+    return runs / "first"
+
+
+class TestTrain:
+    def test_writes_everything(self, run):
+        assert {path.name for path in run.iterdir()} == {
+            *("last.pt", "best.pt", "metrics.jsonl", "tensorboard", "curves.png", "predictions.png")
+        }
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert {row["kind"] for row in rows} == {"train", "val"}
+        (val, last) = [row for row in rows if row["kind"] == "val"]
+        assert last["step"] == 6 and val["epoch"] == 1
+        assert set(last["per_class"]) == {"circle", "square", "triangle"}
+        for name in ("curves.png", "predictions.png"):
+            assert min(Image.open(run / name).size) > 300
+        assert list((run / "tensorboard").glob("events*"))
+
+    def test_installed_command_prints_the_figures(self, voc_folder, tmp_path):
+        command = Path(sys.executable).with_name("detr-fast")
+        if not command.exists():
+            pytest.skip(f"{command} is not installed: the package is used from its source")
+        options = ["--data", f"voc:{voc_folder}", "--epochs", "1", *FAST]
+        done = subprocess.run(
+            [command, "train", *options], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(" @[ IoU=") == 12
+        for name in ("circle", "square", "triangle"):
+            assert f"\n {name}" in done.stdout
+        assert (tmp_path / "runs" / f"{voc_folder.name}-tiny" / "last.pt").exists()
+
+    def test_generated_shapes(self, tmp_path, monkeypatch):
+        """The default data, cut short by Ctrl-C's signal; the checkpoint resumes."""
+        import signal
+
+        from detr_fast.training import Trainer, load_checkpoint
+
+        step = Trainer._train_step
+
+        def interrupted(self, batches):
+            if self.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            return step(self, batches)
+
+        monkeypatch.setattr(Trainer, "_train_step", interrupted)
+        assert main(["train", "--epochs", "1", "--runs", str(tmp_path), "--workers", "1"]) == 130
+        assert load_checkpoint(tmp_path / "shapes-tiny")["step"] == 3
+
+    def test_interrupt_says_how_to_go_on(self, run, capsys, monkeypatch, tmp_path):
+        from detr_fast.training import Trainer
+        from detr_fast.training.engine import Interrupted
+
+        def interrupted(self):
+            raise Interrupted("stopped at step 3 of 6")
+
+        copy = shutil.copytree(run, tmp_path / "copy")
+        monkeypatch.setattr(Trainer, "run", interrupted)
+        assert main(["train", "--resume", str(copy)]) == 130
+        assert f"detr-fast train --resume {copy}" in capsys.readouterr().err
+
+    def test_coco_files(self, coco_files, tmp_path):
+        images, truth = coco_files
+        spec = f"coco:{images}:{truth}"
+        options = ["--data", spec, "--val-data", spec, "--epochs", "1", "--name", "coco"]
+        assert main(["train", *options, "--runs", str(tmp_path), *FAST]) == 0
+        state = torch.load(tmp_path / "coco" / "last.pt", weights_only=True)
+        assert state["category_ids"] == [3, 17, 90]
+
+    def test_resnet_with_the_published_recipe(self, coco_files, tmp_path, monkeypatch):
+        """The paper's model and transforms, shrunk to run here."""
+        from detr_fast.data import transforms
+
+        monkeypatch.setattr(transforms, "_SHORT_SIDES", (64, 96))
+        images, truth = coco_files
+        spec = f"coco:{images}:{truth}"
+        options = ["--model", "resnet18", "--backbone-weights", "none", "--recipe", "detr"]
+        options += ["--data", spec, "--val-data", spec, "--epochs", "1", "--accumulate", "2"]
+        options += ["--schedule", "cosine", "--ema", "0.9", "--amp", "bf16", "--eval-every", "5"]
+        assert main(["train", *options, "--runs", str(tmp_path), *FAST]) == 0
+
+    def test_name_of_the_folder(self, run, voc_folder, capsys):
+        options = ["--data", f"voc:{voc_folder}", "--runs", str(run.parent), "--name", "first"]
+        assert main(["train", *options]) == 2
+        assert f"{run} exists" in capsys.readouterr().err
+
+
+class TestEval:
+    def test_same_figures_as_in_training(self, run, capsys, tmp_path):
+        assert (
+            main(["eval", str(run), "--device", "cpu", "--out", str(tmp_path / "eval.json")]) == 0
+        )
+        assert capsys.readouterr().out.count(" @[ IoU=") == 12
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        figures = json.loads((tmp_path / "eval.json").read_text())
+        assert figures["AP"] == rows[-1]["AP"] and figures["per_class"] == rows[-1]["per_class"]
+
+    def test_other_data_and_split(self, run, voc_folder, coco_files, capsys):
+        spec = f"voc:{voc_folder}"
+        assert main(["eval", str(run), "--data", spec, "--split", "train", "--device", "cpu"]) == 0
+        assert "12 images" in capsys.readouterr().out
+        images, truth = coco_files
+        assert main(["eval", str(run), "--data", f"coco:{images}:{truth}", "--device", "cpu"]) == 0
+        assert "1 crowd region dropped" in capsys.readouterr().out
+
+
+class TestPredict:
+    def test_pictures_and_json(self, run, voc_folder, tmp_path):
+        images = voc_folder / "JPEGImages"
+        out = tmp_path / "out"
+        command = ["predict", str(run), str(images), str(images / "0.jpg"), "--device", "cpu"]
+        assert main([*command, "--threshold", "0", "--out", str(out)]) == 0
+        results = json.loads((out / "detections.json").read_text())
+        assert len(results) == 19
+        assert len({result["picture"] for result in results}) == 19
+        for result in results:
+            assert Image.open(out / result["picture"]).size == (64, 64)
+            assert (result["width"], result["height"]) == (64, 64)
+            scores = [detection["score"] for detection in result["detections"]]
+            assert len(scores) == 6 and scores == sorted(scores, reverse=True)
+            for detection in result["detections"]:
+                assert detection["category"] in ("circle", "square", "triangle")
+                x, y, width, height = detection["bbox"]
+                assert width > 0 and height > 0 and -64 < x < 64 and -64 < y < 64
+
+    def test_an_unreadable_image_is_named(self, run, voc_folder, tmp_path, capsys):
+        (tmp_path / "bad.jpg").write_bytes(b"not a jpeg")
+        good = voc_folder / "JPEGImages" / "1.jpg"
+        out = tmp_path / "out"
+        command = ["predict", str(run), str(tmp_path / "bad.jpg"), str(good), "--out", str(out)]
+        assert main([*command, "--device", "cpu"]) == 2
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert len([line for line in errors if "bad.jpg" in line]) == 1
+        results = json.loads((out / "detections.json").read_text())
+        assert [Path(result["file"]).name for result in results] == ["1.jpg"]
+
+
+def _copy_voc(voc_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(voc_folder, tmp_path / "voc")
+
+
+class TestErrors:
+    """One line on stderr that names the file and the entry, and exit status 2."""
+
+    def fails(self, capsys, *arguments: str) -> str:
+        assert main(list(arguments)) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("detr-fast: error: ")
+        return lines[0]
+
+    def train(self, capsys, tmp_path, data: str, *more: str) -> str:
+        options = ["--data", data, "--epochs", "1", "--runs", str(tmp_path / "runs"), *FAST, *more]
+        return self.fails(capsys, "train", *options)
+
+    def test_wrong_paths(self, capsys, tmp_path, run):
+        nowhere = str(tmp_path / "nowhere")
+        assert nowhere in self.train(capsys, tmp_path, f"voc:{nowhere}")
+        assert nowhere in self.train(
+            capsys, tmp_path, f"coco:{nowhere}:{nowhere}.json", "--val-data", "shapes"
+        )
+        assert nowhere in self.fails(capsys, "eval", nowhere)
+        assert nowhere in self.fails(capsys, "train", "--resume", nowhere)
+        assert nowhere in self.fails(capsys, "predict", str(run), nowhere)
+        error = self.train(
+            capsys, tmp_path, "shapes", "--model", "resnet18", "--backbone-weights", nowhere
+        )
+        assert nowhere in error
+
+    def test_unknown_form_of_data(self, capsys, tmp_path):
+        assert "voc:PATH" in self.train(capsys, tmp_path, "yolo:somewhere")
+
+    def test_one_split_for_training_and_validation(self, capsys, tmp_path, coco_files):
+        images, truth = coco_files
+        assert "--val-data" in self.train(capsys, tmp_path, f"coco:{images}:{truth}")
+
+    def test_unknown_category(self, capsys, tmp_path, voc_folder, run):
+        folder = _copy_voc(voc_folder, tmp_path)
+        file = folder / "Annotations" / "14.xml"
+        file.write_text(
+            file.read_text()
+            .replace("circle", "hexagon")
+            .replace("square", "hexagon")
+            .replace("triangle", "hexagon")
+        )
+        error = self.fails(capsys, "eval", str(run), "--data", f"voc:{folder}")
+        assert "14.xml" in error and "hexagon" in error
+
+    def test_box_outside_its_image(self, capsys, tmp_path, voc_folder):
+        folder = _copy_voc(voc_folder, tmp_path)
+        file = folder / "Annotations" / "3.xml"
+        text = file.read_text()
+        start = text.index("<xmax>") + len("<xmax>")
+        file.write_text(text[:start] + "900" + text[text.index("</xmax>") :])
+        error = self.train(capsys, tmp_path, f"voc:{folder}")
+        assert "3.xml" in error and "900" in error
+
+    @pytest.mark.parametrize("workers", ["0", "2"])
+    def test_unreadable_image(self, capsys, tmp_path, voc_folder, workers):
+        folder = _copy_voc(voc_folder, tmp_path)
+        image = folder / "JPEGImages" / "5.jpg"
+        image.write_bytes(image.read_bytes()[:300])
+        error = self.train(capsys, tmp_path, f"voc:{folder}", "--workers", workers)
+        assert "5.jpg" in error and "Traceback" not in error
+
+    def test_label_outside_the_classes(self):
+        from detr_fast.losses import SetCriterion
+
+        outputs = {"pred_logits": torch.zeros(1, 5, 4), "pred_boxes": torch.full((1, 5, 4), 0.5)}
+        targets = [{"labels": torch.tensor([0, 3]), "boxes": torch.full((2, 4), 0.5)}]
+        with pytest.raises(ValueError, match=r"targets\[0\]\['labels'\]\[1\] is 3"):
+            SetCriterion(3)(outputs, targets)
+
+    def test_wrong_options(self, capsys, tmp_path, run):
+        assert "lr is -1.0" in self.train(capsys, tmp_path, "shapes", "--lr", "-1")
+        assert "--epochs" in self.fails(capsys, "train", "--resume", str(run), "--epochs", "9")
+        error = self.fails(capsys, "predict", str(run), "x.jpg", "--threshold", "2")
+        assert "--threshold is 2.0" in error
+
+    def test_a_file_that_is_no_checkpoint(self, capsys, tmp_path):
+        (tmp_path / "notes.txt").write_text("hello")
+        assert "notes.txt cannot be read" in self.fails(capsys, "eval", str(tmp_path / "notes.txt"))
+
+    def test_debug_shows_where(self, tmp_path):
+        with pytest.raises(ValueError, match="nowhere"):
+            main(["eval", str(tmp_path / "nowhere"), "--debug"])
+
+
+def test_help_and_version(capsys):
+    for arguments in (["--help"], ["train", "--help"], ["eval", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+    assert "detr-fast 0." in capsys.readouterr().out

@@ -1,0 +1,345 @@
+"""Training: schedules, samplers, checkpoints, and runs that go on exactly where they stopped."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from detr_fast.cli.train import open_data
+from detr_fast.data import Shapes, fixed_eval, small_train
+from detr_fast.models import detr_resnet18, detr_tiny
+from detr_fast.models.weights import CheckpointError
+from detr_fast.training import TrainConfig, Trainer, load_checkpoint, load_model
+from detr_fast.training.checkpoint import save_checkpoint
+from detr_fast.training.engine import Interrupted
+from detr_fast.training.loader import TrainLoader
+from detr_fast.training.schedule import make_optimizer, make_scheduler
+
+TRAIN = ("--batch-size", "4", "--num-queries", "6", "--seed", "3", "--device", "cpu")
+
+
+def train_rows(run: Path) -> list[dict]:
+    """The training rows of a run, without what depends on the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    clock = {"images_per_second", "seconds", "train_seconds"}
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows]
+
+
+def small_trainer(run: Path, checkpoint=None, **options) -> Trainer:
+    """A trainer on 24 images of shapes."""
+    run.mkdir(parents=True, exist_ok=True)
+    config = TrainConfig.create(
+        **{"batch_size": 4, "epochs": 3, "num_queries": 6, "workers": 0, "log_every": 1} | options
+    )
+    sets = [
+        Shapes(24, image_size=48, seed=0, transforms=small_train(None), fresh=True),
+        Shapes(8, image_size=48, seed=1, transforms=fixed_eval(None)),
+    ]
+    return Trainer(config, *sets, run, torch.device("cpu"), checkpoint, quiet=True)
+
+
+class TestResume:
+    def test_killed_run_resumes_to_the_same_losses(self, voc_folder, tmp_path):
+        """A process killed in mid-run, without any warning, then resumed with other workers."""
+        command = [sys.executable, "-m", "detr_fast.cli", "train", "--runs", str(tmp_path)]
+        options = ["--data", f"voc:{voc_folder}", "--epochs", "8", *TRAIN]
+
+        def start(*arguments: str) -> subprocess.Popen:
+            return subprocess.Popen(
+                [*command, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+
+        whole = start(*options, "--name", "whole", "--workers", "1")
+        output, _ = whole.communicate(timeout=240)
+        assert whole.returncode == 0, output
+
+        killed = start(*options, "--name", "killed", "--workers", "0")
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() or '"epoch": 3' not in metrics.read_text():
+            assert killed.poll() is None, killed.stdout.read()
+            assert time.monotonic() < deadline, "the run made no progress"
+            time.sleep(0.01)
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate()
+        steps_before = load_checkpoint(tmp_path / "killed")["step"]
+        assert 0 < steps_before < load_checkpoint(tmp_path / "whole")["step"]
+
+        resumed = start("--resume", str(tmp_path / "killed"))
+        output, _ = resumed.communicate(timeout=240)
+        assert resumed.returncode == 0, output
+        assert f"resumed at step {steps_before}" in output
+        assert train_rows(tmp_path / "killed") == train_rows(tmp_path / "whole")
+        assert len({row["loss"] for row in train_rows(tmp_path / "whole") if "loss" in row}) > 5
+        states = [load_checkpoint(tmp_path / name)["model"] for name in ("whole", "killed")]
+        for name, value in states[0].items():
+            assert torch.equal(value, states[1][name]), name
+
+    def test_interrupted_in_the_middle_of_an_epoch(self, tmp_path):
+        whole = small_trainer(tmp_path / "whole", dropout=0.1)
+        whole.run()
+        stopped = small_trainer(tmp_path / "stopped", dropout=0.1)
+        step = stopped._train_step
+
+        def interrupt_at_eight(batches):
+            if stopped.step == 7:
+                signal.raise_signal(signal.SIGINT)
+            return step(batches)
+
+        stopped._train_step = interrupt_at_eight
+        with pytest.raises(Interrupted, match="stopped at step 8 of 18"):
+            stopped.run()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        checkpoint = load_checkpoint(tmp_path / "stopped")
+        assert checkpoint["step"] == 8
+        small_trainer(tmp_path / "stopped", checkpoint, dropout=0.1).run()
+        assert train_rows(tmp_path / "stopped") == train_rows(tmp_path / "whole")
+        rows = [row for row in train_rows(tmp_path / "stopped") if row["kind"] == "train"]
+        assert [row["step"] for row in rows] == list(range(1, 19))
+
+    def test_resuming_a_finished_run_only_evaluates(self, tmp_path):
+        small_trainer(tmp_path, epochs=1).run()
+        again = small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=1)
+        row = again.run()
+        assert again.step == 6 and "AP50" in row
+
+
+class TestCheckpoint:
+    def test_loads_with_weights_only_and_holds_its_config(self, tmp_path):
+        trainer = small_trainer(tmp_path, epochs=1, query_mode="learned")
+        trainer.run()
+        state = torch.load(tmp_path / "last.pt", weights_only=True)
+        assert TrainConfig.from_dict(state["config"]) == trainer.config
+        assert state["class_names"] == ["circle", "square", "triangle"]
+        model = load_model(load_checkpoint(tmp_path / "last.pt"))
+        image = torch.randn(1, 3, 48, 48)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                model(image)["pred_boxes"], trainer.eval_model.eval()(image)["pred_boxes"]
+            )
+
+    def test_a_failed_write_leaves_the_old_file(self, tmp_path):
+        path = tmp_path / "last.pt"
+        save_checkpoint(path, {"step": 1})
+        with pytest.raises(Exception, match="pickle"):
+            save_checkpoint(path, {"step": 2, "bad": lambda: None})
+        assert load_checkpoint(path)["step"] == 1
+
+    def test_errors_name_the_file(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"none: no such file"):
+            load_checkpoint(tmp_path / "none")
+        (tmp_path / "text.pt").write_text("nothing")
+        with pytest.raises(CheckpointError, match=r"text\.pt cannot be read"):
+            load_checkpoint(tmp_path / "text.pt")
+        torch.save({"a": 1}, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match=r"other\.pt is not a checkpoint"):
+            load_checkpoint(tmp_path / "other.pt")
+        torch.save({"format": 99}, tmp_path / "future.pt")
+        with pytest.raises(CheckpointError, match=r"future\.pt has format 99"):
+            load_checkpoint(tmp_path / "future.pt")
+        save_checkpoint(tmp_path / "whole.pt", {"weights": torch.randn(10000)})
+        half = (tmp_path / "whole.pt").read_bytes()[:20000]
+        (tmp_path / "half.pt").write_bytes(half)
+        with pytest.raises(CheckpointError, match=r"half\.pt cannot be read"):
+            load_checkpoint(tmp_path / "half.pt")
+
+
+class TestEngine:
+    def test_it_learns(self, tmp_path):
+        """Twenty epochs on 24 fixed images bring the loss down by half."""
+        trainer = small_trainer(tmp_path, epochs=20, eval_every=20, ema=0.0, warmup_steps=5)
+        trainer.train_set._fresh = False
+        trainer.run()
+        losses = [row["loss"] for row in train_rows(tmp_path) if row["kind"] == "train"]
+        assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
+
+    def test_accumulated_batches_are_one_large_batch(self, tmp_path):
+        """Without batch norm and with equal numbers of boxes, the gradients agree."""
+        trainers = []
+        for batch_size, accumulate in ((8, 1), (4, 2)):
+            trainer = small_trainer(
+                tmp_path / str(accumulate),
+                batch_size=batch_size,
+                accumulate=accumulate,
+                ema=0.0,
+                amp="none",
+                warmup_steps=0,
+            )
+            for module in trainer.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+            trainer.parallel.train = lambda: None
+            trainers.append(trainer)
+        targets = [{"labels": torch.tensor([1]), "boxes": torch.full((1, 4), 0.5)}] * 8
+        images, mask = torch.randn(8, 3, 48, 48), torch.zeros(8, 48, 48, dtype=torch.bool)
+        trainers[0]._train_step([(images, mask, targets)])
+        trainers[1]._train_step(
+            [(images[:4], mask[:4], targets[:4]), (images[4:], mask[4:], targets[4:])]
+        )
+        for a, b in zip(
+            trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True
+        ):
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+    def test_averaged_weights_are_evaluated(self, tmp_path):
+        trainer = small_trainer(tmp_path, epochs=1)
+        trainer.run()
+        assert trainer.eval_model is not trainer.model
+        raw, averaged = trainer.model.class_embed.weight, trainer.eval_model.class_embed.weight
+        assert not torch.equal(raw, averaged)
+        torch.testing.assert_close(raw, averaged, atol=0.05, rtol=1)
+
+    def test_predictions_that_are_not_finite_stop_the_run_and_name_the_step(self, tmp_path):
+        small_trainer(tmp_path, epochs=1).run()
+        before = (tmp_path / "last.pt").read_bytes()
+        trainer = small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=2)
+        nn.init.constant_(trainer.model.class_embed.bias, math.nan)
+        with pytest.raises(ValueError, match=r"step 7: .*pred_logits.* holds NaN"):
+            trainer.run()
+        assert (tmp_path / "last.pt").read_bytes() == before
+
+    def test_metrics_beyond_the_checkpoint_are_dropped(self, tmp_path):
+        trainer = small_trainer(tmp_path, epochs=1)
+        trainer.run()
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"kind": "train", "step": 999, "epoch": 1}\n{"kind": "tra')
+        small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=1).run()
+        assert all(row["step"] <= 6 for row in train_rows(tmp_path))
+
+    def test_images_without_any_object(self, tmp_path):
+        trainer = small_trainer(tmp_path, epochs=1)
+        empty = {"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+        mask = torch.zeros(2, 48, 48, dtype=torch.bool)
+        losses = trainer._train_step([(torch.randn(2, 3, 48, 48), mask, [empty, empty])])
+        assert losses["loss"].isfinite() and losses["loss_bbox"] == 0
+
+
+class TestLoader:
+    def batches(self, workers: int = 0, first: int = 0, rank: int = 0, world: int = 1) -> list:
+        data = Shapes(24, image_size=48, seed=0, transforms=small_train(None), fresh=True)
+        loader = TrainLoader(data, 4, seed=1, workers=workers, rank=rank, world_size=world)
+        return [images for images, _, _ in loader.epoch(2, first_batch=first)]
+
+    def test_the_same_whatever_the_workers_and_wherever_it_starts(self):
+        expected = self.batches()
+        assert len(expected) == 6
+        for found in (self.batches(workers=2), self.batches(workers=1)):
+            assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        later = self.batches(first=4)
+        assert all(torch.equal(a, b) for a, b in zip(expected[4:], later, strict=True))
+
+    def test_transforms_differ_from_epoch_to_epoch(self):
+        data = Shapes(8, image_size=48, seed=0, transforms=small_train(None))
+        loader = TrainLoader(data, 8, seed=1, workers=0)
+        first, second = (next(iter(loader.epoch(epoch)))[0].sum((1, 2, 3)) for epoch in (0, 1))
+        assert not torch.allclose(first.sort().values, second.sort().values)
+
+    def test_does_not_touch_the_random_state_of_training(self):
+        before = torch.get_rng_state()
+        self.batches()
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_processes_share_the_images(self):
+        data = Shapes(24, image_size=48)
+        seen = []
+        for rank in range(3):
+            loader = TrainLoader(data, 4, seed=1, workers=0, rank=rank, world_size=3)
+            loader.batches.epoch = 5
+            seen += [index for batch in loader.batches for index in batch]
+        assert sorted(seen) == list(range(24))
+
+    def test_fewer_images_than_a_batch(self):
+        loader = TrainLoader(Shapes(3, image_size=48), 8, seed=1, workers=0)
+        assert [len(batch) for batch in loader.batches] == [3]
+
+
+class TestSchedule:
+    def rates(self, total: int = 100, **options) -> list[float]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = make_scheduler(optimizer, total_steps=total, **options)
+        rates = []
+        for _ in range(total):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return rates
+
+    def test_step(self):
+        rates = self.rates(schedule="step", warmup_steps=4, lr_drop=0.8)
+        assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+        assert rates[79] == 1.0 and rates[80] == pytest.approx(0.1)
+
+    def test_cosine(self):
+        rates = self.rates(schedule="cosine", warmup_steps=0, lr_drop=1.0)
+        assert rates[50] == pytest.approx(0.5)
+        assert rates[25] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+        assert rates[-1] < 0.001
+
+    def test_warm_up_never_fills_a_short_run(self):
+        assert self.rates(20, schedule="step", warmup_steps=200, lr_drop=1.0)[2:] == [1.0] * 18
+
+    def test_backbone_rate(self):
+        model = detr_resnet18(num_classes=2, num_queries=3)
+        rest, backbone = make_optimizer(model, 1e-4, 1e-5, 1e-4).param_groups
+        assert (rest["lr"], backbone["lr"]) == (1e-4, 1e-5)
+        assert len(backbone["params"]) == len(list(model.backbone[0].parameters()))
+        frozen = detr_resnet18(num_classes=2, num_queries=3, trainable_layers=0)
+        assert len(make_optimizer(frozen, 1e-4, 1e-5, 1e-4).param_groups) == 1
+        assert rest["weight_decay"] == backbone["weight_decay"] == 1e-4
+
+
+class TestConfig:
+    def test_defaults_follow_the_model(self):
+        paper = TrainConfig.create(model="resnet50")
+        assert (paper.lr, paper.lr_backbone, paper.clip, paper.epochs) == (1e-4, 1e-5, 0.1, 300)
+        assert paper.backbone_weights == "imagenet" and paper.recipe == "detr"
+        assert TrainConfig.create() == TrainConfig()
+        assert TrainConfig.create(model="resnet50", lr=3e-4).lr == 3e-4
+
+    def test_round_trip(self):
+        config = TrainConfig.create(image_size=(240, 320))
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"model": "vgg"}, "unknown model 'vgg'"),
+            ({"epochs": 0}, "epochs is 0"),
+            ({"lr": -1.0}, r"lr is -1\.0"),
+            ({"schedule": "linear"}, "schedule is 'linear', expected one of step, cosine"),
+            ({"dropout": 1.5}, r"dropout is 1\.5"),
+            ({"ema": 1.0}, r"ema is 1\.0"),
+            ({"lr_drop": 0.0}, r"lr_drop is 0\.0"),
+            ({"model": "resnet18", "stride": 8}, "stride is an option of the tiny model"),
+            ({"backbone_weights": "imagenet"}, "no pretrained backbone"),
+            ({"momentum": 0.9}, "unknown training option 'momentum'"),
+        ],
+    )
+    def test_errors_name_the_option(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            TrainConfig.create(**options)
+
+
+def test_open_data_gives_both_sets_the_same_classes(voc_folder):
+    train, val = open_data(TrainConfig.create(data=f"voc:{voc_folder}"))
+    assert train.class_names == val.class_names and (len(train), len(val)) == (12, 6)
+
+
+def test_model_builds_from_config():
+    config = TrainConfig.create(model="resnet18", backbone_weights=None, query_mode="anchor")
+    args = config.model_args(num_classes=2)
+    assert args["norm"] == "batch"
+    assert type(detr_resnet18(**args).query_embed).__name__ == "AnchorQueries"
+    assert detr_tiny(**TrainConfig.create(stride=16).model_args(3)).backbone[0].num_channels == 256
