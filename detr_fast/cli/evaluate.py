@@ -11,6 +11,7 @@ import torch
 from ..evaluation import format_metrics
 from ..training import TrainConfig, distributed, load_checkpoint, load_model
 from ..training.engine import amp_dtype, evaluate
+from ..training.loader import default_workers
 from .train import open_val_data
 
 
@@ -25,7 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="SPEC", help="default: what it was validated on")
     parser.add_argument("--split", help="default: the split it was validated on")
     parser.add_argument("--batch-size", type=int, help="default: that of training")
-    parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, help="processes that load images")
     parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="auto")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--out", type=Path, metavar="JSON", help="write the figures here too")
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         dataset,
         device,
         args.batch_size or config.batch_size,
-        args.workers,
+        default_workers(device) if args.workers is None else args.workers,
         amp_dtype(args.amp, device),
     )
     if main:

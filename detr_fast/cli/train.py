@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--flip-vertical", action="store_true", help="small recipe: images have no upside"
     )
     data.add_argument("--cache", action="store_true", help="keep decoded images in memory")
-    data.add_argument("--workers", type=int, help="processes that load images; default: 2")
+    data.add_argument("--workers", type=int, help="processes that load images; default: by device")
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=tuple(MODELS), help="default: tiny")

@@ -15,7 +15,7 @@ from detr_fast.data.voc import VocDetection
 SPLITS = ("train", "val", "test")
 FORMS = "shapes | voc:PATH | coco:IMAGES:JSON | coco:ROOT"
 
-_SHAPES_COUNT = {"train": 1000, "val": 500, "test": 500}
+_SHAPES_COUNT = {"train": 3200, "val": 500, "test": 500}
 
 
 def open_dataset(

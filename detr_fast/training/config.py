@@ -75,7 +75,7 @@ class TrainConfig:
     eos_coef: float = 0.1
     amp: str = "auto"  # "none", "bf16", or "auto": bf16 where the hardware multiplies it faster
     seed: int = 0
-    workers: int = 2
+    workers: int | None = None  # processes that load images; None: see loader.default_workers
     eval_every: int = 1  # epochs
     log_every: int = 20  # optimizer steps
 
@@ -137,7 +137,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("lr", "lr_backbone", "weight_decay", "clip", "warmup_steps", "workers"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         for name, choices in (
             ("recipe", ("small", "detr")),

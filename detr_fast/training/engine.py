@@ -18,7 +18,7 @@ from ..models import MODELS
 from . import distributed
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
-from .loader import TrainLoader, make_loader
+from .loader import TrainLoader, default_workers, make_loader
 from .logs import ProgressBar, RunLog
 from .schedule import make_optimizer, make_scheduler
 
@@ -70,11 +70,14 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.model, config.lr, config.lr_backbone, config.weight_decay
         )
+        self.workers = config.workers
+        if self.workers is None:
+            self.workers = default_workers(device)
         self.loader = TrainLoader(
             train_set,
             config.batch_size,
             config.seed,
-            config.workers,
+            self.workers,
             distributed.rank(),
             distributed.world_size(),
             pin_memory=device.type == "cuda",
@@ -216,7 +219,7 @@ class Trainer:
             self.val_set,
             self.device,
             self.config.batch_size,
-            self.config.workers,
+            self.workers,
             self.amp,
         )
         seconds = time.perf_counter() - started

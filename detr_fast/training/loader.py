@@ -1,5 +1,6 @@
 """Batches for training: the same ones whatever the number of workers, resumable at any batch."""
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -96,6 +97,18 @@ class TrainLoader:
         return make_loader(
             self.dataset, self.workers, pin_memory=self.pin_memory, batch_sampler=self.batches
         )
+
+
+def default_workers(device: torch.device) -> int:
+    """How many processes should load images for this one.
+
+    None where the step itself runs on the CPU: they would take its cores, and its threads, which
+    wait for each other at every operation, lose more than the loading gains.
+    """
+    if device.type == "cpu":
+        return 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    return min(8, max(1, (os.cpu_count() or 1) // processes - 1))
 
 
 def make_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
