@@ -145,16 +145,17 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> None:
         config = self.config
+        clock = time.perf_counter()
         done = self.step - epoch * self.steps_per_epoch  # > 0 after an interruption
         batches = iter(self.loader.epoch(epoch, first_batch=done * config.accumulate))
         self.parallel.train()
         sums: dict[str, Tensor] = {}
         summed, images_then, seconds_then = 0, self.images_seen, self.seconds
         for _ in range(done, self.steps_per_epoch):
-            started = time.perf_counter()
             losses = self._train_step([next(batches) for _ in range(config.accumulate)])
             self.step += 1
-            self.seconds += time.perf_counter() - started
+            before, clock = clock, time.perf_counter()
+            self.seconds += clock - before
             summed += 1
             for name in LOGGED:
                 sums[name] = sums.get(name, 0) + losses[name]
