@@ -24,33 +24,49 @@ def draw_detections(
 ) -> Image.Image:
     """A copy of the image with a box and a caption per detection, coloured by class.
 
-    Lines and text grow with the image, so that they can be read at any size.
+    Lines and text grow with the image, so that they can be read at any size. Where captions would
+    cover each other, only the surest one is drawn.
     """
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     longest = max(picture.size)
     line = max(1, round(longest / 320))
-    font = ImageFont.load_default(size=max(10, round(longest / 48)))
-    order = range(len(labels))
-    if scores is not None:  # the surest on top
-        order = sorted(order, key=lambda i: float(scores[i]))
-    for i in order:
+    font = ImageFont.load_default(size=max(10, round(longest / 52)))
+    order = list(range(len(labels)))
+    if scores is not None:
+        order.sort(key=lambda i: -float(scores[i]))
+    corners = []
+    for i in reversed(order):  # the surest on top
         x1, y1, x2, y2 = (float(v) for v in boxes[i])
-        colour = PALETTE[int(labels[i]) % len(PALETTE)]
-        x2, y2 = max(x1, x2), max(y1, y2)
-        draw.rectangle((x1, y1, x2, y2), outline=colour, width=line)
-        caption = class_names[int(labels[i])]
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=_colour(labels[i]), width=line)
+        corners.append((x1, y1))
+    captions: list[tuple[float, float, float, float]] = []
+    for i, (x1, y1) in zip(order, reversed(corners), strict=True):
+        text = class_names[int(labels[i])]
         if scores is not None:
-            caption += f" {float(scores[i]):.2f}"
-        left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
+            text += f" {float(scores[i]):.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 2 * line + 2, bottom - top + 2 * line + 2
         # Above the box where there is room, else inside it; never outside the picture.
         x = min(max(0, x1), max(0, picture.width - width))
         y = y1 - height if y1 >= height else y1
         y = min(max(0, y), max(0, picture.height - height))
-        draw.rectangle((x, y, x + width, y + height), fill=colour)
-        draw.text((x + line + 1 - left, y + line + 1 - top), caption, fill="white", font=font)
+        area = (x, y, x + width, y + height)
+        if any(_overlap(area, other) for other in captions):
+            continue
+        captions.append(area)
+        draw.rectangle(area, fill=_colour(labels[i]))
+        draw.text((x + line + 1 - left, y + line + 1 - top), text, fill="white", font=font)
     return picture
+
+
+def _colour(label: Tensor | int) -> str:
+    return PALETTE[int(label) % len(PALETTE)]
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two rectangles (x1, y1, x2, y2) share a point."""
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
 def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 6) -> Image.Image:

@@ -1,0 +1,134 @@
+"""COCO evaluation: figures, classes, crowds, and images without anything found."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detr_fast.data import CocoDetection, Shapes, fixed_eval
+from detr_fast.evaluation import METRICS, coco_metrics, detect, format_metrics
+from detr_fast.training.engine import amp_dtype, evaluate
+from detr_fast.training.loader import make_loader
+
+
+def truth_as_detections(dataset: Shapes) -> dict[int, dict[str, Tensor]]:
+    found = {}
+    for index in range(len(dataset)):
+        record = dataset.record(index)
+        found[record.image_id] = {
+            "scores": torch.ones(len(record.labels)),
+            "labels": torch.as_tensor(record.labels),
+            "boxes": torch.as_tensor(record.boxes, dtype=torch.float32),
+        }
+    return found
+
+
+@pytest.fixture
+def shapes() -> Shapes:
+    return Shapes(10, image_size=96, seed=0, transforms=fixed_eval(None))
+
+
+def test_perfect_detections(shapes):
+    figures, per_category = coco_metrics(
+        shapes.coco, truth_as_detections(shapes), shapes.category_ids
+    )
+    assert tuple(figures) == METRICS
+    assert figures["AP"] == figures["AP50"] == figures["AR_100"] == pytest.approx(1.0)
+    assert set(per_category) == set(shapes.category_ids)
+    assert all(value == pytest.approx(1.0) for value in per_category.values())
+
+
+def test_one_class_mistaken_for_another(shapes):
+    found = truth_as_detections(shapes)
+    for detections in found.values():
+        detections["labels"][detections["labels"] == 1] = 2
+    figures, per_category = coco_metrics(shapes.coco, found, shapes.category_ids)
+    assert per_category[shapes.category_ids[0]] == pytest.approx(1.0)
+    assert per_category[shapes.category_ids[1]] == 0
+    assert 0 < per_category[shapes.category_ids[2]] < 1
+    assert figures["AP"] == pytest.approx(sum(per_category.values()) / 3)
+
+
+def test_shifted_boxes_lose_the_strict_thresholds(shapes):
+    found = truth_as_detections(shapes)
+    for detections in found.values():
+        size = detections["boxes"][:, 2] - detections["boxes"][:, 0]
+        detections["boxes"][:, 0::2] += 0.25 * size[:, None]  # IoU 0.75 / 1.25 = 0.6
+    figures, _ = coco_metrics(shapes.coco, found, shapes.category_ids)
+    assert figures["AP50"] == pytest.approx(1.0) and figures["AP75"] == 0
+    assert figures["AP"] == pytest.approx(0.2, abs=0.11)  # 0.50 and 0.55, and 0.60 by rounding
+
+
+def test_nothing_found(shapes):
+    empty = {"scores": torch.zeros(0), "labels": torch.zeros(0).long(), "boxes": torch.zeros(0, 4)}
+    found = {shapes.record(i).image_id: empty for i in range(len(shapes))}
+    figures, _ = coco_metrics(shapes.coco, found, shapes.category_ids)
+    assert figures["AP"] == 0
+
+
+def test_sparse_category_ids(coco_files):
+    dataset = CocoDetection(*coco_files)
+    found = truth_as_detections(dataset)
+    figures, per_category = coco_metrics(dataset.coco, found, dataset.category_ids)
+    assert figures["AP50"] == pytest.approx(1.0)
+    assert set(per_category) == {3, 17, 90}
+
+
+class Oracle(nn.Module):
+    """A model that knows the answers: it finds each image by its pixels."""
+
+    def __init__(self, dataset: Shapes) -> None:
+        super().__init__()
+        self.known = [dataset[i] for i in range(len(dataset))]
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        logits, boxes = torch.zeros(len(images), 8, 4), torch.full((len(images), 8, 4), 0.5)
+        logits[..., 3] = 20
+        for b, image in enumerate(images):
+            target = next(
+                target
+                for known, target in self.known
+                if torch.equal(known, image[:, : known.shape[1], : known.shape[2]])
+            )
+            count = len(target["labels"])
+            logits[b, torch.arange(count), target["labels"]] = 40
+            boxes[b, :count] = target["boxes"]
+        return {"pred_logits": logits, "pred_boxes": boxes}
+
+
+class TestDetect:
+    def test_boxes_come_back_in_pixels_of_the_original_images(self):
+        dataset = Shapes(6, image_size=96, seed=3, transforms=fixed_eval((64, 48)))
+        row = evaluate(Oracle(dataset), dataset, torch.device("cpu"), batch_size=4)
+        assert row["AP"] == pytest.approx(1.0)
+        assert set(row["per_class"]) == {"circle", "square", "triangle"}
+
+    def test_padding_does_not_shift_boxes(self):
+        small = Shapes(3, image_size=64, seed=3, transforms=fixed_eval((64, 40)))
+        large = Shapes(3, image_size=64, seed=4, transforms=fixed_eval((48, 64)))
+        mixed = torch.utils.data.ConcatDataset([small, large])
+        oracle = Oracle(small)
+        oracle.known += Oracle(large).known
+        loader = make_loader(mixed, 0, batch_size=6)
+        ((images, mask, _),) = loader
+        assert mask.any() and images.shape[-2:] == (64, 64)
+        # Both sets number their images alike: look at the large ones, which come last.
+        found = detect(oracle, loader, torch.device("cpu"))
+        figures, _ = coco_metrics(large.coco, found, large.category_ids)
+        assert figures["AP"] == pytest.approx(1.0)
+
+
+def test_amp_dtype():
+    cpu = torch.device("cpu")
+    assert amp_dtype("none", cpu) is None and amp_dtype("bf16", cpu) is torch.bfloat16
+    assert amp_dtype("auto", cpu) in (None, torch.bfloat16)
+
+
+def test_table():
+    figures = {name: i / 100 for i, name in enumerate(METRICS)}
+    text = format_metrics(figures, {"cat": 0.5, "unicorn": -1.0}, {"cat": 7})
+    lines = text.splitlines()
+    assert lines[0] == (
+        " Average Precision (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.000"
+    )
+    assert len([line for line in lines if "@[" in line]) == 12
+    assert " cat          7  0.500" in lines and " unicorn      0      -" in lines

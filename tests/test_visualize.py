@@ -1,0 +1,66 @@
+"""Pictures: what is drawn where."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_fast.visualize import PALETTE, draw_detections, enlarge, image_grid, plot_training
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def test_boxes_are_where_they_are_said_to_be():
+    image = Image.new("RGB", (200, 100), "white")
+    drawn = draw_detections(image, [[20, 40, 80, 90], [120, 50, 180, 95]], [0, 1], ["cat", "dog"])
+    for label, (x1, y1, x2, y2) in enumerate([(20, 40, 80, 90), (120, 50, 180, 95)]):
+        for point in ((x1, (y1 + y2) // 2), (x2, (y1 + y2) // 2), ((x1 + x2) // 2, y2)):
+            assert drawn.getpixel(point) == rgb(PALETTE[label])
+        assert drawn.getpixel(((x1 + x2) // 2, (y1 + y2) // 2)) == (255, 255, 255)
+    assert not np.array(image).min() < 255  # the original is untouched
+
+
+def test_captions_stay_inside_the_picture_and_do_not_cover_each_other():
+    image = Image.new("RGB", (120, 60), "white")
+    names = ["a long class name"]
+    boxes = [[100, 0, 119, 30], [100, 1, 119, 31]]
+    both = np.array(draw_detections(image, boxes, [0, 0], names, [0.9, 0.8]))
+    one = np.array(draw_detections(image, boxes[:1], [0], names, [0.9]))
+    rows, columns = np.nonzero((one != 255).any(-1))
+    assert columns.min() < 60  # the caption was moved to the left to fit
+    caption = np.s_[0 : rows.max() // 3, 0:90]
+    assert np.array_equal(both[caption], one[caption])  # the second caption is left out
+
+
+def test_a_box_outside_the_picture_or_turned_over_is_no_error():
+    image = Image.new("RGB", (50, 50))
+    draw_detections(image, [[-20, -20, 10, 10], [60, 60, 90, 90], [30, 30, 20, 20]], [0] * 3, ["a"])
+
+
+def test_grid():
+    images = [Image.new("RGB", size, "black") for size in ((10, 20), (30, 10), (5, 5))]
+    grid = image_grid(images, columns=2, gap=4)
+    assert grid.size == (2 * 34 + 4, 2 * 24 + 4)
+    assert grid.getpixel((4 + 15, 4 + 10)) == (0, 0, 0)  # each centred in its cell
+    assert grid.getpixel((1, 1)) == grid.getpixel((60, 40)) == (255, 255, 255)
+    with pytest.raises(ValueError, match="at least one"):
+        image_grid([], 2)
+    enlarged, factor = enlarge(images[0], 60)
+    assert enlarged.size == (30, 60) and factor == 3
+
+
+def test_curves(tmp_path):
+    rows = [
+        {"kind": "train", "step": s, "epoch": s / 10, "loss_ce": 2 / s, "loss_bbox": 1 / s}
+        | {"loss_giou": 1 / s}
+        for s in range(1, 100)
+    ]
+    rows += [{"kind": "val", "epoch": e, "AP": 0.1 * e, "AP50": 0.1, "AP75": 0} for e in range(9)]
+    plot_training(rows, tmp_path / "all.png", "a run")
+    plot_training(rows[:1], tmp_path / "one.png")
+    pixels = np.array(Image.open(tmp_path / "all.png").convert("RGB"))
+    assert pixels.shape[:2] == (480, 1200)
+    for colour in PALETTE[:3]:  # three curves on each side
+        found = (abs(pixels.astype(int) - rgb(colour)).sum(-1) < 30).nonzero()[1]
+        assert (found < 600).any() and (found > 600).any()
