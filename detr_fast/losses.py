@@ -89,8 +89,9 @@ class SetCriterion(nn.Module):
         boxes = torch.stack([layer["pred_boxes"].float() for layer in layers])  # [L, B, N, 4]
         layer, image, query, target = _flatten(matches, targets, logits.device)  # each [L * P]
 
-        target_labels = torch.cat([t["labels"] for t in targets]).to(logits.device)  # [T]
-        target_boxes = torch.cat([t["boxes"] for t in targets]).to(boxes)  # [T, 4]
+        # An image without objects may have come as torch.tensor([]).
+        target_labels = torch.cat([t["labels"].long() for t in targets]).to(logits.device)  # [T]
+        target_boxes = torch.cat([t["boxes"].reshape(-1, 4) for t in targets]).to(boxes)  # [T, 4]
         classes = logits.new_full(logits.shape[:3], self.num_classes, dtype=torch.long)
         classes[layer, image, query] = target_labels[target]
         num_boxes = _mean_over_processes(len(target_labels), logits.device).clamp(min=1)

@@ -106,6 +106,31 @@ class TestTrain:
         assert main(["train", *options]) == 2
         assert f"{run} exists" in capsys.readouterr().err
 
+    def test_backbone_weights_are_read_once(self, coco_files, tmp_path):
+        """A resumed run, an evaluation and a prediction do without the file it started from."""
+        import torchvision
+
+        weights = tmp_path / "resnet18.pth"
+        torch.save(torchvision.models.resnet18().state_dict(), weights)
+        images, truth = coco_files
+        spec = f"coco:{images}:{truth}"
+        options = ["--model", "resnet18", "--backbone-weights", str(weights), "--recipe", "small"]
+        options += ["--data", spec, "--val-data", spec, "--epochs", "1", "--name", "fine"]
+        assert main(["train", *options, "--runs", str(tmp_path), *FAST]) == 0
+        weights.unlink()
+        run = str(tmp_path / "fine")
+        assert main(["train", "--resume", run, "--device", "cpu"]) == 0
+        assert main(["eval", run, "--device", "cpu"]) == 0
+        state = torch.load(tmp_path / "fine" / "last.pt", weights_only=True)
+        assert not any("num_batches_tracked" in name for name in state["model"])
+
+    def test_more_objects_than_queries_is_said(self, voc_folder, tmp_path, capsys):
+        options = ["--data", f"voc:{voc_folder}", "--epochs", "1", "--runs", str(tmp_path), *FAST]
+        assert main(["train", *options, "--num-queries", "2"]) == 0
+        assert "than there are queries (2)" in capsys.readouterr().out
+        assert main(["train", *options, "--num-queries", "9"]) == 0
+        assert "than there are queries" not in capsys.readouterr().out
+
 
 class TestEval:
     def test_same_figures_as_in_training(self, run, capsys, tmp_path):
@@ -188,6 +213,7 @@ class TestErrors:
             capsys, tmp_path, "shapes", "--model", "resnet18", "--backbone-weights", nowhere
         )
         assert nowhere in error
+        assert not (tmp_path / "runs" / "shapes-resnet18").exists()
 
     def test_unknown_form_of_data(self, capsys, tmp_path):
         assert "voc:PATH" in self.train(capsys, tmp_path, "yolo:somewhere")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from detr_fast.losses import SetCriterion
 from detr_fast.training import load_checkpoint
 
 
@@ -74,6 +75,28 @@ def test_two_processes_train_resume_and_evaluate(voc_folder, tmp_path):
     done = torchrun("train", "--resume", str(run), "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed at step 4" in done.stdout
+
+
+def _loss_of_one_process(rank: int, store: str, results: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    outputs = {"pred_logits": torch.zeros(1, 6, 4), "pred_boxes": torch.full((1, 6, 4), 0.5)}
+    count = (5, 1)[rank]
+    targets = [{"labels": torch.zeros(count).long(), "boxes": torch.full((count, 4), 0.4)}]
+    losses = SetCriterion(3)(outputs, targets)
+    torch.save(losses["loss_bbox"], f"{results}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed")
+def test_box_losses_are_divided_by_the_mean_number_of_boxes(tmp_path):
+    torch.multiprocessing.spawn(
+        _loss_of_one_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2
+    )
+    found = [torch.load(tmp_path / f"{rank}.pt").item() for rank in range(2)]
+    # Each pair is off by 0.1 in each of four coordinates; 5 and 1 boxes are 3 on average.
+    assert found == pytest.approx([5 * 0.4 / 3, 1 * 0.4 / 3])
 
 
 def _alone(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:

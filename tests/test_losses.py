@@ -128,6 +128,13 @@ def test_half_precision_outputs_are_compared_in_float32():
     torch.testing.assert_close(half_loss["loss"], full_loss["loss"])
 
 
+def test_an_image_without_objects_may_come_as_an_empty_tensor():
+    outputs, targets = predictions(2, 2, 5), some_targets([0, 2])
+    expected = SetCriterion(K)(outputs, targets)["loss"]
+    targets[0] = {"labels": torch.tensor([]), "boxes": torch.tensor([])}
+    assert torch.equal(SetCriterion(K)(outputs, targets)["loss"], expected)
+
+
 def test_wrong_number_of_classes_is_named():
     with pytest.raises(ValueError, match="pred_logits has 5 classes, expected 7 and one"):
         SetCriterion(7)(predictions(1, 1, 3), some_targets([1]))

@@ -87,10 +87,46 @@ class TestResume:
         for name, value in states[0].items():
             assert torch.equal(value, states[1][name]), name
 
+    def test_ctrl_c_in_a_terminal(self, voc_folder, tmp_path):
+        """SIGINT reaches the workers too; the run saves, says how to go on, and does go on."""
+        command = [sys.executable, "-m", "detr_fast.cli", "train", "--runs", str(tmp_path)]
+        options = ["--data", f"voc:{voc_folder}", "--epochs", "50", "--workers", "2", *TRAIN]
+        run = tmp_path / "run"
+        process = subprocess.Popen(
+            [*command, *options, "--name", "run"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while not (run / "last.pt").exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "the run made no progress"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert f"go on with: detr-fast train --resume {run}" in error
+        assert "Traceback" not in error
+        step = load_checkpoint(run)["step"]
+        assert 3 <= step < 150
+        resumed = subprocess.Popen(
+            [*command, "--resume", str(run)], stdout=subprocess.PIPE, text=True
+        )
+        for line in resumed.stdout:
+            if f"resumed at step {step}" in line:
+                break
+        else:
+            pytest.fail("the resumed run did not say where it goes on")
+        resumed.kill()
+        resumed.communicate()
+
     def test_interrupted_in_the_middle_of_an_epoch(self, tmp_path):
         whole = small_trainer(tmp_path / "whole", dropout=0.1)
         whole.run()
         stopped = small_trainer(tmp_path / "stopped", dropout=0.1)
+        handler = signal.getsignal(signal.SIGINT)
         step = stopped._train_step
 
         def interrupt_at_eight(batches):
@@ -101,7 +137,7 @@ class TestResume:
         stopped._train_step = interrupt_at_eight
         with pytest.raises(Interrupted, match="stopped at step 8 of 18"):
             stopped.run()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is handler
         checkpoint = load_checkpoint(tmp_path / "stopped")
         assert checkpoint["step"] == 8
         small_trainer(tmp_path / "stopped", checkpoint, dropout=0.1).run()
@@ -343,6 +379,8 @@ def test_open_data_gives_both_sets_the_same_classes(voc_folder):
 def test_model_builds_from_config():
     config = TrainConfig.create(model="resnet18", backbone_weights=None, query_mode="anchor")
     args = config.model_args(num_classes=2)
-    assert args["norm"] == "batch"
+    assert args["norm"] == "batch" and args["trainable_layers"] == 5
+    args_with_weights = TrainConfig.create(model="resnet18").model_args(num_classes=2)
+    assert args_with_weights["norm"] == "frozen" and args_with_weights["trainable_layers"] == 3
     assert type(detr_resnet18(**args).query_embed).__name__ == "AnchorQueries"
     assert detr_tiny(**TrainConfig.create(stride=16).model_args(3)).backbone[0].num_channels == 256

@@ -128,8 +128,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         folder = args.resume if args.resume.is_dir() else args.resume.parent
 
-    trainer = Trainer(config, train_set, val_set, folder, device, checkpoint)
     main = distributed.rank() == 0
+    try:
+        trainer = Trainer(config, train_set, val_set, folder, device, checkpoint)
+    except BaseException:
+        if main and not any(folder.iterdir()):
+            folder.rmdir()  # nothing was started: leave nothing behind
+        raise
     if main:
         print(_summary(trainer, train_set, val_set))
     try:
@@ -209,6 +214,12 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
     number = "bfloat16 autocast" if trainer.amp else "float32"
     started = f", resumed at step {trainer.step}" if trainer.step else ""
     images = config.batch_size * config.accumulate * distributed.world_size()
+    counts = [len(train_set.record(index).labels) for index in range(len(train_set))]
+    crowded = sum(count > config.num_queries for count in counts)
+    warning = (
+        f"note   {crowded} training images have more objects (up to {max(counts)}) than there are "
+        f"queries ({config.num_queries}); the others cannot be learned: raise --num-queries"
+    )
     return "\n".join(
         [
             f"model  {config.model}, {parameters / 1e6:.1f} M parameters, {config.num_queries} "
@@ -217,6 +228,7 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
             f"val    {val_set.describe()}",
             f"run    {trainer.run_dir}, {config.epochs} epochs of {trainer.steps_per_epoch} steps "
             f"of {images} images{started}",
+            *([warning] if crowded else []),
         ]
     )
 

@@ -45,8 +45,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def load_model(checkpoint: dict[str, Any]) -> nn.Module:
     """The trained model of a checkpoint, for evaluation: the averaged weights if it has them."""
-    args = dict(checkpoint["model_args"])
-    args.pop("backbone_weights", None)  # the checkpoint's own weights replace them
-    model = MODELS[checkpoint["config"]["model"]](**args)
+    model = MODELS[checkpoint["config"]["model"]](**checkpoint["model_args"])
     model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
     return model.eval()

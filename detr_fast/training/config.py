@@ -120,9 +120,10 @@ class TrainConfig:
             if self.stride is not None:
                 args["stride"] = self.stride
         else:
-            # Without weights there are no statistics to freeze.
-            args["norm"] = "batch" if self.backbone_weights is None else "frozen"
-            args["backbone_weights"] = self.backbone_weights
+            # Without weights there are no statistics to freeze, and every layer has to learn.
+            scratch = self.backbone_weights is None
+            args["norm"] = "batch" if scratch else "frozen"
+            args["trainable_layers"] = 5 if scratch else 3
         return args
 
     def _check(self) -> None:

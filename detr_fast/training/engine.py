@@ -51,6 +51,8 @@ class Trainer:
         checkpoint: dict[str, Any] | None = None,
         quiet: bool = False,
     ) -> None:
+        if not len(train_set) or not len(val_set):
+            raise ValueError(f"{len(train_set)} training and {len(val_set)} validation images")
         self.config = config
         self.train_set, self.val_set = train_set, val_set
         self.run_dir = run
@@ -60,7 +62,10 @@ class Trainer:
 
         torch.manual_seed(config.seed)  # every process starts from the same weights
         self.model_args = config.model_args(len(train_set.class_names))
-        self.model = MODELS[config.model](**self.model_args)
+        weights = {}
+        if config.backbone_weights is not None and checkpoint is None:
+            weights = {"backbone_weights": config.backbone_weights}
+        self.model = MODELS[config.model](**self.model_args, **weights)
         self.model.to(device, memory_format=torch.channels_last)
         self.amp = amp_dtype(config.amp, device)
         self.criterion = SetCriterion(
