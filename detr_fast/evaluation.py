@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from .models import PostProcess
+from .precision import autocast
 
 METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -50,7 +51,7 @@ def detect(
     for images, mask, targets in loader:
         padded = mask.any()  # read on the host, before the copy
         mask = mask.to(device, non_blocking=True) if padded else None
-        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+        with autocast(device, amp):
             outputs = model(images.to(device, non_blocking=True), mask)
         # Boxes are relative to each image without its padding, as the position encoding is.
         original = torch.stack([target["orig_size"] for target in targets]).to(device)

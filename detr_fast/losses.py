@@ -1,5 +1,6 @@
 """The set prediction loss: match, then compare the matched pairs (paper, section 3.1)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,7 @@ class SetCriterion(nn.Module):
         box_loss: ``"l1"`` (the paper) or ``"smooth_l1"``.
 
     Raises:
-        ValueError: an unknown ``box_loss``, or ``num_classes`` below one.
+        ValueError: an unknown ``box_loss``, ``num_classes`` below one, a negative ``eos_coef``.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class SetCriterion(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+        if not 0 <= eos_coef < math.inf:
+            raise ValueError(f"eos_coef is {eos_coef}, expected a finite weight of 0 or more")
         if box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss is {box_loss!r}, expected one of {', '.join(BOX_LOSSES)}")
         self.num_classes = num_classes
@@ -83,6 +86,8 @@ class SetCriterion(nn.Module):
                 f"pred_logits has {outputs['pred_logits'].shape[-1]} classes, expected "
                 f"{self.num_classes} and one for 'no object'"
             )
+        if not targets:
+            raise ValueError("there is no image: targets is empty")
         matches = self.matcher.match_layers(layers, targets)
         # In float32 whatever the model ran in: class weights and small boxes need the digits.
         logits = torch.stack([layer["pred_logits"].float() for layer in layers])  # [L, B, N, K+1]
@@ -120,7 +125,8 @@ class SetCriterion(nn.Module):
             logits.flatten(0, 2), classes.flatten(), self.class_weights, reduction="none"
         )
         weight = self.class_weights[classes].flatten(1).sum(1)
-        return loss.view(len(logits), -1).sum(1) / weight
+        # No weight at all: without objects, and with an eos_coef of 0 or without queries.
+        return loss.view(len(logits), -1).sum(1) / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
     def _box_losses(
         self,

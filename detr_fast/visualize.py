@@ -1,5 +1,6 @@
 """Pictures of detections and of a training run."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def draw_detections(
     draw = ImageDraw.Draw(picture)
     longest = max(picture.size)
     line = max(1, round(longest / 320))
-    font = ImageFont.load_default(size=max(10, round(longest / 52)))
+    font = ImageFont.truetype(_font_file(), max(10, round(longest / 56)))
     order = list(range(len(labels)))
     if scores is not None:
         order.sort(key=lambda i: -float(scores[i]))
@@ -58,6 +59,14 @@ def draw_detections(
         draw.rectangle(area, fill=_colour(labels[i]))
         draw.text((x + line + 1 - left, y + line + 1 - top), text, fill="white", font=font)
     return picture
+
+
+@functools.cache
+def _font_file() -> str:
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek and Cyrillic, no CJK."""
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def _colour(label: Tensor | int) -> str:
@@ -118,8 +127,9 @@ def plot_training(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -
     for index, (name, label) in enumerate(parts):
         epochs = np.array([row["epoch"] for row in train])
         values = np.array([row[name] for row in train], dtype=float)
+        marker = "." if len(values) <= 3 else None  # a point has no line
         losses.plot(epochs, values, color=PALETTE[index], alpha=0.25, linewidth=0.8)
-        losses.plot(*_smooth(epochs, values), color=PALETTE[index], label=label)
+        losses.plot(*_smooth(epochs, values), color=PALETTE[index], label=label, marker=marker)
     losses.set(xlabel="epoch", ylabel="loss of the last decoder layer, unweighted", yscale="log")
     losses.legend(frameon=False)
     for index, name in enumerate(("AP", "AP50", "AP75")):
@@ -144,6 +154,8 @@ def plot_training(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -
 
 def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A running mean over a fortieth of the curve."""
+    if not len(y):
+        return x, y
     window = max(1, len(y) // 40)
     kernel = np.ones(window) / window
     return np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")

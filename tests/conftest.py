@@ -19,7 +19,10 @@ def _write_images(folder: Path, shapes: Shapes) -> None:
 
 @pytest.fixture(scope="session")
 def voc_folder(tmp_path_factory) -> Path:
-    """A Pascal VOC folder: 12 images of shapes to train on and 6 to validate, 64 pixels wide."""
+    """A Pascal VOC folder: 12 images of shapes to train on, 6 to validate, 5 of those as test.
+
+    They are 64 pixels wide.
+    """
     root = tmp_path_factory.mktemp("voc")
     shapes = Shapes(18, image_size=64, seed=5)
     _write_images(root / "JPEGImages", shapes)
@@ -36,7 +39,7 @@ def voc_folder(tmp_path_factory) -> Path:
             f"<annotation><filename>{index}.jpg</filename><size><width>64</width>"
             f"<height>64</height><depth>3</depth></size>{objects}</annotation>"
         )
-    for split, numbers in (("train", range(12)), ("val", range(12, 18))):
+    for split, numbers in (("train", range(12)), ("val", range(12, 18)), ("test", range(12, 17))):
         names = "".join(f"{number}\n" for number in numbers)
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text(names)
     return root

@@ -161,7 +161,7 @@ class TestPredict:
         assert len(results) == 19
         assert len({result["picture"] for result in results}) == 19
         for result in results:
-            assert Image.open(out / result["picture"]).size == (64, 64)
+            assert Image.open(out / result["picture"]).size == (320, 320)  # enlarged to be read
             assert (result["width"], result["height"]) == (64, 64)
             scores = [detection["score"] for detection in result["detections"]]
             assert len(scores) == 6 and scores == sorted(scores, reverse=True)
@@ -169,6 +169,20 @@ class TestPredict:
                 assert detection["category"] in ("circle", "square", "triangle")
                 x, y, width, height = detection["bbox"]
                 assert width > 0 and height > 0 and -64 < x < 64 and -64 < y < 64
+
+    def test_nothing_is_ever_overwritten(self, run, voc_folder, tmp_path, capsys, monkeypatch):
+        pictures = shutil.copytree(voc_folder / "JPEGImages", tmp_path / "pictures")
+        before = {path.name: path.read_bytes() for path in pictures.iterdir()}
+        command = ["predict", str(run), str(pictures), "--device", "cpu"]
+        assert main([*command, "--out", str(pictures)]) == 2
+        assert "take another one" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
+        monkeypatch.chdir(tmp_path)
+        assert main(command) == main(command) == 0
+        names = [
+            {p.name for p in (tmp_path / n).iterdir()} for n in ("predictions", "predictions-2")
+        ]
+        assert names[0] == names[1] and "detections.json" in names[0]
 
     def test_an_unreadable_image_is_named(self, run, voc_folder, tmp_path, capsys):
         (tmp_path / "bad.jpg").write_bytes(b"not a jpeg")
@@ -258,6 +272,34 @@ class TestErrors:
         targets = [{"labels": torch.tensor([0, 3]), "boxes": torch.full((2, 4), 0.5)}]
         with pytest.raises(ValueError, match=r"targets\[0\]\['labels'\]\[1\] is 3"):
             SetCriterion(3)(outputs, targets)
+
+    def test_wrong_splits(self, capsys, tmp_path, run, voc_folder, coco_files):
+        error = self.fails(capsys, "eval", str(run), "--split", "trianval")
+        assert "trianval.txt" in error and "test, train, val" in error
+        images, truth = coco_files
+        options = ["--data", f"coco:{images}:{truth}", "--split", "test"]
+        assert "names one split" in self.fails(capsys, "eval", str(run), *options)
+        assert "unknown split" in self.train(capsys, tmp_path, "shapes", "--val-split", "vla")
+
+    def test_wrong_devices(self, capsys, tmp_path, run):
+        for device in ("foo", "cuda:99", "meta"):
+            options = ["train", "--runs", str(tmp_path), "--device", device]
+            assert device in self.fails(capsys, *options)
+            assert device in self.fails(capsys, "eval", str(run), "--device", device)
+        assert not list(tmp_path.iterdir())
+
+    def test_resume_takes_the_end_of_a_run(self, capsys, run):
+        assert "not the end of a run" in self.fails(capsys, "train", "--resume", f"{run}/best.pt")
+
+    def test_a_run_that_saved_nothing_gives_its_name_back(self, capsys, tmp_path, voc_folder):
+        folder = _copy_voc(voc_folder, tmp_path)
+        image = folder / "JPEGImages" / "5.jpg"
+        whole = image.read_bytes()
+        image.write_bytes(whole[:300])
+        self.train(capsys, tmp_path, f"voc:{folder}", "--name", "mine")
+        image.write_bytes(whole)
+        options = ["--data", f"voc:{folder}", "--epochs", "1", "--runs", str(tmp_path / "runs")]
+        assert main(["train", *options, *FAST, "--name", "mine"]) == 0
 
     def test_wrong_options(self, capsys, tmp_path, run):
         assert "lr is -1.0" in self.train(capsys, tmp_path, "shapes", "--lr", "-1")

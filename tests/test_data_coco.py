@@ -224,6 +224,8 @@ IMAGE = {"id": 70, "file_name": "a.png", "width": 40, "height": 30}
         ({"annotations": [annotation(bbox=[5, 5, -3, 9])]}, ["annotation 5", "negative size"]),
         ({"annotations": [annotation(bbox=[5, float("nan"), 3, 9])]},
          ["annotation 5", "not finite"]),
+        ({"annotations": [annotation(bbox=[5, 5, 10**400, 9])]}, ["annotation 5", "not finite"]),
+        ({"annotations": [annotation(iscrowd="0")]}, ["annotation 5", "'iscrowd' '0'"]),
         ({"annotations": [annotation(bbox=[5, 5, 3])]}, ["annotation 5", "expected 4 numbers"]),
         ({"annotations": [annotation(bbox=None)]}, ["annotation 5", "expected 4 numbers"]),
         ({"annotations": [annotation(category_id=77)]},
@@ -278,9 +280,19 @@ def test_wrong_paths_and_broken_json(tmp_path):
     file.write_text('{"images": [')
     with pytest.raises(DataError, match=r"instances\.json: cannot read the annotations"):
         CocoDetection(images, file)
+    file.write_text('{"images": ' + "[" * 100_000)
+    with pytest.raises(DataError, match=r"instances\.json: cannot read the annotations"):
+        CocoDetection(images, file)
     file.write_text("[1, 2]")
     with pytest.raises(DataError, match="no list 'images'"):
         CocoDetection(images, file)
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    images, file = coco_file(tmp_path)
+    expected = CocoDetection(images, file).describe()
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert CocoDetection(images, file).describe() == expected
 
 
 def test_image_of_another_size_than_annotated(tmp_path):

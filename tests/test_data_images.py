@@ -63,6 +63,17 @@ def test_grey_16_bit_and_transparency(tmp_path):
     assert read_image(tmp_path / "palette.png").shape == (3, 3, 4)
 
 
+def test_pixels_without_a_scale_are_refused_not_blackened(tmp_path):
+    small = Image.fromarray(np.full((3, 4), 200, dtype=np.int32))
+    small.save(tmp_path / "small.tif")
+    assert (read_image(tmp_path / "small.tif") == 200).all()
+    Image.fromarray(np.full((3, 4), 0.5, dtype=np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((3, 4), 2**20, dtype=np.int32)).save(tmp_path / "large.tif")
+    for name in ("float.tif", "large.tif"):
+        with pytest.raises(DataError, match=rf"{name}: .*no scale"):
+            read_image(tmp_path / name)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_unless_the_stated_size_says_otherwise(tmp_path, orientation):
     image = left_red_right_green()
@@ -175,7 +186,6 @@ def test_clean_message_of_other_exceptions():
 
 def test_cache_is_filled_by_forked_workers_and_not_pickled():
     cache = ImageCache([(2, 3), (4, 5)])
-    assert cache.nbytes == 3 * (6 + 20)
     image = torch.arange(60, dtype=torch.uint8).view(3, 4, 5)
     context = torch.multiprocessing.get_context("fork")
     worker = context.Process(target=cache.put, args=(1, image))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from detr_fast.data import Shapes, fixed_eval
 from detr_fast.losses import SetCriterion
-from detr_fast.training import load_checkpoint
+from detr_fast.training import TrainConfig, Trainer, load_checkpoint
 
 
 def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -36,6 +37,7 @@ def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 def test_two_processes_train_resume_and_evaluate(voc_folder, tmp_path):
     data = ("--data", f"voc:{voc_folder}")
     options = ("--epochs", "2", "--batch-size", "3", "--num-queries", "6", "--device", "cpu")
+    options += ("--amp", "none", "--lr", "1e-3")
     done = torchrun("train", *data, *options, "--name", "two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(" @[ IoU=") == 12  # one process prints
@@ -45,10 +47,8 @@ def test_two_processes_train_resume_and_evaluate(voc_folder, tmp_path):
     assert [row["step"] for row in rows if row["kind"] == "val"] == [2, 4]
     assert len(load_checkpoint(run)["rng"]) == 2
 
-    # An odd number of images, so that the processes' shares differ: the figures are those of one.
-    names = (voc_folder / "ImageSets" / "Main" / "val.txt").read_text().split()
-    assert len(names) == 6
-    (voc_folder / "ImageSets" / "Main" / "test.txt").write_text("\n".join(names[:5]) + "\n")
+    # What was logged in training is what the checkpoint gives: the processes' batch statistics,
+    # each of other images, were made one model. The test split has an odd number of images.
     figures = []
     for start in (torchrun, _alone):
         out = tmp_path / f"{start.__name__}.json"
@@ -71,10 +71,53 @@ def test_two_processes_train_resume_and_evaluate(voc_folder, tmp_path):
         assert "5 images" in done.stdout
         figures.append(json.loads(out.read_text()))
     assert figures[0] == figures[1]
+    out = tmp_path / "val.json"
+    done = _alone("eval", str(run), "--amp", "none", "--out", str(out), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["AP"] == pytest.approx(rows[-1]["AP"], abs=1e-6)
+    states = load_checkpoint(run)
+    assert states["model"]["backbone.0.body.stage1.0.1.running_mean"].abs().sum() > 0
 
     done = torchrun("train", "--resume", str(run), "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed at step 4" in done.stdout
+
+    alone = _alone("train", "--resume", str(run), "--device", "cpu", cwd=tmp_path)
+    assert alone.returncode == 2
+    assert "2 processes with 2 steps per epoch, here it would be 1 and 4" in alone.stderr
+
+
+def _statistics_of_one_process(rank: int, store: str, results: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    images = Shapes(16, image_size=48, transforms=fixed_eval(None))
+    config = TrainConfig.create(
+        epochs=1, batch_size=4, num_queries=6, workers=0, warmup_steps=0, eval_every=9
+    )
+    folder = Path(results)
+    trainer = Trainer(config, images, images, folder, torch.device("cpu"), quiet=True)
+    step, seen = trainer._train_step, []
+
+    def remember(batches):
+        losses = step(batches)
+        seen.append(trainer.model.backbone[0].body.stage1[0][1].running_mean.clone())
+        return losses
+
+    trainer._train_step = remember
+    trainer.run()
+    buffers = [buffer.clone() for buffer in trainer.eval_model.buffers()]
+    torch.save({"seen": seen[-1], "buffers": buffers}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed")
+def test_processes_end_an_epoch_with_one_model(tmp_path):
+    arguments = (str(tmp_path / "store"), str(tmp_path))
+    torch.multiprocessing.spawn(_statistics_of_one_process, arguments, nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert not torch.equal(first["seen"], second["seen"])  # they did see different images
+    torch.testing.assert_close(first["buffers"], second["buffers"], atol=0, rtol=0)
 
 
 def _loss_of_one_process(rank: int, store: str, results: str) -> None:

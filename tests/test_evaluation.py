@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from detr_fast.data import CocoDetection, Shapes, fixed_eval
 from detr_fast.evaluation import METRICS, coco_metrics, detect, format_metrics
-from detr_fast.training.engine import amp_dtype, evaluate
+from detr_fast.precision import amp_dtype, autocast
+from detr_fast.training.engine import evaluate
 from detr_fast.training.loader import make_loader
 
 
@@ -117,10 +118,16 @@ class TestDetect:
         assert figures["AP"] == pytest.approx(1.0)
 
 
-def test_amp_dtype():
+@pytest.mark.parametrize("has_tiles", [True, False])
+def test_amp_dtype(monkeypatch, has_tiles):
     cpu = torch.device("cpu")
     assert amp_dtype("none", cpu) is None and amp_dtype("bf16", cpu) is torch.bfloat16
-    assert amp_dtype("auto", cpu) in (None, torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles, raising=False)
+    assert amp_dtype("auto", cpu) is (torch.bfloat16 if has_tiles else None)
+    with autocast(cpu, amp_dtype("bf16", cpu)):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
+    with autocast(cpu, None):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
 
 
 def test_table():

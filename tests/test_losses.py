@@ -135,6 +135,15 @@ def test_an_image_without_objects_may_come_as_an_empty_tensor():
     assert torch.equal(SetCriterion(K)(outputs, targets)["loss"], expected)
 
 
+def test_nothing_to_learn_from_is_a_loss_of_zero():
+    outputs, targets = predictions(2, 2, 5), some_targets([0, 0])
+    assert SetCriterion(K, eos_coef=0)(outputs, targets)["loss"] == 0
+    with pytest.raises(ValueError, match="no image"):
+        SetCriterion(K)(outputs, [])
+    with pytest.raises(ValueError, match=r"eos_coef is -1"):
+        SetCriterion(K, eos_coef=-1)
+
+
 def test_wrong_number_of_classes_is_named():
     with pytest.raises(ValueError, match="pred_logits has 5 classes, expected 7 and one"):
         SetCriterion(7)(predictions(1, 1, 3), some_targets([1]))

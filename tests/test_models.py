@@ -102,6 +102,20 @@ class TestOutputs:
         with pytest.raises(ValueError, match=message):
             tiny(images, mask)
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("query_mode", ["learned", "anchor"])
+    def test_other_precisions(self, dtype, query_mode):
+        """Boxes are never less than float32: half precision would cost them about a pixel."""
+        torch.manual_seed(0)
+        model = detr_tiny(query_mode=query_mode).eval()
+        images = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            expected = model(images)["pred_boxes"]
+            found = model.to(dtype)(images.to(dtype))["pred_boxes"]
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        tolerance = 1e-5 if dtype == torch.float64 else 0.05
+        torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
+
     def test_every_parameter_is_trained(self):
         """A parameter without a gradient would hang or break distributed training."""
         for query_mode in ("learned", "anchor"):

@@ -1,5 +1,6 @@
 """Training: schedules, samplers, checkpoints, and runs that go on exactly where they stopped."""
 
+import concurrent.futures
 import json
 import math
 import os
@@ -18,8 +19,8 @@ from detr_fast.data import Shapes, fixed_eval, small_train
 from detr_fast.models import detr_resnet18, detr_tiny
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint, load_model
-from detr_fast.training.checkpoint import save_checkpoint
-from detr_fast.training.engine import Interrupted
+from detr_fast.training.checkpoint import ENTRIES, save_checkpoint
+from detr_fast.training.engine import Interrupted, _averaged
 from detr_fast.training.loader import TrainLoader
 from detr_fast.training.schedule import make_optimizer, make_scheduler
 
@@ -171,7 +172,7 @@ class TestCheckpoint:
         save_checkpoint(path, {"step": 1})
         with pytest.raises(Exception, match="pickle"):
             save_checkpoint(path, {"step": 2, "bad": lambda: None})
-        assert load_checkpoint(path)["step"] == 1
+        assert torch.load(path, weights_only=True)["step"] == 1
 
     def test_errors_name_the_file(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"none: no such file"):
@@ -185,6 +186,14 @@ class TestCheckpoint:
         torch.save({"format": 99}, tmp_path / "future.pt")
         with pytest.raises(CheckpointError, match=r"future\.pt has format 99"):
             load_checkpoint(tmp_path / "future.pt")
+        save_checkpoint(tmp_path / "part.pt", {"step": 1})
+        with pytest.raises(CheckpointError, match=r"part\.pt is incomplete: it lacks model, "):
+            load_checkpoint(tmp_path / "part.pt")
+        entries = dict.fromkeys(ENTRIES)
+        for config, said in (({"model": "vit"}, "model 'vit'"), ({"blur": 1}, "with blur")):
+            save_checkpoint(tmp_path / "new.pt", {**entries, "config": config})
+            with pytest.raises(CheckpointError, match=rf"new\.pt is from another .*{said}"):
+                load_checkpoint(tmp_path / "new.pt")
         save_checkpoint(tmp_path / "whole.pt", {"weights": torch.randn(10000)})
         half = (tmp_path / "whole.pt").read_bytes()[:20000]
         (tmp_path / "half.pt").write_bytes(half)
@@ -232,13 +241,28 @@ class TestEngine:
         ):
             torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
 
-    def test_averaged_weights_are_evaluated(self, tmp_path):
+    def test_averaged_weights(self, tmp_path):
+        """Weights and statistics follow with a weight that falls to 1 - decay."""
+        model = nn.BatchNorm1d(1)
+        averaged = _averaged(model, 0.3)
+        expected = None
+        for step in range(5):
+            with torch.no_grad():
+                model.weight.fill_(step**2)
+                model.running_mean.fill_(-step)
+                model.num_batches_tracked.fill_(step)
+            averaged.update_parameters(model)
+            decay = min(0.3, (1 + step) / (10 + step))
+            expected = step**2 if step == 0 else decay * expected + (1 - decay) * step**2
+        assert averaged.module.weight.item() == pytest.approx(expected)
+        assert averaged.module.running_mean.item() < -3
+        assert averaged.module.num_batches_tracked == 4
         trainer = small_trainer(tmp_path, epochs=1)
         trainer.run()
-        assert trainer.eval_model is not trainer.model
-        raw, averaged = trainer.model.class_embed.weight, trainer.eval_model.class_embed.weight
-        assert not torch.equal(raw, averaged)
-        torch.testing.assert_close(raw, averaged, atol=0.05, rtol=1)
+        assert trainer.eval_model is trainer.ema.module
+        assert not torch.equal(
+            trainer.model.class_embed.weight, trainer.eval_model.class_embed.weight
+        )
 
     def test_predictions_that_are_not_finite_stop_the_run_and_name_the_step(self, tmp_path):
         small_trainer(tmp_path, epochs=1).run()
@@ -249,11 +273,49 @@ class TestEngine:
             trainer.run()
         assert (tmp_path / "last.pt").read_bytes() == before
 
+    def test_a_diverged_run_stops_and_leaves_the_checkpoint(self, tmp_path):
+        """Also on images without objects, where there is nothing to match."""
+        small_trainer(tmp_path, epochs=1).run()
+        before = (tmp_path / "last.pt").read_bytes()
+        trainer = small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=2)
+        empty = {"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+        step = trainer._train_step
+        trainer._train_step = lambda batches: step(
+            [(images, mask, [empty] * len(targets)) for images, mask, targets in batches]
+        )
+        nn.init.constant_(trainer.model.class_embed.bias, math.nan)
+        with pytest.raises(ValueError, match="loss is nan by step 7: the training diverged"):
+            trainer.run()
+        assert (tmp_path / "last.pt").read_bytes() == before
+
+    def test_more_accumulation_than_batches_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="accumulate is 7, but an epoch has only 6 batches"):
+            small_trainer(tmp_path, accumulate=7)
+
+    def test_resuming_with_other_data_is_refused(self, tmp_path):
+        small_trainer(tmp_path, epochs=2).run()
+        with pytest.raises(CheckpointError, match=r"1 processes with 6 steps.* would be 1 and 3"):
+            small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=2, batch_size=8)
+
+    def test_validation_without_objects_still_writes_the_best(self, tmp_path):
+        trainer = small_trainer(tmp_path, epochs=1)
+        for index in range(len(trainer.val_set)):
+            record = trainer.val_set.record(index)
+            record.boxes, record.labels = record.boxes[:0], record.labels[:0]
+        trainer.val_set.record = {i: trainer.val_set.record(i) for i in range(8)}.get
+        trainer.run()
+        assert (tmp_path / "best.pt").exists()
+
+    def test_outside_the_main_thread(self, tmp_path):
+        trainer = small_trainer(tmp_path / "new folder", epochs=1)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            assert "AP" in pool.submit(trainer.run).result()
+
     def test_metrics_beyond_the_checkpoint_are_dropped(self, tmp_path):
         trainer = small_trainer(tmp_path, epochs=1)
         trainer.run()
         with (tmp_path / "metrics.jsonl").open("a") as file:
-            file.write('{"kind": "train", "step": 999, "epoch": 1}\n{"kind": "tra')
+            file.write('{"kind": "train", "step": 999, "epoch": 1}\n[1]\n{"kind": "tra')
         small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=1).run()
         assert all(row["step"] <= 6 for row in train_rows(tmp_path))
 
@@ -356,6 +418,12 @@ class TestConfig:
         [
             ({"model": "vgg"}, "unknown model 'vgg'"),
             ({"epochs": 0}, "epochs is 0"),
+            ({"epochs": 2.5}, r"epochs is 2\.5, expected a whole number"),
+            ({"seed": -1}, "seed is -1"),
+            ({"lr": math.nan}, "lr is nan"),
+            ({"eos_coef": -1.0}, r"eos_coef is -1\.0"),
+            ({"image_size": (1, 1)}, r"image_size is \(1, 1\), expected at least 32"),
+            ({"model": "resnet50", "flip_vertical": True}, "belong to the small recipe"),
             ({"lr": -1.0}, r"lr is -1\.0"),
             ({"schedule": "linear"}, "schedule is 'linear', expected one of step, cosine"),
             ({"dropout": 1.5}, r"dropout is 1\.5"),

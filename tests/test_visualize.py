@@ -33,6 +33,16 @@ def test_captions_stay_inside_the_picture_and_do_not_cover_each_other():
     assert np.array_equal(both[caption], one[caption])  # the second caption is left out
 
 
+def test_captions_know_more_than_ascii():
+    def caption(name: str) -> np.ndarray:
+        image = Image.new("RGB", (200, 60), "white")
+        return np.array(draw_detections(image, [[10, 30, 60, 50]], [0], [name]))
+
+    # A font without these letters draws the same empty box for each of them.
+    assert not np.array_equal(caption("\u0436\u0436"), caption("\u0434\u0434"))
+    assert not np.array_equal(caption("\u00e9\u00e9"), caption("\u00ef\u00ef"))
+
+
 def test_a_box_outside_the_picture_or_turned_over_is_no_error():
     image = Image.new("RGB", (50, 50))
     draw_detections(image, [[-20, -20, 10, 10], [60, 60, 90, 90], [30, 30, 20, 20]], [0] * 3, ["a"])

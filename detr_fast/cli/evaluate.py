@@ -2,15 +2,13 @@
 
 import argparse
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..evaluation import format_metrics
+from ..precision import amp_dtype
 from ..training import TrainConfig, distributed, load_checkpoint, load_model
-from ..training.engine import amp_dtype, evaluate
+from ..training.engine import evaluate
 from ..training.loader import default_workers
 from .train import open_val_data
 
@@ -35,9 +33,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    device = distributed.start()
-    if args.device is not None:
-        device = torch.device(args.device)
+    for name, least in (("batch_size", 1), ("workers", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise ValueError(f"{name} is {getattr(args, name)}, expected at least {least}")
+    device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
     dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
@@ -53,12 +52,7 @@ def run(args: argparse.Namespace) -> int:
         amp_dtype(args.amp, device),
     )
     if main:
-        boxes = Counter(
-            dataset.class_names[label]
-            for index in range(len(dataset))
-            for label in dataset.record(index).labels
-        )
-        print("\n" + format_metrics(row, row["per_class"], boxes))
+        print("\n" + format_metrics(row, row["per_class"], dataset.boxes_per_class()))
         if args.out is not None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(row, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Pictures of a model's predictions beside what was to be found."""
+"""Pictures of a model's predictions in a data set."""
 
 import torch
 from PIL import Image
@@ -7,6 +7,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data import DetectionDataset, denormalize
 from ..models import PostProcess
+from ..precision import autocast
 from ..visualize import draw_detections, enlarge, image_grid
 
 
@@ -26,7 +27,7 @@ def prediction_grid(
     cells = []
     for index in range(min(images, len(dataset))):
         image, _ = dataset[index]
-        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+        with autocast(device, amp):
             outputs = model(image[None].to(device))
         size = torch.tensor([image.shape[-2:]], device=device)
         found = {k: v.cpu() for k, v in postprocess(outputs, size)[0].items()}

@@ -13,12 +13,14 @@ from tqdm import tqdm
 
 from ..data import DataError, read_image
 from ..models import PostProcess
+from ..precision import amp_dtype, autocast
 from ..training import TrainConfig, distributed, load_checkpoint, load_model
-from ..training.engine import amp_dtype
 from ..training.recipes import eval_recipe
-from ..visualize import draw_detections
+from ..visualize import draw_detections, enlarge
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+SMALLEST_PICTURE = 320  # pixels on the longer side
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -31,7 +33,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
     parser.add_argument("images", type=Path, nargs="+", help="files, or folders of images")
     parser.add_argument(
-        "--out", type=Path, default=Path("predictions"), help="default: %(default)s"
+        "--out",
+        type=Path,
+        help="a new or empty folder; default: predictions, numbered if it exists",
     )
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="lowest score shown; default: %(default)s"
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Detect in each image; an image that cannot be read is named, and the others still done."""
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold is {args.threshold}, expected 0..1")
-    device = distributed.start() if args.device is None else torch.device(args.device)
+    device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     files = find_images(args.images)
     recipe = eval_recipe(TrainConfig.from_dict(checkpoint["config"]))
@@ -54,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     postprocess = PostProcess(args.threshold)
     names, ids = checkpoint["class_names"], checkpoint["category_ids"]
     amp = amp_dtype(args.amp, device)
-    args.out.mkdir(parents=True, exist_ok=True)
+    out = _new_folder(args.out)
     results, written, failed = [], set(), 0
     for file in tqdm(files, unit="image", disable=None):
         try:
@@ -64,13 +68,16 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         image, _ = recipe(pixels)
-        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+        with autocast(device, amp):
             outputs = model(image[None].to(device))
         size = torch.tensor([pixels.shape[-2:]], device=device)
         found = {name: value.cpu() for name, value in postprocess(outputs, size)[0].items()}
-        picture = _new_name(args.out, file.stem, written)
+        picture = _new_name(out, file.stem, written)
+        shown, factor = F.to_pil_image(pixels), 1.0
+        if max(shown.size) < SMALLEST_PICTURE:  # captions would cover it
+            shown, factor = enlarge(shown, SMALLEST_PICTURE)
         draw_detections(
-            F.to_pil_image(pixels), found["boxes"], found["labels"], names, found["scores"]
+            shown, found["boxes"] * factor, found["labels"], names, found["scores"]
         ).save(picture)
         results.append(
             {
@@ -81,11 +88,9 @@ def run(args: argparse.Namespace) -> int:
                 "detections": _detections(found, names, ids),
             }
         )
-    (args.out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     count = sum(len(result["detections"]) for result in results)
-    print(
-        f"{count} objects in {len(results)} images; wrote {args.out}/detections.json and pictures"
-    )
+    print(f"{count} objects in {len(results)} images; wrote {out}/detections.json and pictures")
     return 2 if failed else 0
 
 
@@ -126,6 +131,23 @@ def _detections(
             }
         )
     return rows
+
+
+def _new_folder(wanted: Path | None) -> Path:
+    """Where results go; nothing that is there already is ever overwritten."""
+    if wanted is not None:
+        if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
+            raise ValueError(f"--out {wanted} exists and is not an empty folder: take another one")
+        wanted.mkdir(parents=True, exist_ok=True)
+        return wanted
+    number = 1
+    while True:
+        folder = Path("predictions" if number == 1 else f"predictions-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
 
 
 def _new_name(folder: Path, stem: str, written: set[str]) -> Path:

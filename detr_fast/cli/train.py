@@ -2,11 +2,9 @@
 
 import argparse
 import sys
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..data import DetectionDataset, open_dataset
 from ..evaluation import format_metrics
@@ -36,7 +34,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,  # so that only what was given is passed on
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="SPEC", help="shapes | voc:PATH | coco:IMAGES:JSON")
+    data.add_argument(
+        "--data", metavar="SPEC", help="shapes | voc:PATH | coco:IMAGES:JSON | coco:ROOT"
+    )
     data.add_argument(
         "--val-data", metavar="SPEC", help="what to evaluate on; default: the val split of --data"
     )
@@ -90,15 +90,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
     run = parser.add_argument_group("run")
     run.add_argument("--name", default=None, help="of the folder; default: data and model")
-    run.add_argument("--runs", type=Path, default=Path("runs"), help="where it goes; default: runs")
+    run.add_argument("--runs", type=Path, default=None, help="where it goes; default: runs")
     run.add_argument(
         "--resume",
         type=Path,
         default=None,
         metavar="RUN",
-        help="a run's folder or checkpoint: go on exactly where it stopped, with its options",
+        help="a run's folder: go on exactly where it stopped, with its options",
     )
-    run.add_argument("--device", default=None, help="default: a GPU if there is one")
+    run.add_argument("--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any")
     return parser
 
 
@@ -109,24 +109,18 @@ def run(args: argparse.Namespace) -> int:
         given["image_size"] = tuple(given["image_size"])
     if given.get("backbone_weights") == "none":
         given["backbone_weights"] = None
-    device = distributed.start()
-    if args.device is not None:
-        device = torch.device(args.device)
-    checkpoint = None
+    device = distributed.start(args.device)
     if args.resume is None:
+        checkpoint, classes = None, None
         config = TrainConfig.create(**given)
     else:
-        if given or args.name:
-            options = ", ".join("--" + name.replace("_", "-") for name in given) or "--name"
-            raise ValueError(f"--resume goes on with the options of its run: leave out {options}")
-        checkpoint = load_checkpoint(args.resume)
-        config = TrainConfig.from_dict(checkpoint["config"])
-    classes = None if checkpoint is None else checkpoint["class_names"]
+        checkpoint, config = _resume(args, given)
+        classes = checkpoint["class_names"]
     train_set, val_set = open_data(config, classes)
     if args.resume is None:
-        folder = distributed.broadcast(_new_run(args.runs, args.name, config))
+        folder = distributed.broadcast(_new_run(args.runs or Path("runs"), args.name, config))
     else:
-        folder = args.resume if args.resume.is_dir() else args.resume.parent
+        folder = args.resume
 
     main = distributed.rank() == 0
     try:
@@ -141,14 +135,32 @@ def run(args: argparse.Namespace) -> int:
         row = trainer.run()
     except Interrupted as stopped:
         if main:
+            saved = (folder / "last.pt").exists()
+            next_step = f"go on with: detr-fast train --resume {folder}"
             print(
-                f"detr-fast: {stopped}; go on with: detr-fast train --resume {folder}",
+                f"detr-fast: {stopped}; {next_step if saved else 'nothing was saved yet'}",
                 file=sys.stderr,
             )
         return 130
     if main:
         _finish(trainer, val_set, row)
     return 0
+
+
+def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, Any], TrainConfig]:
+    """The checkpoint and configuration that --resume names; only --workers may be changed."""
+    workers = given.pop("workers", None)
+    others = [*given, *(name for name in ("name", "runs") if getattr(args, name) is not None)]
+    if others:
+        options = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise ValueError(f"--resume goes on with the options of its run: leave out {options}")
+    if args.resume.name == "last.pt":
+        args.resume = args.resume.parent
+    if args.resume.is_file():
+        raise ValueError(f"{args.resume} is not the end of a run: --resume the folder it is in")
+    checkpoint = load_checkpoint(args.resume)
+    config = TrainConfig.from_dict(checkpoint["config"])
+    return checkpoint, config if workers is None else replace(config, workers=workers)
 
 
 def open_data(
@@ -170,6 +182,8 @@ def open_val_data(
 ) -> DetectionDataset:
     """What a configuration is evaluated on, or other data, with its transforms and classes."""
     spec = data or config.val_data or config.data
+    if split is not None and _names_one_split(spec):
+        raise ValueError(f"{spec} names one split: leave out the split {split!r}")
     if data is None and config.val_data is None and _names_one_split(spec):
         raise ValueError(f"{spec} names one split: say what to evaluate on with --val-data")
     cache = config.cache and spec != "shapes"
@@ -192,12 +206,12 @@ def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
         return runs
     if name is not None:
         folder = runs / name
-        if folder.exists() and any(folder.iterdir()):
+        if (folder / "last.pt").exists():
             raise ValueError(f"{folder} exists: take another --name, or --resume it")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     source = config.data.partition(":")
-    base = f"{Path(source[2]).name or source[0]}-{config.model}".replace(":", "-")
+    base = f"{Path(source[2]).stem or source[0]}-{config.model}"
     number = 1
     while True:
         folder = runs / (base if number == 1 else f"{base}-{number}")
@@ -214,10 +228,10 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
     number = "bfloat16 autocast" if trainer.amp else "float32"
     started = f", resumed at step {trainer.step}" if trainer.step else ""
     images = config.batch_size * config.accumulate * distributed.world_size()
-    counts = [len(train_set.record(index).labels) for index in range(len(train_set))]
-    crowded = sum(count > config.num_queries for count in counts)
+    counts = train_set.object_counts.sum(1)
+    crowded = int((counts > config.num_queries).sum())
     warning = (
-        f"note   {crowded} training images have more objects (up to {max(counts)}) than there are "
+        f"note   {crowded} training images have more objects (up to {counts.max()}) than there are "
         f"queries ({config.num_queries}); the others cannot be learned: raise --num-queries"
     )
     return "\n".join(
@@ -235,16 +249,9 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
 
 def _finish(trainer: Trainer, val_set: DetectionDataset, row: dict[str, Any]) -> None:
     folder = trainer.run_dir
-    boxes = Counter(
-        val_set.class_names[label]
-        for index in range(len(val_set))
-        for label in val_set.record(index).labels
-    )
-    print("\n" + format_metrics(row, row["per_class"], boxes) + "\n")
+    print("\n" + format_metrics(row, row["per_class"], val_set.boxes_per_class()) + "\n")
     plot_training(list(read_metrics(folder / "metrics.jsonl")), folder / "curves.png", folder.name)
     grid = prediction_grid(trainer.eval_model, val_set, trainer.device, trainer.amp)
     grid.save(folder / "predictions.png")
-    print(
-        f"wrote  {folder}/: last.pt, best.pt, metrics.jsonl, tensorboard/, curves.png, "
-        "predictions.png"
-    )
+    files = ("last.pt", "best.pt", "metrics.jsonl", "tensorboard", "curves.png", "predictions.png")
+    print(f"wrote  {folder}/: " + ", ".join(name for name in files if (folder / name).exists()))

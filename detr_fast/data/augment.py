@@ -58,6 +58,8 @@ class ResizeShortSide:
         if self.longest is not None and high / low * short > self.longest:
             short = max(1, round(self.longest * low / high))
         long = max(short, int(short * high / low))
+        if self.longest is not None:  # an image of extreme shape, one pixel thin after resizing
+            long = min(long, max(short, self.longest))
         return (short, long) if height <= width else (long, short)
 
     def __repr__(self) -> str:

@@ -36,11 +36,6 @@ class ImageCache:
         memory = np.frombuffer(mmap.mmap(-1, max(1, total + images)), dtype=np.uint8)
         self._pixels, self._filled = memory[:total], memory[total : total + images]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that all images take once every one is kept."""
-        return int(self._starts[-1])
-
     def get(self, index: int) -> Tensor | None:
         """A copy of image ``index``, uint8 [3, H, W]; None when it is not kept yet."""
         if not self._filled[index]:

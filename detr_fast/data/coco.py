@@ -73,11 +73,11 @@ class CocoDetection(DetectionDataset):
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(file, encoding="utf-8-sig") as stream:  # a byte order mark is no fault
             content = json.load(stream)
     except FileNotFoundError:
         raise DataError(f"{file}: no such annotation file") from None
-    except (OSError, ValueError) as error:  # ValueError: no json, or no text at all
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no json, or no text
         raise DataError(f"{file}: cannot read the annotations ({error})") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -100,6 +100,14 @@ def _require_int(file: Path, entry: Mapping[str, Any], key: str, place: str) -> 
     if isinstance(value, bool) or not whole:
         raise DataError(f"{file}: {place} has '{key}' {value!r}, expected a whole number")
     return int(value)
+
+
+def _to_float(number: float) -> float:
+    """As float; json has integers that a float cannot hold, which count as infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _categories(
@@ -188,14 +196,17 @@ def _fill(
             raise DataError(f"{file}: {place} has the unknown category {known} ({why})")
         box = _require(file, entry, "bbox", place)
         if not _is_box(box):
-            raise DataError(f"{file}: {place} has bbox {box!r}, expected 4 numbers")
-        boxes[position] = box
+            raise DataError(f"{file}: {place} has bbox {box!r:.100}, expected 4 numbers")
+        boxes[position] = [_to_float(value) for value in box]
         sizes[position] = record.width, record.height
         labels[position] = label_of[category]
         image_ids[position] = image_id
-        crowd[position] = bool(entry.get("iscrowd", 0))
+        iscrowd = entry.get("iscrowd", 0)
+        if iscrowd not in (0, 1):  # "0" would count as true
+            raise DataError(f"{file}: {place} has 'iscrowd' {iscrowd!r}, expected 0 or 1")
+        crowd[position] = bool(iscrowd)
         area = entry.get("area")
-        areas[position] = area if isinstance(area, (int, float)) else math.nan
+        areas[position] = _to_float(area) if isinstance(area, (int, float)) else math.nan
     written = boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
     if (fault := box_faults(boxes, sizes)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -135,16 +136,28 @@ class DetectionDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Tell the data which epoch begins; only generated data makes use of it."""
 
+    @functools.cached_property
+    def object_counts(self) -> np.ndarray:
+        """How many objects of each class are in each image, int64 [images, K]."""
+        classes = len(self.class_names)
+        rows = [np.bincount(self.record(i).labels, minlength=classes) for i in range(len(self))]
+        return np.array(rows, dtype=np.int64).reshape(len(self), classes)
+
+    def boxes_per_class(self) -> dict[str, int]:
+        """Class name -> number of boxes."""
+        return dict(zip(self.class_names, self.object_counts.sum(0).tolist(), strict=True))
+
     def describe(self) -> str:
         """One line: images, boxes, classes, and what was left out."""
-        counts = [len(self.record(i).labels) for i in range(len(self))]
+        counts = self.object_counts.sum(1)
         names = self.class_names
         shown = ", ".join(names if len(names) <= 10 else [*names[:3], "...", names[-1]])
-        zero, crowd, empty = self.dropped["zero_area"], self.dropped["crowd"], counts.count(0)
+        zero, crowd = self.dropped["zero_area"], self.dropped["crowd"]
+        empty = int((counts == 0).sum())
         return ", ".join(
             [
                 _count(len(self), "image"),
-                _count(sum(counts), "box", "boxes"),
+                _count(int(counts.sum()), "box", "boxes"),
                 f"{_count(len(names), 'class', 'classes')} ({shown})",
                 f"{_count(zero, 'zero-area box', 'zero-area boxes')} dropped",
                 f"{_count(crowd, 'crowd region')} dropped",

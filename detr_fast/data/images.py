@@ -52,16 +52,15 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
             oriented = _oriented_size(opened)
             if size is not None and size not in (oriented, stored):
                 raise DataError(
-                    f"{path}: the image is {_wxh(oriented)}, but its annotations were made for "
-                    f"{_wxh(size)}"
+                    f"the image is {_wxh(oriented)}, but its annotations were made for {_wxh(size)}"
                 )
             image = _to_rgb(opened)
             orientation = _orientation(opened)
             if orientation in _TO_UPRIGHT and size in (None, oriented):
                 image = image.transpose(_TO_UPRIGHT[orientation])
             pixels = np.array(image)
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such image file") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
@@ -105,9 +104,15 @@ def _oriented_size(image: Image.Image) -> tuple[int, int]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
+    if image.mode == "F":
+        raise DataError("floating point pixels have no scale that says what is white")
     if image.mode.startswith("I"):  # 16-bit grey: convert("RGB") would clip at 255
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image).astype(np.int64)
+        if image.mode == "I" and (grey.min() < 0 or grey.max() > 0xFFFF):
+            raise DataError("32-bit pixels have no scale that says what is white")
+        if image.mode != "I" or grey.max() > 0xFF:  # mode I may hold 8 bits as well as 16
+            grey >>= 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("P", "PA", "LA") and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")

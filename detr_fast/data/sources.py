@@ -37,7 +37,7 @@ def open_dataset(
 
     Args:
         spec: see above.
-        split: "train", "val" or "test".
+        split: "train", "val" or "test"; of a VOC folder the name of any of its splits.
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint.
         **options: for the data set's constructor: ``cache_images`` and ``cache_size`` (without
@@ -46,8 +46,6 @@ def open_dataset(
     Raises:
         DataError: an unknown form, a wrong path, or bad data; one line.
     """
-    if split not in SPLITS:
-        raise DataError(f"unknown split '{split}', there are {', '.join(SPLITS)}")
     kind, _, rest = spec.partition(":")
     if kind == "shapes" and not rest:
         return _open_shapes(split, transforms, classes, **options)
@@ -69,6 +67,8 @@ def _open_shapes(
     cache_size: tuple[int, int] | None = None,
     **options: Any,
 ) -> Shapes:
+    if split not in SPLITS:
+        raise DataError(f"shapes: unknown split '{split}', there are {', '.join(SPLITS)}")
     if classes is not None and tuple(classes) != CLASS_NAMES:
         raise DataError(
             f"shapes: the classes are {', '.join(CLASS_NAMES)}, but the classes asked for are "

@@ -158,7 +158,7 @@ def _parse(file: Path) -> _Annotation:
         tree = ElementTree.parse(file).getroot()
     except FileNotFoundError:
         raise DataError(f"{file}: no such annotation file") from None
-    except (OSError, ValueError, ElementTree.ParseError) as error:
+    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:  # Lookup: encoding
         raise DataError(f"{file}: cannot read the annotation ({error})") from None
     objects = []
     for index, node in enumerate(tree.findall("object")):
@@ -181,7 +181,7 @@ def _stated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
     try:
         height = int(float(tree.findtext("size/height") or 0))
         width = int(float(tree.findtext("size/width") or 0))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return (height, width) if height > 0 and width > 0 else None
 

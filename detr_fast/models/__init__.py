@@ -3,6 +3,7 @@
 from .builders import (
     MODELS,
     build_detr,
+    build_resnet_detr,
     detr_resnet18,
     detr_resnet34,
     detr_resnet50,
@@ -19,6 +20,7 @@ __all__ = [
     "MODELS",
     "PostProcess",
     "build_detr",
+    "build_resnet_detr",
     "detr_resnet18",
     "detr_resnet34",
     "detr_resnet50",

@@ -58,7 +58,8 @@ def build_detr(
         queries: nn.Module = LearnedQueries(num_queries, dim)
     else:
         queries = AnchorQueries(num_queries, dim, temperature)
-        attend_nearby(transformer.decoder)
+        if position_encoding == "sine":  # the anchors' positions are like the features' own
+            attend_nearby(transformer.decoder)
         # The head predicts an offset: start at the anchor itself.
         nn.init.zeros_(box_head.layers[-1].weight)
         nn.init.zeros_(box_head.layers[-1].bias)
@@ -78,7 +79,7 @@ def build_detr(
     )
 
 
-def _detr_resnet(
+def build_resnet_detr(
     name: str,
     num_classes: int,
     num_queries: int,
@@ -105,33 +106,33 @@ def _detr_resnet(
 
 
 def detr_resnet18(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-18; options are those of ``_detr_resnet`` and ``build_detr``."""
-    return _detr_resnet("resnet18", num_classes, num_queries, **options)
+    """DETR on ResNet-18; options are those of ``build_resnet_detr`` and ``build_detr``."""
+    return build_resnet_detr("resnet18", num_classes, num_queries, **options)
 
 
 def detr_resnet34(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-34; options are those of ``_detr_resnet`` and ``build_detr``."""
-    return _detr_resnet("resnet34", num_classes, num_queries, **options)
+    """DETR on ResNet-34; options are those of ``build_resnet_detr`` and ``build_detr``."""
+    return build_resnet_detr("resnet34", num_classes, num_queries, **options)
 
 
 def detr_resnet50(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-50; options are those of ``_detr_resnet`` and ``build_detr``."""
-    return _detr_resnet("resnet50", num_classes, num_queries, **options)
+    """DETR on ResNet-50; options are those of ``build_resnet_detr`` and ``build_detr``."""
+    return build_resnet_detr("resnet50", num_classes, num_queries, **options)
 
 
 def detr_resnet101(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-101; options are those of ``_detr_resnet`` and ``build_detr``."""
-    return _detr_resnet("resnet101", num_classes, num_queries, **options)
+    """DETR on ResNet-101; options are those of ``build_resnet_detr`` and ``build_detr``."""
+    return build_resnet_detr("resnet101", num_classes, num_queries, **options)
 
 
 def detr_resnet50_dc5(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
     """DETR on ResNet-50 DC5, a dilated last stage; options as of ``detr_resnet50``."""
-    return _detr_resnet("resnet50", num_classes, num_queries, dilation=True, **options)
+    return build_resnet_detr("resnet50", num_classes, num_queries, dilation=True, **options)
 
 
 def detr_resnet101_dc5(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
     """DETR on ResNet-101 DC5, a dilated last stage; options as of ``detr_resnet50``."""
-    return _detr_resnet("resnet101", num_classes, num_queries, dilation=True, **options)
+    return build_resnet_detr("resnet101", num_classes, num_queries, dilation=True, **options)
 
 
 # Stride of the feature map -> channels and strides of the stages. At stride 16 the first stage

@@ -34,7 +34,7 @@ class LearnedQueries(nn.Embedding):
 
     def boxes(self, offsets: Tensor, reference: None) -> tuple[Tensor, None]:
         """Boxes [B, N, 4] cxcywh in 0..1 straight from the head's output [B, N, 4]."""
-        return offsets.sigmoid(), None
+        return _at_least_float32(offsets).sigmoid(), None
 
 
 class AnchorQueries(nn.Module):
@@ -67,13 +67,19 @@ class AnchorQueries(nn.Module):
         """An embedding [B, N, D] of the reference boxes [B, N, 4], in logit space."""
         radians = reference.sigmoid() * (2 * math.pi)
         features = sine_features(radians, self.features_per_coordinate, self.temperature)
+        features = features.to(self.content.dtype)
         x, y, _, _ = features.unbind(-2)  # [B, N, D/2] each
         return torch.cat((y, x), -1) + self.position_head(features.flatten(-2))
 
     def boxes(self, offsets: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [B, N, 4] cxcywh in 0..1, and the next reference [B, N, 4] in logit space."""
-        refined = offsets.float() + reference
+        refined = _at_least_float32(offsets) + reference
         return refined.sigmoid(), refined.detach()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Half precision would cost a box about a pixel: three digits for its whole image."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _spread_anchors(num_queries: int) -> Tensor:

@@ -9,8 +9,13 @@ from torch import nn
 
 from ..models import MODELS
 from ..models.weights import CheckpointError, read_weights
+from .config import TrainConfig
 
 FORMAT = 1
+ENTRIES = (  # what a checkpoint holds, beside the format
+    *("model", "ema", "ema_updates", "optimizer", "scheduler", "step", "steps_per_epoch", "rng"),
+    *("best_ap", "images_seen", "seconds", "config", "model_args", "class_names", "category_ids"),
+)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -40,6 +45,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of detr_fast training")
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {state['format']}, this version reads {FORMAT}")
+    missing = [name for name in ENTRIES if name not in state]
+    if missing:
+        raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}")
+    unknown = set(state["config"]) - set(TrainConfig.__dataclass_fields__)
+    if unknown or state["config"].get("model") not in MODELS:
+        what = ", ".join(sorted(unknown)) or f"model {state['config'].get('model')!r}"
+        raise CheckpointError(f"{path} is from another version of detr_fast, with {what}")
     return state
 
 

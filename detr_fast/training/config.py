@@ -1,13 +1,15 @@
 """Everything that defines a training run, in one frozen dataclass."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..losses import BOX_LOSSES
 from ..models import MODELS
 
-# What the paper trains with (section 4 and appendix A.4), and what trains a small model from
-# scratch: batch norm makes larger steps possible, so the backbone needs no rate of its own.
+# What the paper trains with (section 4 and appendix A.4). The defaults of TrainConfig itself train
+# a small model from scratch: batch norm allows larger steps, so that the backbone needs no rate of
+# its own.
 PAPER_DEFAULTS: dict[str, Any] = {
     "epochs": 300,
     "batch_size": 2,
@@ -22,20 +24,7 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "num_queries": 100,
     "backbone_weights": "imagenet",
 }
-TINY_DEFAULTS: dict[str, Any] = {
-    "epochs": 8,
-    "batch_size": 16,
-    "lr": 4e-4,
-    "lr_backbone": 4e-4,
-    "clip": 1.0,
-    "warmup_steps": 200,
-    "schedule": "step",
-    "lr_drop": 0.8,
-    "ema": 0.998,
-    "recipe": "small",
-    "num_queries": 20,
-    "backbone_weights": None,
-}
+MIN_IMAGE_SIZE = 32  # the coarsest feature map, at stride 32, has one place then
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class TrainConfig:
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
     flip_vertical: bool = False  # small recipe: mirror upside down too
     cache: bool = False  # keep decoded images in memory
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 16  # images per process and forward pass
     accumulate: int = 1  # forward passes per optimizer step
     lr: float = 4e-4
@@ -93,7 +82,7 @@ class TrainConfig:
         model = given.get("model", cls.model)
         if model not in MODELS:
             raise ValueError(f"unknown model {model!r}, expected one of {', '.join(MODELS)}")
-        defaults = TINY_DEFAULTS if model == "tiny" else PAPER_DEFAULTS
+        defaults = {} if model == "tiny" else PAPER_DEFAULTS
         config = cls(**{**defaults, **given})
         config._check()
         return config
@@ -127,19 +116,28 @@ class TrainConfig:
         return args
 
     def _check(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "num_queries",
-            "eval_every",
-            "log_every",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("lr", "lr_backbone", "weight_decay", "clip", "warmup_steps", "workers"):
-            if (getattr(self, name) or 0) < 0:
+        least = {
+            **dict.fromkeys(("epochs", "batch_size", "accumulate", "num_queries"), 1),
+            **dict.fromkeys(("eval_every", "log_every"), 1),
+            **dict.fromkeys(("warmup_steps", "seed", "workers"), 0),
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is None and name == "workers":
+                continue
+            if not isinstance(value, int) or value < minimum:
+                raise ValueError(f"{name} is {value!r}, expected a whole number from {minimum} on")
+        for name in ("lr", "lr_backbone", "weight_decay", "clip", "eos_coef"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if self.image_size is not None and min(self.image_size) < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"image_size is {self.image_size}, expected at least {MIN_IMAGE_SIZE} each way"
+            )
+        if self.recipe == "detr" and (self.image_size is not None or self.flip_vertical):
+            raise ValueError(
+                "image_size and flip_vertical belong to the small recipe; this is the detr recipe"
+            )
         for name, choices in (
             ("recipe", ("small", "detr")),
             ("schedule", ("step", "cosine")),

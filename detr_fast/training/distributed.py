@@ -7,20 +7,31 @@ import torch
 import torch.distributed as dist
 
 
-def start() -> torch.device:
+def start(device: str | None = None) -> torch.device:
     """Join the process group if torchrun started this process, and choose the device.
 
-    NCCL with one GPU per process, gloo on the CPU.
+    Args:
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; default: a GPU if there is one. Under
+            torchrun each process takes the GPU of its local rank, with NCCL; gloo on the CPU.
+
+    Raises:
+        ValueError: no such device here.
     """
-    cuda = torch.cuda.is_available()
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        return torch.device("cuda" if cuda else "cpu")
-    device = torch.device("cpu")
-    if cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
-    return device
+    gpus = torch.cuda.device_count()
+    kind, _, index = (device or ("cuda" if gpus else "cpu")).partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ValueError(f"unknown device {device!r}, expected cpu, cuda or cuda:INDEX")
+    several = "WORLD_SIZE" in os.environ
+    if several and not index:
+        index = os.environ.get("LOCAL_RANK", "0")
+    if kind == "cuda" and int(index or 0) >= gpus:
+        raise ValueError(f"device {device or 'cuda'} is not here: torch sees {gpus} CUDA devices")
+    chosen = torch.device("cpu") if kind == "cpu" else torch.device("cuda", int(index or 0))
+    if kind == "cuda":
+        torch.cuda.set_device(chosen)
+    if several and not dist.is_initialized():
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    return chosen
 
 
 def stop() -> None:

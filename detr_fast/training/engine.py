@@ -1,6 +1,9 @@
 """The training loop (paper, section 4): steps, evaluation, checkpoints, resuming."""
 
+import math
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -15,6 +18,8 @@ from ..data import DetectionDataset
 from ..evaluation import coco_metrics, detect
 from ..losses import SetCriterion
 from ..models import MODELS
+from ..models.weights import CheckpointError
+from ..precision import amp_dtype, autocast
 from . import distributed
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
@@ -22,7 +27,10 @@ from .loader import TrainLoader, default_workers, make_loader
 from .logs import ProgressBar, RunLog
 from .schedule import make_optimizer, make_scheduler
 
-LOGGED = ("loss", "loss_ce", "loss_bbox", "loss_giou", "class_error", "cardinality_error")
+LOGGED = (
+    *("loss", "loss_ce", "loss_bbox", "loss_giou"),
+    *("class_error", "cardinality_error", "grad_norm"),
+)
 
 
 class Interrupted(Exception):
@@ -53,6 +61,8 @@ class Trainer:
     ) -> None:
         if not len(train_set) or not len(val_set):
             raise ValueError(f"{len(train_set)} training and {len(val_set)} validation images")
+        if not train_set.class_names:
+            raise ValueError("the training data has no object, and so no class to learn")
         self.config = config
         self.train_set, self.val_set = train_set, val_set
         self.run_dir = run
@@ -87,13 +97,18 @@ class Trainer:
             distributed.world_size(),
             pin_memory=device.type == "cuda",
         )
-        self.steps_per_epoch = max(1, self.loader.batches_per_epoch // config.accumulate)
+        self.steps_per_epoch = self.loader.batches_per_epoch // config.accumulate
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"accumulate is {config.accumulate}, but an epoch has only "
+                f"{self.loader.batches_per_epoch} batches of {config.batch_size} images"
+            )
         self.total_steps = self.steps_per_epoch * config.epochs
         self.scheduler = make_scheduler(
             self.optimizer, config.schedule, self.total_steps, config.warmup_steps, config.lr_drop
         )
         self.step = 0
-        self.best_ap = -1.0
+        self.best_ap = -math.inf
         self.images_seen, self.seconds = 0, 0.0
         torch.manual_seed(hash((config.seed, distributed.rank())))  # dropout differs by process
         if checkpoint is not None:
@@ -118,7 +133,11 @@ class Trainer:
             ValueError: what the criterion finds wrong, predictions that are not finite among it,
                 with the step. The last checkpoint is left as it was.
         """
-        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        handlers = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handlers[number] = signal.signal(number, self._on_signal)
         log = RunLog(self.run_dir, self.step) if self.is_main else None
         bar = ProgressBar(self.total_steps, self.step, self.quiet)
         row: dict[str, Any] = {}
@@ -126,19 +145,22 @@ class Trainer:
             while self.step < self.total_steps:
                 epoch = self.step // self.steps_per_epoch
                 self._train_epoch(epoch, log, bar)
+                self._agree_on_buffers()
                 last = epoch + 1 == self.config.epochs
                 if last or (epoch + 1) % self.config.eval_every == 0:
                     row = self._evaluate(epoch + 1, log, bar)
                 self._save("last.pt")
-            if not row:  # resumed after the last step
-                row = self._evaluate(self.config.epochs, log, bar)
+            if not row:  # resumed after the last step, whose evaluation is in the log already
+                row = self._evaluate(self.config.epochs, None, bar)
         except RuntimeError as error:
-            if not self._stop:
+            if "DataLoader worker" not in str(error):
                 raise
-            # SIGTERM to the whole process group takes the workers with it, in the middle of a step.
-            raise Interrupted(
-                f"stopped at step {self.step} together with its data workers, so that the last "
-                "checkpoint is of the end of an epoch"
+            # In the middle of a step, so that there is nothing whole to save.
+            if self._stop:  # SIGTERM to the whole process group took the workers with it
+                raise Interrupted(f"stopped at step {self.step} with its data workers") from error
+            raise ValueError(
+                f"a data worker died at step {self.step}, perhaps for lack of memory (use fewer "
+                f"--workers): {' '.join(str(error).split())}"
             ) from error
         finally:
             for number, handler in handlers.items():
@@ -167,6 +189,7 @@ class Trainer:
             bar.advance()
             if self.step % config.log_every == 0 or self.step % self.steps_per_epoch == 0:
                 means = {name: float(value) / summed for name, value in sums.items()}
+                self._check_finite(means)
                 speed = (self.images_seen - images_then) / (self.seconds - seconds_then)
                 means |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": speed}
                 if log is not None:
@@ -186,6 +209,7 @@ class Trainer:
                 # Several processes must agree to stop, which they do where they wait anyway.
                 stop = self._stop and distributed.world_size() == 1
             if stop and self.step < self.total_steps:
+                self._agree_on_buffers()
                 self._save("last.pt")
                 raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
 
@@ -201,7 +225,7 @@ class Trainer:
                 }
                 for target in targets
             ]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp is not None):
+            with autocast(self.device, self.amp):
                 outputs = self.parallel(images, mask)
             try:
                 losses = self.criterion(outputs, targets)
@@ -209,14 +233,32 @@ class Trainer:
                 raise ValueError(f"step {self.step + 1}: {error}") from error
             (losses["loss"] / len(batches)).backward()
             self.images_seen += len(images) * distributed.world_size()
-        if self.config.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        losses["grad_norm"] = nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.clip or math.inf
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return {name: value.detach() for name, value in losses.items()}
+
+    def _check_finite(self, means: dict[str, float]) -> None:
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(means[name]):
+                raise ValueError(
+                    f"{name} is {means[name]} by step {self.step}: the training diverged; try a "
+                    "lower learning rate. The checkpoints are of earlier steps"
+                )
+
+    def _agree_on_buffers(self) -> None:
+        """Give every process rank 0's batch statistics: each has seen other images.
+
+        What is evaluated, saved and resumed is then one model.
+        """
+        if distributed.world_size() > 1:
+            for buffer in [*self.model.buffers(), *self.eval_model.buffers()]:
+                torch.distributed.broadcast(buffer, src=0)
 
     def _evaluate(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         started = time.perf_counter()
@@ -246,6 +288,8 @@ class Trainer:
         if self._stop:  # asked twice: now
             raise KeyboardInterrupt
         self._stop = True
+        if self.is_main:
+            print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
     def _save(self, name: str) -> None:
         rng = distributed.gather(_rng_state(self.device))
@@ -260,6 +304,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": {"last_epoch": self.scheduler.last_epoch},
                 "step": self.step,
+                "steps_per_epoch": self.steps_per_epoch,
                 "rng": rng,
                 "best_ap": self.best_ap,
                 "images_seen": self.images_seen,
@@ -272,6 +317,13 @@ class Trainer:
         )
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
+        then = len(checkpoint["rng"]), checkpoint["steps_per_epoch"]
+        now = distributed.world_size(), self.steps_per_epoch
+        if then != now:
+            raise CheckpointError(
+                f"{self.run_dir} ran in {then[0]} processes with {then[1]} steps per epoch, here "
+                f"it would be {now[0]} and {now[1]}: resume with the same data and processes"
+            )
         self.model.load_state_dict(checkpoint["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint["ema"])
@@ -281,8 +333,7 @@ class Trainer:
         self.scheduler.last_epoch = checkpoint["scheduler"]["last_epoch"]
         self.best_ap = checkpoint["best_ap"]
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
-        if len(checkpoint["rng"]) == distributed.world_size():
-            _set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
+        _set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
 
 
 def evaluate(
@@ -312,18 +363,6 @@ def evaluate(
         per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
         row = {**figures, "per_class": per_class}
     return distributed.broadcast(row)
-
-
-def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type, or None for float32; ``"auto"`` is bf16 where it is the faster one."""
-    if amp == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
-            fast = device.type == "cpu" and tiles is not None and tiles()
-        amp = "bf16" if fast else "none"
-    return torch.bfloat16 if amp == "bf16" else None
 
 
 def _averaged(model: nn.Module, decay: float) -> AveragedModel:

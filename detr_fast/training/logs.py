@@ -9,14 +9,16 @@ from tqdm import tqdm
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file; a last line cut off by a crash is left out."""
+    """The rows of a metrics file; a line cut off by a crash is left out."""
     if not path.exists():
         return
     for line in path.read_text().splitlines():
         try:
-            yield json.loads(line)
+            row = json.loads(line)
         except json.JSONDecodeError:
-            return
+            continue
+        if isinstance(row, dict) and {"kind", "step", "epoch"} <= set(row):
+            yield row
 
 
 class RunLog:
@@ -35,7 +37,9 @@ class RunLog:
 
         self.path = run / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(self.path)
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
