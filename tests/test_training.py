@@ -50,8 +50,8 @@ def small_trainer(run: Path, checkpoint=None, **options) -> Trainer:
 class TestResume:
     def test_killed_run_resumes_to_the_same_losses(self, voc_folder, tmp_path):
         """A process killed in mid-run, without any warning, then resumed with other workers."""
-        command = [sys.executable, "-m", "detr_fast.cli", "train", "--runs", str(tmp_path)]
-        options = ["--data", f"voc:{voc_folder}", "--epochs", "8", *TRAIN]
+        command = [sys.executable, "-m", "detr_fast.cli", "train"]
+        options = ["--data", f"voc:{voc_folder}", "--epochs", "8", "--runs", str(tmp_path), *TRAIN]
 
         def start(*arguments: str) -> subprocess.Popen:
             return subprocess.Popen(
@@ -90,8 +90,9 @@ class TestResume:
 
     def test_ctrl_c_in_a_terminal(self, voc_folder, tmp_path):
         """SIGINT reaches the workers too; the run saves, says how to go on, and does go on."""
-        command = [sys.executable, "-m", "detr_fast.cli", "train", "--runs", str(tmp_path)]
+        command = [sys.executable, "-m", "detr_fast.cli", "train"]
         options = ["--data", f"voc:{voc_folder}", "--epochs", "50", "--workers", "2", *TRAIN]
+        options += ["--runs", str(tmp_path)]
         run = tmp_path / "run"
         process = subprocess.Popen(
             [*command, *options, "--name", "run"],
