@@ -1,0 +1,43 @@
+"""The README's code runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def test_training_loop():
+    """The first block, in the loop that it is a part of."""
+    (code,) = (block for block in BLOCKS if "FastMatcher" in block)
+    weight = torch.zeros(1, requires_grad=True)
+    calls = []
+
+    def model(images):
+        layer = {
+            "pred_logits": torch.zeros(1, 4, 3) + weight,
+            "pred_boxes": torch.full((1, 4, 4), 0.5),
+        }
+        return {**layer, "aux_outputs": [layer, layer]}
+
+    def set_loss(outputs, targets, pairs):
+        calls.append(pairs)
+        return outputs["pred_logits"].sum()
+
+    target = {"labels": torch.tensor([1]), "boxes": torch.full((1, 4), 0.4)}
+    names = {"loader": [(None, [target])] * 2, "model": model, "set_loss": set_loss}
+    exec(code, names | {"optimizer": torch.optim.SGD([weight], lr=0.1)})
+    assert len(calls) == 6 and all(len(pairs[0][0]) == 1 for pairs in calls)
+    assert weight.item() == pytest.approx(-2 * 0.1 * 36)
+
+
+def test_python_example():
+    (code,) = (block for block in BLOCKS if "detr_resnet50" in block)
+    names: dict = {}
+    exec(code, names)
+    assert names["outputs"]["pred_logits"].shape == (2, 100, 92)
+    assert len(names["detections"]) == 2
+    assert names["model"].class_embed.weight.grad.abs().sum() > 0
