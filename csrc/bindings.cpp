@@ -49,39 +49,50 @@ Result linear_sum_assignment(const Int64Array& problems, bool is_double, bool ma
   return result_of(run(entry, count, maximize, out, pairs));
 }
 
-template <class Real>
-Fault match_layers(const std::vector<Address>& logits, const std::vector<Address>& boxes,
-                   const std::tuple<int64_t, int64_t, int64_t>& shape, Address labels,
-                   Address target_boxes, Address offsets,
-                   const std::tuple<double, double, double>& weights, Address query_index,
-                   Address target_index) {
-  std::vector<const Real*> logits_at, boxes_at;
-  for (const Address a : logits) logits_at.push_back(at<const Real>(a));
-  for (const Address a : boxes) boxes_at.push_back(at<const Real>(a));
-  const auto [images, queries, classes] = shape;
-  const auto [cls, bbox, giou] = weights;
-  const cpu::MatchInput<Real> in = {logits_at.data(),
-                                    boxes_at.data(),
-                                    static_cast<int64_t>(logits.size()),
-                                    images,
-                                    queries,
-                                    classes,
-                                    at<const int64_t>(labels),
-                                    at<const Real>(target_boxes),
-                                    at<const int64_t>(offsets),
-                                    {Real(cls), Real(bbox), Real(giou)}};
-  return cpu::match(in, at<int64_t>(query_index), at<int64_t>(target_index));
+using Addresses = std::vector<Address>;
+
+std::vector<const void*> pointers(const Addresses& addresses) {
+  std::vector<const void*> all;
+  all.reserve(addresses.size());
+  for (const Address a : addresses) all.push_back(at<const void>(a));
+  return all;
 }
 
-Result match(const std::vector<Address>& logits, const std::vector<Address>& boxes,
-             const std::tuple<int64_t, int64_t, int64_t>& shape, bool is_double, Address labels,
-             Address target_boxes, Address offsets,
-             const std::tuple<double, double, double>& weights, Address query_index,
-             Address target_index) {
+// (class, bbox, giou), is focal, (alpha, gamma, eps), (giou_added, giou_lowest)
+using CostOptions = std::tuple<std::tuple<double, double, double>, bool,
+                               std::tuple<double, double, double>, std::tuple<double, double>>;
+
+Result match(const Addresses& logits, const Addresses& boxes,
+             const std::tuple<int64_t, int64_t, int64_t>& shape, const std::tuple<int, int>& dtypes,
+             const Addresses& labels, const Addresses& target_boxes,
+             const std::vector<int64_t>& counts, const CostOptions& cost, bool nonfinite_last,
+             Address index) {
   py::gil_scoped_release release;
-  const auto run = is_double ? match_layers<double> : match_layers<float>;
-  return result_of(
-      run(logits, boxes, shape, labels, target_boxes, offsets, weights, query_index, target_index));
+  const std::vector<const void*> logits_at = pointers(logits), boxes_at = pointers(boxes),
+                                 targets_at = pointers(target_boxes);
+  std::vector<const int64_t*> labels_at;
+  for (const Address a : labels) labels_at.push_back(at<const int64_t>(a));
+  const auto [images, queries, classes] = shape;
+  const auto& [weights, focal, focal_options, giou] = cost;
+  cpu::MatchInput in;
+  in.logits = logits_at.data();
+  in.boxes = boxes_at.data();
+  in.logits_dtype = static_cast<cpu::Dtype>(std::get<0>(dtypes));
+  in.boxes_dtype = static_cast<cpu::Dtype>(std::get<1>(dtypes));
+  in.layers = static_cast<int64_t>(logits.size());
+  in.images = images;
+  in.queries = queries;
+  in.classes = classes;
+  in.label_count = focal ? classes : classes - 1;
+  in.labels = labels_at.data();
+  in.target_boxes = targets_at.data();
+  in.counts = counts.data();
+  std::tie(in.options.weight_class, in.options.weight_bbox, in.options.weight_giou) = weights;
+  in.options.class_cost = focal ? ClassCost::kFocal : ClassCost::kSoftmax;
+  std::tie(in.options.alpha, in.options.gamma, in.options.eps) = focal_options;
+  std::tie(in.options.giou_added, in.options.giou_lowest) = giou;
+  in.nonfinite_last = nonfinite_last;
+  return result_of(cpu::match(in, at<int64_t>(index)));
 }
 
 }  // namespace
@@ -96,6 +107,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       .value("invalid_cost", Status::kInvalidCost)
       .value("infeasible", Status::kInfeasible)
       .value("too_large", Status::kTooLarge)
+      .value("invalid_label", Status::kInvalidLabel)
+      .value("invalid_target_box", Status::kInvalidTargetBox)
       .value("invalid_logits", Status::kInvalidLogits)
       .value("invalid_box", Status::kInvalidBox)
       .value("invalid_pair_cost", Status::kInvalidPairCost);
@@ -106,11 +119,16 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "[2, sum of min(rows, cols)], written. Returns (status, problem, query, target) of the "
         "first fault.");
 
-  m.def("match", &match, py::arg("logits"), py::arg("boxes"), py::arg("shape"),
-        py::arg("is_double"), py::arg("labels"), py::arg("target_boxes"), py::arg("offsets"),
-        py::arg("weights"), py::arg("query_index"), py::arg("target_index"),
-        "logits, boxes: one address per layer, [B, N, C] and [B, N, 4]; shape: (B, N, C); labels: "
-        "int64 [T]; target_boxes [T, 4]; offsets: int64 [B + 1]; weights: (class, bbox, giou); "
-        "query_index, target_index: int64 [L, sum of min(N, M)]. "
-        "Returns (status, problem, query, target) of the first fault.");
+  m.def("match", &match, py::arg("logits"), py::arg("boxes"), py::arg("shape"), py::arg("dtypes"),
+        py::arg("labels"), py::arg("target_boxes"), py::arg("counts"), py::arg("cost"),
+        py::arg("nonfinite_last"), py::arg("index"),
+        "logits, boxes: one address per layer, contiguous [B, N, C] and [B, N, 4]; shape: (B, N, "
+        "C); dtypes of both: 0 float32, 1 float16, 2 bfloat16, 3 float64 (both or neither); "
+        "labels, target_boxes, counts: one per image, int64 [M], [M, 4] in float64 or else "
+        "float32, and M; cost: ((class, bbox, giou), focal, (alpha, gamma, eps), (giou added, giou "
+        "lowest)); index: int64, written: for each layer, for each image min(N, M) queries and "
+        "then their targets. Returns (status, problem, query, target) of the first fault; for a "
+        "target's label or box `problem` is the image.");
+
+  m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
 }
