@@ -5,8 +5,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/status.h"
@@ -34,9 +36,15 @@ using Int64Array = py::array_t<int64_t, py::array::c_style>;
 template <class Real>
 Fault assign(const int64_t* entry, int64_t count, bool maximize, int64_t* index, int64_t pairs) {
   std::vector<cpu::Problem<Real>> problems(count);
-  for (int64_t p = 0; p < count; ++p, entry += 3)
-    problems[p] = {at<const Real>(static_cast<Address>(entry[0])), entry[1], entry[2]};
-  return cpu::assign(problems.data(), count, maximize, index, index + pairs);
+  int64_t* row_index = index;
+  int64_t* col_index = index + pairs;
+  for (int64_t p = 0; p < count; ++p, entry += 3) {
+    problems[p] = {at<const Real>(static_cast<Address>(entry[0])), entry[1], entry[2], row_index,
+                   col_index};
+    row_index += std::min(entry[1], entry[2]);
+    col_index += std::min(entry[1], entry[2]);
+  }
+  return cpu::assign(problems.data(), count, maximize);
 }
 
 Result linear_sum_assignment(const Int64Array& problems, bool is_double, bool maximize,
@@ -47,6 +55,38 @@ Result linear_sum_assignment(const Int64Array& problems, bool is_double, bool ma
   py::gil_scoped_release release;
   const auto run = is_double ? assign<double> : assign<float>;
   return result_of(run(entry, count, maximize, out, pairs));
+}
+
+// None unless all are what the solver reads in place.
+template <class Real>
+py::object assign_arrays(const py::list& costs, bool maximize) {
+  const size_t count = costs.size();
+  std::vector<cpu::Problem<Real>> problems(count);
+  py::list pairs(count);
+  for (size_t p = 0; p < count; ++p) {
+    const py::handle item = costs[p];
+    if (!py::isinstance<py::array_t<Real, py::array::c_style>>(item)) return py::none();
+    const auto cost = py::reinterpret_borrow<py::array>(item);
+    if (cost.ndim() != 2 || !(cost.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
+      return py::none();
+    const int64_t rows = cost.shape(0), cols = cost.shape(1);
+    py::array_t<int64_t> row_index(std::min(rows, cols)), col_index(std::min(rows, cols));
+    problems[p] = {static_cast<const Real*>(cost.data()), rows, cols, row_index.mutable_data(),
+                   col_index.mutable_data()};
+    pairs[p] = py::make_tuple(std::move(row_index), std::move(col_index));
+  }
+  Fault fault;
+  {
+    py::gil_scoped_release release;
+    fault = cpu::assign(problems.data(), static_cast<int64_t>(count), maximize);
+  }
+  return py::make_tuple(fault.status, fault.problem, std::move(pairs));
+}
+
+py::object linear_sum_assignments(const py::list& costs, bool maximize) {
+  if (!costs.empty() && py::isinstance<py::array_t<double>>(costs[0]))
+    return assign_arrays<double>(costs, maximize);
+  return assign_arrays<float>(costs, maximize);
 }
 
 using Addresses = std::vector<Address>;
@@ -118,6 +158,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "problems: int64 [P, 3], each (address, rows, cols) of a contiguous matrix; index: int64 "
         "[2, sum of min(rows, cols)], written. Returns (status, problem, query, target) of the "
         "first fault.");
+
+  m.def("linear_sum_assignments", &linear_sum_assignments, py::arg("costs"), py::arg("maximize"),
+        "costs: list of arrays. Returns (status, problem, list of (row_index, col_index)), or None "
+        "unless all are aligned contiguous matrices of float32, or all of float64.");
 
   m.def("match", &match, py::arg("logits"), py::arg("boxes"), py::arg("shape"), py::arg("dtypes"),
         py::arg("labels"), py::arg("target_boxes"), py::arg("counts"), py::arg("cost"),

@@ -1,7 +1,6 @@
 """Public functions on arrays and tensors: check shapes, allocate, call the compiled code."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -68,20 +67,25 @@ def linear_sum_assignment(
 
 
 def _solve_ragged(costs: Sequence[Any], maximize: bool) -> list[tuple[Index, Index]]:
-    matrices = []
-    for p, cost in enumerate(costs):
-        matrix = _to_matrix(cost)
-        if matrix.ndim != 2:
-            raise ValueError(f"cost[{p}]: expected a matrix (2-D array), got a {matrix.ndim} array")
-        matrices.append(matrix)
-    dtype = np.result_type(*{matrix.dtype for matrix in matrices})
-    matrices = [matrix.astype(dtype, copy=False) for matrix in matrices]
-    problems = np.array([(_address(m), *m.shape) for m in matrices], dtype=np.int64)
-    sizes = [min(m.shape) for m in matrices]
-    index = _solve(problems, sum(sizes), dtype, maximize, named=True)
-    ends = list(accumulate(sizes))[:-1]
-    parts = zip(costs, np.split(index[0], ends), np.split(index[1], ends), strict=True)
-    return [_like(cost, rows, cols) for cost, rows, cols in parts]
+    solved = _C.linear_sum_assignments(list(costs), bool(maximize))  # None if not read in place
+    if solved is None:
+        matrices = []
+        for p, cost in enumerate(costs):
+            matrix = _to_matrix(cost)
+            if matrix.ndim != 2:
+                raise ValueError(
+                    f"cost[{p}]: expected a matrix (2-D array), got a {matrix.ndim} array"
+                )
+            matrices.append(matrix)
+        dtype = np.result_type(*{matrix.dtype for matrix in matrices})
+        matrices = [matrix.astype(dtype, copy=False) for matrix in matrices]
+        solved = _C.linear_sum_assignments(matrices, bool(maximize))
+    status, problem, pairs = solved
+    if status != _C.Status.ok:
+        raise ValueError(f"cost[{problem}]: {_MESSAGES[status]}")
+    if not any(isinstance(cost, Tensor) for cost in costs):
+        return pairs
+    return [_like(cost, *pair) for cost, pair in zip(costs, pairs, strict=True)]
 
 
 def _solve(

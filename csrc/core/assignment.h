@@ -27,10 +27,12 @@ class AssignmentSolver {
  public:
   explicit AssignmentSolver(Scan scan = {}) : scan_(scan) {}
 
-  // Solves cost [rows, stride], of whose columns those from `cols` on are padding and hold
-  // infinity: rows <= cols, no NaN, no -infinity; +infinity forbids a pair. Afterwards col_of_row
-  // [rows] and row_of_col [cols] (-1 = free) hold the answer.
-  Status solve(const Real* cost, int64_t rows, int64_t cols, int64_t stride) {
+  // Solves cost [rows, stride], whose columns from `cols` on are padding and hold infinity:
+  // rows <= cols, no NaN, no -infinity; +infinity forbids a pair. `minima` [rows] are the rows'
+  // minima where the caller knows them. Afterwards col_of_row [rows] and row_of_col [cols] (-1 =
+  // free) hold the answer.
+  Status solve(const Real* cost, int64_t rows, int64_t cols, int64_t stride,
+               const Minimum<Real>* minima = nullptr) {
     if (stride > std::numeric_limits<int32_t>::max()) return Status::kTooLarge;
     cost_ = cost;
     rows_ = static_cast<int32_t>(rows);
@@ -42,7 +44,7 @@ class AssignmentSolver {
     col_of_row.assign(rows, -1);
     row_of_col.assign(stride, -1);
 
-    Status status = start_greedily();
+    Status status = start_greedily(minima);
     if (status == Status::kOk && !free_rows_.empty()) {
       // Where most rows want a column that another has taken, few columns are in demand.
       if (free_rows_.size() * 4 > static_cast<size_t>(rows_)) cut_columns();
@@ -77,10 +79,14 @@ class AssignmentSolver {
 
   // u = the row's minimum keeps all reduced costs >= 0; a row whose cheapest column is free takes
   // it. The problems of a trained model mostly end here.
-  Status start_greedily() {
+  Status start_greedily(const Minimum<Real>* minima) {
     free_rows_.clear();
     for (int32_t i = 0; i < rows_; ++i) {
-      const Minimum<Real> cheapest = scan_.row_minimum(row_costs(i), stride_, row_of_col.data());
+      Minimum<Real> cheapest;
+      if (minima) cheapest = minima[i];
+      // Only the scan finds a free one among columns of equal cost.
+      if (!minima || (cheapest.col >= 0 && row_of_col[cheapest.col] >= 0))
+        cheapest = scan_.row_minimum(row_costs(i), stride_, row_of_col.data());
       if (cheapest.col < 0) return Status::kInfeasible;
       u_[i] = cheapest.value;
       if (row_of_col[cheapest.col] < 0)

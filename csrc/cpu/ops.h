@@ -9,18 +9,18 @@
 
 namespace detr_fast::cpu {
 
-// One cost matrix: contiguous [rows, cols].
+// One cost matrix, contiguous [rows, cols], and where its min(rows, cols) pairs go, row indices
+// ascending.
 template <class Real>
 struct Problem {
   const Real* cost;
   int64_t rows, cols;
+  int64_t *row_index, *col_index;
 };
 
-// Solves every problem; writes min(rows, cols) pairs for each, one problem after the other, row
-// indices ascending.
+// Solves every problem.
 template <class Real>
-Fault assign(const Problem<Real>* problems, int64_t count, bool maximize, int64_t* row_index,
-             int64_t* col_index);
+Fault assign(const Problem<Real>* problems, int64_t count, bool maximize);
 
 struct MatchInput {
   const void* const* logits;  // [L] addresses of [B, N, C]

@@ -9,16 +9,16 @@
 namespace detr_fast::cpu {
 
 template <class Real>
-const ScanKernels<Real>& scan_kernels() {
+const KernelsOf<Real>& kernels_of() {
   if constexpr (std::is_same_v<Real, float>)
-    return kernels().scan_float;
+    return kernels().for_float;
   else
-    return kernels().scan_double;
+    return kernels().for_double;
 }
 
 template <class Real>
 struct SimdScan : ScanKernels<Real> {
-  SimdScan() : ScanKernels<Real>(scan_kernels<Real>()) {}
+  SimdScan() : ScanKernels<Real>(kernels_of<Real>().scan) {}
 };
 
 template <class Real>

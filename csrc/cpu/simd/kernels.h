@@ -59,11 +59,37 @@ struct ScanKernels {
   void (*mark_up_to)(const Real* c, Real limit, int32_t n, Real* keep);
 };
 
+struct Inspection {
+  bool invalid;  // an entry is NaN or minus infinity
+  bool huge;     // an entry is a double beyond +-1e300
+};
+
+// On a contiguous matrix [rows, cols], its entries multiplied by a sign or factor.
+template <class Real>
+struct LayoutKernels {
+  // The first minimum of each row [rows] or column [cols].
+  Inspection (*row_minima)(const Real* cost, int64_t rows, int64_t cols, Real sign,
+                           Minimum<Real>* found);
+  Inspection (*col_minima)(const Real* cost, int64_t rows, int64_t cols, Real sign,
+                           Minimum<Real>* found);
+  // To `out`, each row padded with infinity to `stride`: out [rows, stride], or [cols, stride].
+  void (*copy_rows)(const Real* cost, int64_t rows, int64_t cols, Real factor, Real* out,
+                    int64_t stride);
+  void (*transpose)(const Real* cost, int64_t rows, int64_t cols, Real factor, Real* out,
+                    int64_t stride);
+};
+
+template <class Real>
+struct KernelsOf {
+  ScanKernels<Real> scan;
+  LayoutKernels<Real> layout;
+};
+
 struct Kernels {
   const char* name;
   PairCostFault (*pair_costs)(const PairCostInput& in);
-  ScanKernels<float> scan_float;
-  ScanKernels<double> scan_double;
+  KernelsOf<float> for_float;
+  KernelsOf<double> for_double;
 };
 
 // The best set that this CPU runs; DETR_FAST_SIMD=plain|avx2|avx512 in the environment caps it.
