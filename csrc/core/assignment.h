@@ -53,7 +53,7 @@ class AssignmentSolver {
         status = augment(i);
         if (status != Status::kOk) break;
       }
-      if (!kept_cols_.empty()) restore_columns(cols);
+      if (!kept_cols_.empty()) restore_columns(rows, cols);
     }
     return status;
   }
@@ -211,28 +211,50 @@ class AssignmentSolver {
     const int32_t kept = static_cast<int32_t>(kept_cols_.size());
     const int32_t stride = (kept + kAlignment - 1) / kAlignment * kAlignment;
     if (stride >= stride_ - stride_ / 8) return kept_cols_.clear();
-    kept_cost_.resize(static_cast<size_t>(rows_) * stride);
-    for (int32_t i = 0; i < rows_; ++i) {
-      const Real* const c = row_costs(i);
+    const bool square = kept - rows_ <= rows_ / 4;
+    const int32_t rows = square ? kept : rows_;
+    constexpr Real kForbidden = std::numeric_limits<Real>::infinity();
+    kept_cost_.resize(static_cast<size_t>(rows) * stride);
+    for (int32_t i = 0; i < rows; ++i) {
       Real* const out = kept_cost_.data() + static_cast<size_t>(i) * stride;
-      for (int32_t k = 0; k < kept; ++k) out[k] = c[kept_cols_[k]];
-      for (int32_t k = kept; k < stride; ++k) out[k] = std::numeric_limits<Real>::infinity();
+      const Real* const c = row_costs(i);
+      if (i < rows_)
+        for (int32_t k = 0; k < kept; ++k) out[k] = c[kept_cols_[k]];
+      else
+        std::fill(out, out + kept, Real(0));
+      std::fill(out + kept, out + stride, kForbidden);
     }
-    for (int32_t k = 0; k < kept; ++k) {  // kept_cols_[k] >= k: nothing is overwritten before use
-      const int32_t j = kept_cols_[k];
-      v_[k] = v_[j];
-      row_of_col[k] = row_of_col[j];
-      if (row_of_col[k] >= 0) col_of_row[row_of_col[k]] = k;
+    if (square) {
+      start_square(rows, kept);
+    } else {
+      for (int32_t k = 0; k < kept; ++k) {  // kept_cols_[k] >= k: read before it is overwritten
+        row_of_col[k] = row_of_col[kept_cols_[k]];
+        if (row_of_col[k] >= 0) col_of_row[row_of_col[k]] = k;
+      }
     }
-    for (int32_t k = kept; k < stride; ++k) row_of_col[k] = -1;
     cost_ = kept_cost_.data();
+    rows_ = rows;
     cols_ = kept;
     stride_ = stride;
   }
 
-  void restore_columns(int64_t cols) {
+  // Where hardly more columns are left than rows, rows of cost 0 stand for "nobody" and make the
+  // problem square: then every column will be held, and no invariant binds v. It can start at the
+  // columns' average costs, which removes what makes all rows want the same columns.
+  void start_square(int32_t rows, int32_t kept) {
+    for (int32_t k = 0; k < kept; ++k)
+      v_[k] = static_cast<double>(sums_[kept_cols_[k]]) / static_cast<double>(rows_);
+    u_.assign(rows, 0.0);
+    col_of_row.assign(rows, -1);
+    std::fill(row_of_col.begin(), row_of_col.end(), -1);
+    free_rows_.resize(rows);
+    for (int32_t i = 0; i < rows; ++i) free_rows_[i] = i;
+  }
+
+  void restore_columns(int64_t rows, int64_t cols) {
+    col_of_row.resize(rows);
     row_of_col.assign(cols, -1);
-    for (int32_t i = 0; i < rows_; ++i)
+    for (int32_t i = 0; i < static_cast<int32_t>(rows); ++i)
       if (col_of_row[i] >= 0) assign(i, kept_cols_[col_of_row[i]]);
   }
 

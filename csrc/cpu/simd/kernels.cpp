@@ -9,8 +9,8 @@
 namespace detr_fast::cpu {
 
 extern const Kernels DETR_FAST_KERNELS = {DETR_FAST_TEXT(DETR_FAST_KERNELS),
-                                   pair_costs,
-                                   {scan_kernels<float>(), layout_kernels<float>()},
-                                   {scan_kernels<double>(), layout_kernels<double>()}};
+                                          pair_costs,
+                                          {scan_kernels<float>(), layout_kernels<float>()},
+                                          {scan_kernels<double>(), layout_kernels<double>()}};
 
 }  // namespace detr_fast::cpu
