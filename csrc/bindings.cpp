@@ -13,6 +13,7 @@
 
 #include "core/status.h"
 #include "cpu/ops.h"
+#include "cpu/pool.h"
 
 namespace py = pybind11;
 
@@ -34,7 +35,8 @@ Result result_of(const Fault& fault) {
 using Int64Array = py::array_t<int64_t, py::array::c_style>;
 
 template <class Real>
-Fault assign(const int64_t* entry, int64_t count, bool maximize, int64_t* index, int64_t pairs) {
+Fault assign(const int64_t* entry, int64_t count, bool maximize, int threads, int64_t* index,
+             int64_t pairs) {
   std::vector<cpu::Problem<Real>> problems(count);
   int64_t* row_index = index;
   int64_t* col_index = index + pairs;
@@ -44,22 +46,22 @@ Fault assign(const int64_t* entry, int64_t count, bool maximize, int64_t* index,
     row_index += std::min(entry[1], entry[2]);
     col_index += std::min(entry[1], entry[2]);
   }
-  return cpu::assign(problems.data(), count, maximize);
+  return cpu::assign(problems.data(), count, maximize, threads);
 }
 
 Result linear_sum_assignment(const Int64Array& problems, bool is_double, bool maximize,
-                             Int64Array& index) {
+                             Int64Array& index, int threads) {
   const int64_t* const entry = problems.data();
   int64_t* const out = index.mutable_data();
   const int64_t count = problems.shape(0), pairs = index.shape(1);
   py::gil_scoped_release release;
   const auto run = is_double ? assign<double> : assign<float>;
-  return result_of(run(entry, count, maximize, out, pairs));
+  return result_of(run(entry, count, maximize, threads, out, pairs));
 }
 
 // None unless all are what the solver reads in place.
 template <class Real>
-py::object assign_arrays(const py::list& costs, bool maximize) {
+py::object assign_arrays(const py::list& costs, bool maximize, int threads) {
   const size_t count = costs.size();
   std::vector<cpu::Problem<Real>> problems(count);
   py::list pairs(count);
@@ -78,15 +80,15 @@ py::object assign_arrays(const py::list& costs, bool maximize) {
   Fault fault;
   {
     py::gil_scoped_release release;
-    fault = cpu::assign(problems.data(), static_cast<int64_t>(count), maximize);
+    fault = cpu::assign(problems.data(), static_cast<int64_t>(count), maximize, threads);
   }
   return py::make_tuple(fault.status, fault.problem, std::move(pairs));
 }
 
-py::object linear_sum_assignments(const py::list& costs, bool maximize) {
+py::object linear_sum_assignments(const py::list& costs, bool maximize, int threads) {
   if (!costs.empty() && py::isinstance<py::array_t<double>>(costs[0]))
-    return assign_arrays<double>(costs, maximize);
-  return assign_arrays<float>(costs, maximize);
+    return assign_arrays<double>(costs, maximize, threads);
+  return assign_arrays<float>(costs, maximize, threads);
 }
 
 using Addresses = std::vector<Address>;
@@ -106,7 +108,7 @@ Result match(const Addresses& logits, const Addresses& boxes,
              const std::tuple<int64_t, int64_t, int64_t>& shape, const std::tuple<int, int>& dtypes,
              const Addresses& labels, const Addresses& target_boxes,
              const std::vector<int64_t>& counts, const CostOptions& cost, bool nonfinite_last,
-             Address index) {
+             Address index, int threads) {
   py::gil_scoped_release release;
   const std::vector<const void*> logits_at = pointers(logits), boxes_at = pointers(boxes),
                                  targets_at = pointers(target_boxes);
@@ -132,6 +134,7 @@ Result match(const Addresses& logits, const Addresses& boxes,
   std::tie(in.options.alpha, in.options.gamma, in.options.eps) = focal_options;
   std::tie(in.options.giou_added, in.options.giou_lowest) = giou;
   in.nonfinite_last = nonfinite_last;
+  in.threads = threads;
   return result_of(cpu::match(in, at<int64_t>(index)));
 }
 
@@ -151,21 +154,23 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       .value("invalid_target_box", Status::kInvalidTargetBox)
       .value("invalid_logits", Status::kInvalidLogits)
       .value("invalid_box", Status::kInvalidBox)
-      .value("invalid_pair_cost", Status::kInvalidPairCost);
+      .value("invalid_pair_cost", Status::kInvalidPairCost)
+      .value("out_of_memory", Status::kOutOfMemory);
 
   m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("problems").noconvert(),
-        py::arg("is_double"), py::arg("maximize"), py::arg("index").noconvert(),
+        py::arg("is_double"), py::arg("maximize"), py::arg("index").noconvert(), py::arg("threads"),
         "problems: int64 [P, 3], each (address, rows, cols) of a contiguous matrix; index: int64 "
         "[2, sum of min(rows, cols)], written. Returns (status, problem, query, target) of the "
         "first fault.");
 
   m.def("linear_sum_assignments", &linear_sum_assignments, py::arg("costs"), py::arg("maximize"),
+        py::arg("threads"),
         "costs: list of arrays. Returns (status, problem, list of (row_index, col_index)), or None "
         "unless all are aligned contiguous matrices of float32, or all of float64.");
 
   m.def("match", &match, py::arg("logits"), py::arg("boxes"), py::arg("shape"), py::arg("dtypes"),
         py::arg("labels"), py::arg("target_boxes"), py::arg("counts"), py::arg("cost"),
-        py::arg("nonfinite_last"), py::arg("index"),
+        py::arg("nonfinite_last"), py::arg("index"), py::arg("threads"),
         "logits, boxes: one address per layer, contiguous [B, N, C] and [B, N, 4]; shape: (B, N, "
         "C); dtypes of both: 0 float32, 1 float16, 2 bfloat16, 3 float64 (both or neither); "
         "labels, target_boxes, counts: one per image, int64 [M], [M, 4] in float64 or else "
@@ -173,6 +178,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "lowest)); index: int64, written: for each layer, for each image min(N, M) queries and "
         "then their targets. Returns (status, problem, query, target) of the first fault; for a "
         "target's label or box `problem` is the image.");
+
+  m.def("pool_size", &cpu::pool_size, "Threads of the pool that exist now, callers not counted.");
 
   m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
 }

@@ -35,7 +35,8 @@ class FastMatcher(nn.Module):
 
     A drop-in for the published ``HungarianMatcher``: same arguments, same result. Each image's own
     N x M costs are computed, never the whole batch's, and all images and all decoder layers are
-    matched in one call of compiled code that releases the GIL. No gradient flows through it.
+    matched in one call of compiled code that releases the GIL and uses as many threads as
+    ``torch.get_num_threads()`` says, if the work is worth it. No gradient flows through it.
 
     Contiguous CPU predictions are read in place whatever their precision. Costs are computed in
     float32 (in float64 if a prediction is float64, so that near-ties may fall differently than in
@@ -191,6 +192,7 @@ class FastMatcher(nn.Module):
             ),
             nonfinite_last=self.nonfinite == "last",
             index=index.data_ptr(),
+            threads=torch.get_num_threads(),
         )
         if fault[0] != _C.Status.ok:
             _raise_fault(fault, names or ["outputs"], given, layers, targets, self.class_cost)
@@ -211,6 +213,8 @@ def _raise_fault(
     class_cost: str,
 ) -> None:
     status, problem, n, m = fault
+    if status == _C.Status.out_of_memory:
+        raise MemoryError("no memory for the costs of one image's queries x targets")
     if status == _C.Status.invalid_label:
         classes = given.shape[2] - (class_cost == "softmax")
         raise ValueError(

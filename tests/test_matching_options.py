@@ -7,8 +7,11 @@ import sys
 import pytest
 import torch
 
+import detr_fast
 from detr_fast import _C, FastMatcher, reference
 
+HERE = os.path.dirname(__file__)
+PACKAGE = os.path.dirname(os.path.dirname(detr_fast.__file__))  # the same in subprocesses
 K = 7  # classes
 
 
@@ -240,7 +243,8 @@ def test_every_instruction_set_gives_the_same_matches(simd):
     def run(**environment):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM],
-            env={**os.environ, **environment},
+            cwd=HERE,
+            env={**os.environ, "PYTHONPATH": PACKAGE, **environment},
             capture_output=True,
             text=True,
             check=True,

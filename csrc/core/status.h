@@ -16,6 +16,7 @@ enum class Status : int {
   kInvalidLogits,     // a query has no class cost: NaN, or for softmax +inf or nothing but -inf
   kInvalidBox,        // a predicted box is not finite, or has a negative width or height
   kInvalidPairCost,   // finite input whose cost overflows
+  kOutOfMemory,
 };
 
 // The first fault of a call. `problem` counts assignment problems (in FastMatcher: layer * images +

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/ops.h"
+#include "cpu/problems.h"
 #include "cpu/solver.h"
 
 namespace detr_fast::cpu {
@@ -81,16 +82,17 @@ class Assigner {
 }  // namespace
 
 template <class Real>
-Fault assign(const Problem<Real>* problems, int64_t count, bool maximize) {
-  thread_local Assigner<Real> assigner;
-  for (int64_t p = 0; p < count; ++p) {
+Fault assign(const Problem<Real>* problems, int64_t count, bool maximize, int threads) {
+  int64_t entries = 0;
+  for (int64_t p = 0; p < count; ++p) entries += problems[p].rows * problems[p].cols;
+  return solve_all(count, threads_worth(entries, threads), [&](int64_t p) -> Fault {
+    thread_local Assigner<Real> assigner;
     const Status status = assigner.run(problems[p], maximize);
-    if (status != Status::kOk) return {status, p};
-  }
-  return {};
+    return status == Status::kOk ? Fault{} : Fault{status, p};
+  });
 }
 
-template Fault assign(const Problem<float>*, int64_t, bool);
-template Fault assign(const Problem<double>*, int64_t, bool);
+template Fault assign(const Problem<float>*, int64_t, bool, int);
+template Fault assign(const Problem<double>*, int64_t, bool, int);
 
 }  // namespace detr_fast::cpu

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/ops.h"
+#include "cpu/problems.h"
 #include "cpu/solver.h"
 
 namespace detr_fast::cpu {
@@ -213,17 +214,21 @@ Fault match_in(const MatchInput& in, int64_t* index) {
     const Fault fault = targets[image].load(in, image, slot_of_label);
     if (fault.status != Status::kOk) return fault;
   }
-  thread_local Workspace<Real> workspace;
-  for (int64_t layer = 0; layer < in.layers; ++layer) {
-    for (int64_t image = 0; image < in.images; ++image) {
-      const int64_t pairs = std::min(in.counts[image], in.queries);
-      if (pairs == 0) continue;
-      const Fault fault = workspace.run(in, layer, image, targets[image], index);
-      if (fault.status != Status::kOk) return fault;
-      index += 2 * pairs;
-    }
+  std::vector<int64_t> start(in.images + 1, 0);  // of an image's output within a layer's
+  int64_t entries = 0;
+  for (int64_t image = 0; image < in.images; ++image) {
+    const int64_t pairs = std::min(in.counts[image], in.queries);
+    start[image + 1] = start[image] + 2 * pairs;
+    if (pairs > 0) entries += in.queries * (in.classes + 8 * in.counts[image]);
   }
-  return {};
+  const int threads = threads_worth(in.layers * entries, in.threads);
+  return solve_all(in.layers * in.images, threads, [&](int64_t problem) -> Fault {
+    const int64_t layer = problem / in.images, image = problem % in.images;
+    if (start[image + 1] == start[image]) return {};
+    thread_local Workspace<Real> workspace;
+    return workspace.run(in, layer, image, targets[image],
+                         index + layer * start[in.images] + start[image]);
+  });
 }
 
 }  // namespace

@@ -18,9 +18,9 @@ struct Problem {
   int64_t *row_index, *col_index;
 };
 
-// Solves every problem.
+// Solves every problem, on at most so many threads.
 template <class Real>
-Fault assign(const Problem<Real>* problems, int64_t count, bool maximize);
+Fault assign(const Problem<Real>* problems, int64_t count, bool maximize, int threads);
 
 struct MatchInput {
   const void* const* logits;  // [L] addresses of [B, N, C]
@@ -36,6 +36,7 @@ struct MatchInput {
   // Whether a pair without a finite cost is assigned only when nothing finite is left, instead of
   // being a fault.
   bool nonfinite_last;
+  int threads;  // at most; fewer where the work is little
 };
 
 // Matches every layer and image. For each layer, for each image, min(N, M) query indices,
