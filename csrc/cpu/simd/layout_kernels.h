@@ -125,9 +125,15 @@ DETR_FAST_INLINE Inspection panel_minima(const Real* cost, int64_t rows, int64_t
   const int64_t size = rows * cols;
   int64_t i = 0;
   const int64_t reach = first + kVectors * kCount;  // beyond the row's start
-  for (; i * cols + reach <= size && i < rows; ++i, row += 1)
+  for (; i * cols + reach <= size && i < rows; ++i, row += 1) {
+    // The matrix seldom is in a near cache. The processor's own prefetching does not see through
+    // the steps from row to row: without this, problems from memory take 15 % longer.
+    if (first == 0)
+      for (int64_t j = 0; j < cols; j += 64 / static_cast<int64_t>(sizeof(Real)))
+        __builtin_prefetch(cost + i * cols + j + 2048 / sizeof(Real));
     for (int k = 0; k < kVectors; ++k)
       minima.add(k, sign * load<Vec<Real>>(cost + i * cols + first + k * kCount), row);
+  }
   for (; i < rows; ++i, row += 1)
     for (int k = 0; k < kVectors; ++k) {
       const int64_t at = i * cols + first + k * kCount;
@@ -200,6 +206,17 @@ DETR_FAST_INLINE void transpose_tile(const float* in, int64_t in_stride, float f
   _mm_storeu_ps(out + out_stride, b);
   _mm_storeu_ps(out + 2 * out_stride, c);
   _mm_storeu_ps(out + 3 * out_stride, d);
+}
+DETR_FAST_INLINE void transpose_tile(const double* in, int64_t in_stride, double factor,
+                                     double* out, int64_t out_stride) {
+  const __m128d f = _mm_set1_pd(factor);
+  for (int i = 0; i < 4; i += 2)
+    for (int j = 0; j < 4; j += 2) {
+      const __m128d a = _mm_mul_pd(f, _mm_loadu_pd(in + i * in_stride + j));
+      const __m128d b = _mm_mul_pd(f, _mm_loadu_pd(in + (i + 1) * in_stride + j));
+      _mm_storeu_pd(out + j * out_stride + i, _mm_unpacklo_pd(a, b));
+      _mm_storeu_pd(out + (j + 1) * out_stride + i, _mm_unpackhi_pd(a, b));
+    }
 }
 #endif
 
