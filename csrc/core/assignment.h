@@ -259,7 +259,9 @@ class AssignmentSolver {
   }
 
   static constexpr int32_t kAlignment = 16;
-  static constexpr int64_t kBidsPerRow = 4;
+  // With 4, problems of untrained models take up to 13 % longer, with 16 up to twice as long; with
+  // 1 some take 9 % longer.
+  static constexpr int64_t kBidsPerRow = 2;
 
   Scan scan_;
   const Real* cost_ = nullptr;
