@@ -5,12 +5,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/status.h"
 #include "cpu/ops.h"
+#include "cpu/pool.h"
 
 namespace py = pybind11;
 
@@ -32,56 +35,107 @@ Result result_of(const Fault& fault) {
 using Int64Array = py::array_t<int64_t, py::array::c_style>;
 
 template <class Real>
-Fault assign(const int64_t* entry, int64_t count, bool maximize, int64_t* index, int64_t pairs) {
+Fault assign(const int64_t* entry, int64_t count, bool maximize, int threads, int64_t* index,
+             int64_t pairs) {
   std::vector<cpu::Problem<Real>> problems(count);
-  for (int64_t p = 0; p < count; ++p, entry += 3)
-    problems[p] = {at<const Real>(static_cast<Address>(entry[0])), entry[1], entry[2]};
-  return cpu::assign(problems.data(), count, maximize, index, index + pairs);
+  int64_t* row_index = index;
+  int64_t* col_index = index + pairs;
+  for (int64_t p = 0; p < count; ++p, entry += 3) {
+    problems[p] = {at<const Real>(static_cast<Address>(entry[0])), entry[1], entry[2], row_index,
+                   col_index};
+    row_index += std::min(entry[1], entry[2]);
+    col_index += std::min(entry[1], entry[2]);
+  }
+  return cpu::assign(problems.data(), count, maximize, threads);
 }
 
 Result linear_sum_assignment(const Int64Array& problems, bool is_double, bool maximize,
-                             Int64Array& index) {
+                             Int64Array& index, int threads) {
   const int64_t* const entry = problems.data();
   int64_t* const out = index.mutable_data();
   const int64_t count = problems.shape(0), pairs = index.shape(1);
   py::gil_scoped_release release;
   const auto run = is_double ? assign<double> : assign<float>;
-  return result_of(run(entry, count, maximize, out, pairs));
+  return result_of(run(entry, count, maximize, threads, out, pairs));
 }
 
+// None unless all are what the solver reads in place.
 template <class Real>
-Fault match_layers(const std::vector<Address>& logits, const std::vector<Address>& boxes,
-                   const std::tuple<int64_t, int64_t, int64_t>& shape, Address labels,
-                   Address target_boxes, Address offsets,
-                   const std::tuple<double, double, double>& weights, Address query_index,
-                   Address target_index) {
-  std::vector<const Real*> logits_at, boxes_at;
-  for (const Address a : logits) logits_at.push_back(at<const Real>(a));
-  for (const Address a : boxes) boxes_at.push_back(at<const Real>(a));
-  const auto [images, queries, classes] = shape;
-  const auto [cls, bbox, giou] = weights;
-  const cpu::MatchInput<Real> in = {logits_at.data(),
-                                    boxes_at.data(),
-                                    static_cast<int64_t>(logits.size()),
-                                    images,
-                                    queries,
-                                    classes,
-                                    at<const int64_t>(labels),
-                                    at<const Real>(target_boxes),
-                                    at<const int64_t>(offsets),
-                                    {Real(cls), Real(bbox), Real(giou)}};
-  return cpu::match(in, at<int64_t>(query_index), at<int64_t>(target_index));
+py::object assign_arrays(const py::list& costs, bool maximize, int threads) {
+  const size_t count = costs.size();
+  std::vector<cpu::Problem<Real>> problems(count);
+  py::list pairs(count);
+  for (size_t p = 0; p < count; ++p) {
+    const py::handle item = costs[p];
+    if (!py::isinstance<py::array_t<Real, py::array::c_style>>(item)) return py::none();
+    const auto cost = py::reinterpret_borrow<py::array>(item);
+    if (cost.ndim() != 2 || !(cost.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
+      return py::none();
+    const int64_t rows = cost.shape(0), cols = cost.shape(1);
+    py::array_t<int64_t> row_index(std::min(rows, cols)), col_index(std::min(rows, cols));
+    problems[p] = {static_cast<const Real*>(cost.data()), rows, cols, row_index.mutable_data(),
+                   col_index.mutable_data()};
+    pairs[p] = py::make_tuple(std::move(row_index), std::move(col_index));
+  }
+  Fault fault;
+  {
+    py::gil_scoped_release release;
+    fault = cpu::assign(problems.data(), static_cast<int64_t>(count), maximize, threads);
+  }
+  return py::make_tuple(fault.status, fault.problem, std::move(pairs));
 }
 
-Result match(const std::vector<Address>& logits, const std::vector<Address>& boxes,
-             const std::tuple<int64_t, int64_t, int64_t>& shape, bool is_double, Address labels,
-             Address target_boxes, Address offsets,
-             const std::tuple<double, double, double>& weights, Address query_index,
-             Address target_index) {
+py::object linear_sum_assignments(const py::list& costs, bool maximize, int threads) {
+  if (!costs.empty() && py::isinstance<py::array_t<double>>(costs[0]))
+    return assign_arrays<double>(costs, maximize, threads);
+  return assign_arrays<float>(costs, maximize, threads);
+}
+
+using Addresses = std::vector<Address>;
+
+std::vector<const void*> pointers(const Addresses& addresses) {
+  std::vector<const void*> all;
+  all.reserve(addresses.size());
+  for (const Address a : addresses) all.push_back(at<const void>(a));
+  return all;
+}
+
+// (class, bbox, giou), is focal, (alpha, gamma, eps), (giou_added, giou_lowest)
+using CostOptions = std::tuple<std::tuple<double, double, double>, bool,
+                               std::tuple<double, double, double>, std::tuple<double, double>>;
+
+Result match(const Addresses& logits, const Addresses& boxes,
+             const std::tuple<int64_t, int64_t, int64_t>& shape, const std::tuple<int, int>& dtypes,
+             const Addresses& labels, const Addresses& target_boxes,
+             const std::vector<int64_t>& counts, const CostOptions& cost, bool nonfinite_last,
+             Address index, int threads) {
   py::gil_scoped_release release;
-  const auto run = is_double ? match_layers<double> : match_layers<float>;
-  return result_of(
-      run(logits, boxes, shape, labels, target_boxes, offsets, weights, query_index, target_index));
+  const std::vector<const void*> logits_at = pointers(logits), boxes_at = pointers(boxes),
+                                 targets_at = pointers(target_boxes);
+  std::vector<const int64_t*> labels_at;
+  for (const Address a : labels) labels_at.push_back(at<const int64_t>(a));
+  const auto [images, queries, classes] = shape;
+  const auto& [weights, focal, focal_options, giou] = cost;
+  cpu::MatchInput in;
+  in.logits = logits_at.data();
+  in.boxes = boxes_at.data();
+  in.logits_dtype = static_cast<cpu::Dtype>(std::get<0>(dtypes));
+  in.boxes_dtype = static_cast<cpu::Dtype>(std::get<1>(dtypes));
+  in.layers = static_cast<int64_t>(logits.size());
+  in.images = images;
+  in.queries = queries;
+  in.classes = classes;
+  in.label_count = focal ? classes : classes - 1;
+  in.labels = labels_at.data();
+  in.target_boxes = targets_at.data();
+  in.counts = counts.data();
+  std::tie(in.options.weight_class, in.options.weight_bbox, in.options.weight_giou) = weights;
+  in.options.class_cost = focal ? ClassCost::kFocal : ClassCost::kSoftmax;
+  std::tie(in.options.alpha, in.options.gamma, in.options.eps) = focal_options;
+  std::tie(in.options.giou_added, in.options.giou_lowest) = giou;
+  in.nonfinite_last = nonfinite_last;
+  in.threads = threads;
+  return result_of(cpu::match(in, at<int64_t>(index)));
 }
 
 }  // namespace
@@ -96,21 +150,36 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       .value("invalid_cost", Status::kInvalidCost)
       .value("infeasible", Status::kInfeasible)
       .value("too_large", Status::kTooLarge)
+      .value("invalid_label", Status::kInvalidLabel)
+      .value("invalid_target_box", Status::kInvalidTargetBox)
       .value("invalid_logits", Status::kInvalidLogits)
       .value("invalid_box", Status::kInvalidBox)
-      .value("invalid_pair_cost", Status::kInvalidPairCost);
+      .value("invalid_pair_cost", Status::kInvalidPairCost)
+      .value("out_of_memory", Status::kOutOfMemory);
 
   m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("problems").noconvert(),
-        py::arg("is_double"), py::arg("maximize"), py::arg("index").noconvert(),
+        py::arg("is_double"), py::arg("maximize"), py::arg("index").noconvert(), py::arg("threads"),
         "problems: int64 [P, 3], each (address, rows, cols) of a contiguous matrix; index: int64 "
         "[2, sum of min(rows, cols)], written. Returns (status, problem, query, target) of the "
         "first fault.");
 
-  m.def("match", &match, py::arg("logits"), py::arg("boxes"), py::arg("shape"),
-        py::arg("is_double"), py::arg("labels"), py::arg("target_boxes"), py::arg("offsets"),
-        py::arg("weights"), py::arg("query_index"), py::arg("target_index"),
-        "logits, boxes: one address per layer, [B, N, C] and [B, N, 4]; shape: (B, N, C); labels: "
-        "int64 [T]; target_boxes [T, 4]; offsets: int64 [B + 1]; weights: (class, bbox, giou); "
-        "query_index, target_index: int64 [L, sum of min(N, M)]. "
-        "Returns (status, problem, query, target) of the first fault.");
+  m.def("linear_sum_assignments", &linear_sum_assignments, py::arg("costs"), py::arg("maximize"),
+        py::arg("threads"),
+        "costs: list of arrays. Returns (status, problem, list of (row_index, col_index)), or None "
+        "unless all are aligned contiguous matrices of float32, or all of float64.");
+
+  m.def("match", &match, py::arg("logits"), py::arg("boxes"), py::arg("shape"), py::arg("dtypes"),
+        py::arg("labels"), py::arg("target_boxes"), py::arg("counts"), py::arg("cost"),
+        py::arg("nonfinite_last"), py::arg("index"), py::arg("threads"),
+        "logits, boxes: one address per layer, contiguous [B, N, C] and [B, N, 4]; shape: (B, N, "
+        "C); dtypes of both: 0 float32, 1 float16, 2 bfloat16, 3 float64 (both or neither); "
+        "labels, target_boxes, counts: one per image, int64 [M], [M, 4] in float64 or else "
+        "float32, and M; cost: ((class, bbox, giou), focal, (alpha, gamma, eps), (giou added, giou "
+        "lowest)); index: int64, written: for each layer, for each image min(N, M) queries and "
+        "then their targets. Returns (status, problem, query, target) of the first fault; for a "
+        "target's label or box `problem` is the image.");
+
+  m.def("pool_size", &cpu::pool_size, "Threads of the pool that exist now, callers not counted.");
+
+  m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
 }

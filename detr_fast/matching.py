@@ -3,22 +3,31 @@
 Carion et al., "End-to-End Object Detection with Transformers" (2020), section 3.1: among all
 one-to-one pairings of an image's queries and targets, the one of least total cost
 
-    cost = -cost_class * p(label) + cost_bbox * |box - box'|_1 - cost_giou * GIoU(box, box')
+    cost = cost_class * class cost(label) + cost_bbox * |box - box'|_1 - cost_giou * GIoU(box, box')
 
 Letters: B images, N queries, K classes (without "no object"), M targets of one image, T of all.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detr_fast import _C
+from detr_fast.matching_input import MatchingInput, read
 
 Pairs = list[tuple[Tensor, Tensor]]  # one (query indices, target indices) per image
+
+_DEFAULTS = {
+    "class_cost": "softmax",
+    "focal_alpha": 0.25,
+    "focal_gamma": 2.0,
+    "focal_eps": 1e-8,
+    "giou_guard": "none",
+    "giou_eps": 1e-6,
+    "nonfinite": "raise",
+}
 
 
 class FastMatcher(nn.Module):
@@ -26,23 +35,51 @@ class FastMatcher(nn.Module):
 
     A drop-in for the published ``HungarianMatcher``: same arguments, same result. Each image's own
     N x M costs are computed, never the whole batch's, and all images and all decoder layers are
-    matched in one call of compiled code that releases the GIL. No gradient flows through it.
+    matched in one call of compiled code that releases the GIL and uses as many threads as
+    ``torch.get_num_threads()`` says, if the work is worth it. No gradient flows through it.
 
-    Costs are computed in float32 (in float64 if a prediction is float64; half-precision predictions
-    are converted to float32 first, so near-ties may fall differently than in half-precision
-    arithmetic) and the assignment is solved in float64. Tensors on another device are copied to the
-    CPU in one transfer per call.
+    Contiguous CPU predictions are read in place whatever their precision. Costs are computed in
+    float32 (in float64 if a prediction is float64, so that near-ties may fall differently than in
+    half-precision arithmetic) and the assignment is solved in float64. Tensors on another device
+    are copied to the CPU in one transfer per call.
 
     Args:
-        cost_class: weight of minus the softmax probability of the target's label.
+        cost_class: weight of the class cost.
         cost_bbox: weight of the L1 distance of the cxcywh boxes.
-        cost_giou: weight of minus the generalised IoU. Two boxes of zero area have IoU 0.
+        cost_giou: weight of minus the generalised IoU.
+        class_cost: ``"softmax"``, minus the softmax probability p of the target's label, or
+            ``"focal"``, with p the label's sigmoid (Deformable DETR, Zhu et al. 2021)::
+
+                -alpha * (1 - p)**gamma * log(p + eps) + (1 - alpha) * p**gamma * log(1 - p + eps)
+
+            With ``"focal"`` the logits have K entries: none stands for "no object".
+        focal_alpha, focal_gamma, focal_eps: of the focal cost.
+        giou_guard: how GIoU divides by an area x, either of the union or of the hull. ``"none"``:
+            by x, and 0/0 counts as 0. ``"eps"``: by x + giou_eps. ``"clamp"``: by
+            max(x, giou_eps).
+        giou_eps: of ``giou_guard``.
+        nonfinite: what to do where a pair has no finite cost (NaN or inf among the predictions, a
+            predicted box of negative width or height, or an overflow). ``"raise"`` a ValueError, or
+            put such pairs ``"last"``: as few of them are matched as possible.
 
     Raises:
-        ValueError: if all weights are 0, or one is not finite.
+        ValueError: if all weights are 0, one is not finite, or an option has no meaning.
     """
 
-    def __init__(self, cost_class: float = 1, cost_bbox: float = 5, cost_giou: float = 2) -> None:
+    def __init__(
+        self,
+        cost_class: float = 1,
+        cost_bbox: float = 5,
+        cost_giou: float = 2,
+        *,
+        class_cost: str = "softmax",
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        focal_eps: float = 1e-8,
+        giou_guard: str = "none",
+        giou_eps: float = 1e-6,
+        nonfinite: str = "raise",
+    ) -> None:
         super().__init__()
         for name, cost in (
             ("cost_class", cost_class),
@@ -53,14 +90,35 @@ class FastMatcher(nn.Module):
                 raise ValueError(f"{name} is {cost}, but must be finite")
         if cost_class == cost_bbox == cost_giou == 0:
             raise ValueError("all costs can't be 0: cost_class, cost_bbox and cost_giou are")
+        for name, choice, choices in (
+            ("class_cost", class_cost, ("softmax", "focal")),
+            ("giou_guard", giou_guard, ("none", "eps", "clamp")),
+            ("nonfinite", nonfinite, ("raise", "last")),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name} is {choice!r}, but must be one of {', '.join(choices)}")
+        if not 0 <= focal_alpha <= 1:
+            raise ValueError(f"focal_alpha is {focal_alpha}, but must be in 0..1")
+        if not 0 <= focal_gamma < math.inf:
+            raise ValueError(f"focal_gamma is {focal_gamma}, but must be finite and not negative")
+        for name, eps in (("focal_eps", focal_eps), ("giou_eps", giou_eps)):
+            if not 1e-30 <= eps <= 1:  # a float32 can hold it, and its logarithm
+                raise ValueError(f"{name} is {eps}, but must be in 1e-30..1")
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
+        self.class_cost = class_cost
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.focal_eps = focal_eps
+        self.giou_guard = giou_guard
+        self.giou_eps = giou_eps
+        self.nonfinite = nonfinite
 
     def extra_repr(self) -> str:
-        return (
-            f"cost_class={self.cost_class}, cost_bbox={self.cost_bbox}, cost_giou={self.cost_giou}"
-        )
+        names = ["cost_class", "cost_bbox", "cost_giou"]
+        names += [name for name, usual in _DEFAULTS.items() if getattr(self, name) != usual]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
         self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]
@@ -68,8 +126,8 @@ class FastMatcher(nn.Module):
         """Matches one decoder layer's predictions.
 
         Args:
-            outputs: ``{"pred_logits": [B, N, K + 1], "pred_boxes": [B, N, 4] cxcywh}``; other
-                entries are ignored.
+            outputs: ``{"pred_logits": [B, N, K + 1], "pred_boxes": [B, N, 4] cxcywh}``, the logits
+                [B, N, K] for the focal cost; other entries are ignored.
             targets: B dicts ``{"labels": [M] integers in 0..K-1, "boxes": [M, 4] cxcywh}``; other
                 entries are ignored. M may be 0, and may exceed N.
 
@@ -79,11 +137,12 @@ class FastMatcher(nn.Module):
 
         Raises:
             ValueError: for a missing key, a wrong shape or dtype, B other than ``len(targets)``, a
-                label outside 0..K-1, a target box that is not finite or has a negative side, and a
-                prediction for which no cost exists (NaN, inf, a negative side). The message names
-                the place. Predictions of images without targets are not looked at.
+                label outside 0..K-1, a target box that is not finite or has a negative side, and,
+                unless ``nonfinite="last"``, a prediction for which no cost exists (NaN, inf, a
+                negative side). The message names the place. Predictions of images without targets
+                are not looked at.
         """
-        return self._match([outputs], ["outputs"], targets)[0]
+        return self._match([outputs], None, targets)[0]
 
     def match_layers(
         self, layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
@@ -92,8 +151,7 @@ class FastMatcher(nn.Module):
 
         Args:
             layers: L dicts like ``outputs`` of :meth:`forward`, all of one shape, for example
-                ``[outputs, *outputs["aux_outputs"]]``. Contiguous float32 or float64 CPU tensors
-                are read in place.
+                ``[outputs, *outputs["aux_outputs"]]``. Contiguous CPU tensors are read in place.
             targets: as in :meth:`forward`.
 
         Returns:
@@ -102,194 +160,82 @@ class FastMatcher(nn.Module):
         Raises:
             ValueError: as :meth:`forward`, and for layers of differing shapes.
         """
-        return self._match(layers, [f"layers[{k}]" for k in range(len(layers))], targets)
+        names = [f"layers[{k}]" for k in range(len(layers))]
+        return self._match(layers, names, targets) if layers else []
 
-    @torch.no_grad()
     def _match(
         self,
         layers: Sequence[Mapping[str, Tensor]],
-        names: Sequence[str],  # what to call each layer in an error
+        names: Sequence[str] | None,  # what to call each layer in an error; None: "outputs"
         targets: Sequence[Mapping[str, Tensor]],
     ) -> list[Pairs]:
-        if not layers:
-            return []
-        logits, boxes = _check_layers(layers, names)
-        b, n, c = logits[0].shape
-        sizes = _check_targets(targets, b)
-
-        double = any(t.dtype == torch.float64 for t in (*logits, *boxes))
-        real = torch.float64 if double else torch.float32
-        packed = _to_cpu(
-            [
-                _cat([t["labels"] for t in targets], (0,), torch.int64),
-                _cat([t["boxes"] for t in targets], (0, 4), real),
-                *(t.detach().to(real).contiguous() for t in (*logits, *boxes)),
-            ]
-        )
-        labels, target_boxes = packed[0], packed[1]
-        logits, boxes = packed[2 : 2 + len(layers)], packed[2 + len(layers) :]
-        offsets = torch.tensor([0, *accumulate(sizes)], device="cpu")
-        _check_values(labels, target_boxes, sizes, c - 1)
-
-        pairs = [min(n, m) for m in sizes]
-        query_index = torch.empty(len(layers), sum(pairs), dtype=torch.int64, device="cpu")
-        target_index = torch.empty_like(query_index)
+        given = read(layers, names or ["outputs"], targets)
+        b, n, _ = given.shape
+        pairs = [min(n, m) for m in given.counts]
+        # For each layer and image the queries, then the targets.
+        sizes = [size for size in pairs for _ in range(2)] * len(layers)
+        index = torch.empty(sum(sizes), dtype=torch.int64, device="cpu")
+        eps = self.giou_eps
         fault = _C.match(
-            logits=[t.data_ptr() for t in logits],
-            boxes=[t.data_ptr() for t in boxes],
-            shape=(b, n, c),
-            is_double=double,
-            labels=labels.data_ptr(),
-            target_boxes=target_boxes.data_ptr(),
-            offsets=offsets.data_ptr(),
-            weights=(self.cost_class, self.cost_bbox, self.cost_giou),
-            query_index=query_index.data_ptr(),
-            target_index=target_index.data_ptr(),
+            logits=given.logits,
+            boxes=given.boxes,
+            shape=given.shape,
+            dtypes=given.dtypes,
+            labels=given.labels,
+            target_boxes=given.target_boxes,
+            counts=given.counts,
+            cost=(
+                (self.cost_class, self.cost_bbox, self.cost_giou),
+                self.class_cost == "focal",
+                (self.focal_alpha, self.focal_gamma, self.focal_eps),
+                (eps if self.giou_guard == "eps" else 0, eps if self.giou_guard == "clamp" else 0),
+            ),
+            nonfinite_last=self.nonfinite == "last",
+            index=index.data_ptr(),
+            threads=torch.get_num_threads(),
         )
         if fault[0] != _C.Status.ok:
-            _raise_fault(fault, names, logits, boxes)
-        return [
-            list(zip(i.split_with_sizes(pairs), j.split_with_sizes(pairs), strict=True))
-            for i, j in zip(query_index, target_index, strict=True)
-        ]
+            _raise_fault(fault, names or ["outputs"], given, layers, targets, self.class_cost)
+        parts = index.split_with_sizes(sizes)
+        matches = list(zip(parts[::2], parts[1::2], strict=True))
+        return [matches[k * b : (k + 1) * b] for k in range(len(layers))]
 
 
-def _check_layers(
-    layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]
-) -> tuple[list[Tensor], list[Tensor]]:
-    for layer, name in zip(layers, names, strict=True):
-        for key in ("pred_logits", "pred_boxes"):
-            if key not in layer:
-                raise ValueError(f"{name} has no {key!r}")
-            _check_tensor(layer[key], f"{name}[{key!r}]")
-            if not layer[key].is_floating_point():
-                raise ValueError(
-                    f"{name}[{key!r}] is {layer[key].dtype}, but must be floating point"
-                )
-        logits, boxes = layer["pred_logits"], layer["pred_boxes"]
-        if logits.dim() != 3:
-            raise ValueError(
-                f"{name}['pred_logits'] has shape {list(logits.shape)}, but must be [B, N, K + 1]"
-            )
-        if boxes.shape != (*logits.shape[:2], 4):
-            raise ValueError(
-                f"{name}['pred_boxes'] has shape {list(boxes.shape)}, but 'pred_logits' of shape "
-                f"{list(logits.shape)} needs {[*logits.shape[:2], 4]}"
-            )
-        first = layers[0]["pred_logits"]
-        if logits.shape != first.shape:
-            raise ValueError(
-                f"{name}['pred_logits'] has shape {list(logits.shape)}, but "
-                f"{names[0]}['pred_logits'] has {list(first.shape)}"
-            )
-    return [layer["pred_logits"] for layer in layers], [layer["pred_boxes"] for layer in layers]
-
-
-def _check_tensor(value: object, name: str) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a tensor, not {type(value).__name__}")
-
-
-def _check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> list[int]:
-    """Checks keys and shapes; returns the number of targets of each image."""
-    if len(targets) != images:
-        raise ValueError(f"predictions for {images} images, but {len(targets)} targets")
-    for b, target in enumerate(targets):
-        for key in ("labels", "boxes"):
-            if key not in target:
-                raise ValueError(f"targets[{b}] has no {key!r}")
-            _check_tensor(target[key], f"targets[{b}][{key!r}]")
-        labels, boxes = target["labels"], target["boxes"]
-        if labels.dim() != 1:
-            raise ValueError(
-                f"targets[{b}]['labels'] has shape {list(labels.shape)}, but must be [M]"
-            )
-        # torch.tensor([]) has shape [0] and dtype float32: a common way to say "no target".
-        empty = labels.numel() == 0 and boxes.numel() == 0
-        if boxes.shape != (len(labels), 4) and not empty:
-            raise ValueError(
-                f"targets[{b}]['boxes'] has shape {list(boxes.shape)}, but {len(labels)} labels "
-                f"need [{len(labels)}, 4]"
-            )
-        if labels.is_floating_point() and not empty:
-            raise ValueError(
-                f"targets[{b}]['labels'] is {labels.dtype}, but labels must be integers"
-            )
-    return [len(target["labels"]) for target in targets]
-
-
-def _check_values(labels: Tensor, boxes: Tensor, sizes: Sequence[int], classes: int) -> None:
-    """Checks packed labels [T] and boxes [T, 4]; an error counts within the image."""
-
-    def first(bad: np.ndarray) -> tuple[int, int, int]:  # target overall, image, target within it
-        t = m = int(bad.argmax())
-        b = 0
-        while m >= sizes[b]:
-            m -= sizes[b]
-            b += 1
-        return t, b, m
-
-    # NumPy, because a call of it on a few numbers takes a quarter of torch's time.
-    label, box = labels.numpy(), boxes.numpy()
-    bad = (label < 0) | (label >= classes)
-    if bad.any():
-        t, b, m = first(bad)
-        raise ValueError(
-            f"targets[{b}]['labels'][{m}] is {label[t]}, but logits have {classes} classes "
-            f"(0..{classes - 1})"
-        )
-    bad = ~np.isfinite(box).all(1) | (box[:, 2:] < 0).any(1)
-    if bad.any():
-        t, b, m = first(bad)
-        raise ValueError(
-            f"targets[{b}]['boxes'][{m}] is {box[t].tolist()}, but cx, cy, w, h must be finite and "
-            "w, h not negative"
-        )
+_BOX_RULE = "but cx, cy, w, h must be finite and w, h not negative"
 
 
 def _raise_fault(
-    fault: tuple, names: Sequence[str], logits: Sequence[Tensor], boxes: Sequence[Tensor]
+    fault: tuple,
+    names: Sequence[str],
+    given: MatchingInput,
+    layers: Sequence[Mapping[str, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    class_cost: str,
 ) -> None:
     status, problem, n, m = fault
-    layer, b = divmod(problem, len(logits[0]))
+    if status == _C.Status.out_of_memory:
+        raise MemoryError("no memory for the costs of one image's queries x targets")
+    if status == _C.Status.invalid_label:
+        classes = given.shape[2] - (class_cost == "softmax")
+        raise ValueError(
+            f"targets[{problem}]['labels'][{m}] is {int(targets[problem]['labels'][m])}, but "
+            f"logits have {classes} classes (0..{classes - 1})"
+        )
+    if status == _C.Status.invalid_target_box:
+        box = targets[problem]["boxes"][m].tolist()
+        raise ValueError(f"targets[{problem}]['boxes'][{m}] is {box}, {_BOX_RULE}")
+    layer, b = divmod(problem, given.shape[0])
     name = names[layer]
     if status == _C.Status.invalid_logits:
-        raise ValueError(
-            f"{name}['pred_logits'][{b}, {n}] has no softmax: it holds NaN, inf or only -inf"
+        reason = (
+            "has no softmax: it holds NaN, inf or only -inf"
+            if class_cost == "softmax"
+            else "has no focal cost: it holds NaN"
         )
+        raise ValueError(f"{name}['pred_logits'][{b}, {n}] {reason}")
     if status == _C.Status.invalid_box:
-        raise ValueError(
-            f"{name}['pred_boxes'][{b}, {n}] is {boxes[layer][b, n].tolist()}, but cx, cy, w, h "
-            "must be finite and w, h not negative"
-        )
+        box = layers[layer]["pred_boxes"][b, n].tolist()
+        raise ValueError(f"{name}['pred_boxes'][{b}, {n}] is {box}, {_BOX_RULE}")
     raise ValueError(
         f"the cost of matching {name}['pred_boxes'][{b}] to targets[{b}]['boxes'][{m}] overflows"
     )
-
-
-def _cat(parts: Sequence[Tensor], empty_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Concatenates the images' parts, those without an element left out whatever their shape."""
-    parts = [part.detach().to(dtype) for part in parts if part.numel()]
-    return torch.cat(parts) if parts else torch.empty(empty_shape, dtype=dtype, device="cpu")
-
-
-def _to_cpu(tensors: list[Tensor]) -> list[Tensor]:
-    """The contiguous tensors on the CPU: those already there untouched, all others by one transfer.
-
-    int64 and float64 tensors must precede narrower ones, to stay aligned in the packed buffer.
-    """
-    away = [k for k, t in enumerate(tensors) if t.device.type != "cpu"]
-    result = list(tensors)
-    if away:
-        device = tensors[away[0]].device
-        for k, copy in zip(
-            away, _pack_and_copy([tensors[k].to(device) for k in away]), strict=True
-        ):
-            result[k] = copy
-    return result
-
-
-def _pack_and_copy(tensors: list[Tensor]) -> list[Tensor]:
-    packed = torch.cat([t.flatten().view(torch.uint8) for t in tensors]).cpu()
-    parts = packed.split_with_sizes([t.numel() * t.element_size() for t in tensors])
-    return [part.view(t.dtype).view(t.shape) for part, t in zip(parts, tensors, strict=True)]

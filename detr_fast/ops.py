@@ -1,7 +1,6 @@
 """Public functions on arrays and tensors: check shapes, allocate, call the compiled code."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,8 @@ def linear_sum_assignment(
         TypeError: for complex numbers.
 
     The algorithm is that of Jonker and Volgenant (1987) as adapted to rectangular matrices by
-    Crouse (2016). All problems are solved in one call of compiled code that releases the GIL.
+    Crouse (2016). All problems are solved in one call of compiled code that releases the GIL and
+    uses as many threads as ``torch.get_num_threads()`` says, if the work is worth it.
     """
     if isinstance(cost, (list, tuple)) and any(_ndim(item) >= 2 for item in cost):
         return _solve_ragged(cost, maximize)
@@ -68,20 +68,28 @@ def linear_sum_assignment(
 
 
 def _solve_ragged(costs: Sequence[Any], maximize: bool) -> list[tuple[Index, Index]]:
-    matrices = []
-    for p, cost in enumerate(costs):
-        matrix = _to_matrix(cost)
-        if matrix.ndim != 2:
-            raise ValueError(f"cost[{p}]: expected a matrix (2-D array), got a {matrix.ndim} array")
-        matrices.append(matrix)
-    dtype = np.result_type(*{matrix.dtype for matrix in matrices})
-    matrices = [matrix.astype(dtype, copy=False) for matrix in matrices]
-    problems = np.array([(_address(m), *m.shape) for m in matrices], dtype=np.int64)
-    sizes = [min(m.shape) for m in matrices]
-    index = _solve(problems, sum(sizes), dtype, maximize, named=True)
-    ends = list(accumulate(sizes))[:-1]
-    parts = zip(costs, np.split(index[0], ends), np.split(index[1], ends), strict=True)
-    return [_like(cost, rows, cols) for cost, rows, cols in parts]
+    threads = torch.get_num_threads()
+    solved = _C.linear_sum_assignments(
+        list(costs), bool(maximize), threads
+    )  # None: not read in place
+    if solved is None:
+        matrices = []
+        for p, cost in enumerate(costs):
+            matrix = _to_matrix(cost)
+            if matrix.ndim != 2:
+                raise ValueError(
+                    f"cost[{p}]: expected a matrix (2-D array), got a {matrix.ndim} array"
+                )
+            matrices.append(matrix)
+        dtype = np.result_type(*{matrix.dtype for matrix in matrices})
+        matrices = [matrix.astype(dtype, copy=False) for matrix in matrices]
+        solved = _C.linear_sum_assignments(matrices, bool(maximize), threads)
+    status, problem, pairs = solved
+    if status != _C.Status.ok:
+        _raise(status, problem)
+    if not any(isinstance(cost, Tensor) for cost in costs):
+        return pairs
+    return [_like(cost, *pair) for cost, pair in zip(costs, pairs, strict=True)]
 
 
 def _solve(
@@ -93,12 +101,18 @@ def _solve(
 ) -> np.ndarray:  # [2, pairs] int64
     index = np.empty((2, pairs), dtype=np.int64)
     status, problem, _, _ = _C.linear_sum_assignment(
-        problems, dtype == np.float64, bool(maximize), index
+        problems, dtype == np.float64, bool(maximize), index, torch.get_num_threads()
     )
     if status != _C.Status.ok:
-        text = _MESSAGES[status]
-        raise ValueError(f"cost[{problem}]: {text}" if named else text)
+        _raise(status, problem if named else None)
     return index
+
+
+def _raise(status: _C.Status, problem: int | None) -> None:
+    if status == _C.Status.out_of_memory:
+        raise MemoryError("no memory for a copy of the matrix")
+    text = _MESSAGES[status]
+    raise ValueError(text if problem is None else f"cost[{problem}]: {text}")
 
 
 def _to_matrix(cost: Any) -> np.ndarray:

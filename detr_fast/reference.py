@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou
+from torchvision.ops import box_area, box_convert, generalized_box_iou
 
 
 def _scipy_solver():
@@ -43,25 +43,55 @@ def linear_sum_assignment(cost: Any, maximize: bool = False) -> Any:
 
 
 def matching_cost(
-    logits: Tensor,  # [N, K + 1]
+    logits: Tensor,  # [N, K + 1]; [N, K] for the focal cost
     boxes: Tensor,  # [N, 4] cxcywh
     labels: Tensor,  # [M]
     target_boxes: Tensor,  # [M, 4] cxcywh
     cost_class: float = 1,
     cost_bbox: float = 5,
     cost_giou: float = 2,
+    *,
+    class_cost: str = "softmax",
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    focal_eps: float = 1e-8,
+    giou_guard: str = "none",
+    giou_eps: float = 1e-6,
 ) -> Tensor:  # [N, M]
     """The cost of every pair of one image (Carion et al. 2020, section 3.1 and appendix A.2).
 
     The class term is minus the probability, not its logarithm, to be of the boxes' magnitude; the 1
-    of ``1 - p`` and of ``1 - GIoU`` changes no matching and is left out.
+    of ``1 - p`` and of ``1 - GIoU`` changes no matching and is left out. The options are those of
+    :class:`detr_fast.FastMatcher`.
     """
-    probability = logits.softmax(-1)[:, labels]
+    if class_cost == "focal":
+        p, q = logits[:, labels].sigmoid(), (-logits[:, labels]).sigmoid()  # q = 1 - p
+        positive = -focal_alpha * q**focal_gamma * (p + focal_eps).log()
+        negative = -(1 - focal_alpha) * p**focal_gamma * (q + focal_eps).log()
+        cost = positive - negative
+    else:
+        cost = -logits.softmax(-1)[:, labels]
     distance = torch.cdist(boxes, target_boxes, p=1)
-    giou = generalized_box_iou(
-        box_convert(boxes, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy")
+    a, b = (box_convert(box, "cxcywh", "xyxy") for box in (boxes, target_boxes))
+    giou = (
+        generalized_box_iou(a, b)
+        if giou_guard == "none"
+        else _guarded_giou(a, b, giou_guard, giou_eps)
     )
-    return -cost_class * probability + cost_bbox * distance - cost_giou * giou
+    return cost_class * cost + cost_bbox * distance - cost_giou * giou
+
+
+def _guarded_giou(a: Tensor, b: Tensor, guard: str, eps: float) -> Tensor:
+    """GIoU of xyxy boxes [N, 4] and [M, 4], its divisors guarded: [N, M]."""
+
+    def divisor(area: Tensor) -> Tensor:
+        return area + eps if guard == "eps" else area.clamp(min=eps)
+
+    overlap = (torch.min(a[:, None, 2:], b[:, 2:]) - torch.max(a[:, None, :2], b[:, :2])).clamp(0)
+    hull = torch.max(a[:, None, 2:], b[:, 2:]) - torch.min(a[:, None, :2], b[:, :2])
+    overlap, hull = overlap.prod(-1), hull.prod(-1)
+    union = box_area(a)[:, None] + box_area(b) - overlap
+    return overlap / divisor(union) - (hull - union) / divisor(hull)
 
 
 class HungarianMatcher(nn.Module):
@@ -70,14 +100,24 @@ class HungarianMatcher(nn.Module):
     Called as ``matcher(outputs, targets)`` with ``{"pred_logits": [B, N, K + 1], "pred_boxes":
     [B, N, 4]}`` and B dicts ``{"labels": [M], "boxes": [M, 4]}``; returns B pairs ``(index_i,
     index_j)`` of int64 CPU tensors, index_i ascending, of length min(N, M). SciPy's ValueError
-    reports NaN.
+    reports NaN, unless ``nonfinite="last"``: then as few pairs as possible whose cost is not finite
+    are matched. Other options as for :func:`matching_cost`.
     """
 
-    def __init__(self, cost_class: float = 1, cost_bbox: float = 5, cost_giou: float = 2) -> None:
+    def __init__(
+        self,
+        cost_class: float = 1,
+        cost_bbox: float = 5,
+        cost_giou: float = 2,
+        nonfinite: str = "raise",
+        **options: Any,
+    ) -> None:
         super().__init__()
         if cost_class == cost_bbox == cost_giou == 0:
             raise ValueError("all costs can't be 0")
         self.weights = (cost_class, cost_bbox, cost_giou)
+        self.nonfinite = nonfinite
+        self.options = options
 
     @torch.no_grad()
     def forward(
@@ -88,7 +128,19 @@ class HungarianMatcher(nn.Module):
         for logits, boxes, target in zip(
             outputs["pred_logits"], outputs["pred_boxes"], targets, strict=True
         ):
-            cost = matching_cost(logits, boxes, target["labels"], target["boxes"], *self.weights)
+            cost = matching_cost(
+                logits, boxes, target["labels"], target["boxes"], *self.weights, **self.options
+            )
+            if self.nonfinite == "last":
+                finite = cost.isfinite() & (boxes[:, None, 2:] >= 0).all(-1)
+                known = cost[finite].double()
+                # One more such pair costs more than all others together can save.
+                last = (
+                    known.max() + (known.max() - known.min() + 1) * (len(target["labels"]) + 1)
+                    if len(known)
+                    else 0
+                )
+                cost = cost.double().where(finite, last)
             query, index = solve(cost.cpu())
             matches.append((torch.as_tensor(query), torch.as_tensor(index)))
         return matches

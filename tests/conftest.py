@@ -10,6 +10,10 @@ from torchvision.io import write_jpeg
 from detr_fast.data import Shapes
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the long forms of some tests")
+
+
 def _write_images(folder: Path, shapes: Shapes) -> None:
     folder.mkdir(parents=True)
     for index in range(len(shapes)):

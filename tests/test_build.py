@@ -41,7 +41,7 @@ def test_module_works_without_torch():
         "import numpy as np\n"
         "cost = np.array([[4.0, 1.0], [2.0, 3.0]]); index = np.empty((2, 2), np.int64)\n"
         "problems = np.array([[cost.ctypes.data, 2, 2]])\n"
-        "module.linear_sum_assignment(problems, True, False, index)\n"
+        "module.linear_sum_assignment(problems, True, False, index, 1)\n"
         "print(index.tolist())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

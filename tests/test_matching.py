@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, generalized_box_iou
 
-from detr_fast import FastMatcher, matching, reference
+from detr_fast import FastMatcher, matching, matching_input, reference
 
 K = 5  # classes
 
@@ -158,15 +158,19 @@ def test_layers_in_one_call_equal_layers_one_by_one():
     assert matcher.match_layers([], targets) == []
 
 
-def test_layers_call_compiled_code_once_and_read_in_place(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_layers_call_compiled_code_once_and_read_in_place(monkeypatch, dtype):
     calls = []
     compiled = matching._C.match
     monkeypatch.setattr(matching._C, "match", lambda **k: calls.append(k) or compiled(**k))
-    layers = [predictions(2, 10, seed=seed) for seed in range(4)]
-    FastMatcher().match_layers(layers, targets_of([2, 3]))
+    layers = [predictions(2, 10, seed=seed, dtype=dtype) for seed in range(4)]
+    targets = targets_of([2, 3])
+    FastMatcher().match_layers(layers, targets)
     assert len(calls) == 1
     assert calls[0]["logits"] == [layer["pred_logits"].data_ptr() for layer in layers]
     assert calls[0]["boxes"] == [layer["pred_boxes"].data_ptr() for layer in layers]
+    assert calls[0]["labels"] == [target["labels"].data_ptr() for target in targets]
+    assert calls[0]["target_boxes"] == [target["boxes"].data_ptr() for target in targets]
 
 
 def test_model_outputs_with_aux_outputs_are_accepted_as_they_are():
@@ -428,7 +432,7 @@ def test_packing_for_one_transfer_keeps_values_and_shapes():
         torch.empty(0, 4),
         torch.rand(1, 5, 3),
     ]
-    for ours, original in zip(matching._pack_and_copy(tensors), tensors, strict=True):
+    for ours, original in zip(matching_input.pack_and_copy(tensors), tensors, strict=True):
         assert ours.dtype == original.dtype and torch.equal(ours, original)
         assert ours.data_ptr() != original.data_ptr() or original.numel() == 0
 

@@ -26,12 +26,22 @@ inline Box<Real> make_box(Real cx, Real cy, Real w, Real h) {
   return {cx, cy, w, h, x0, y0, x1, y1, (x1 - x0) * (y1 - y0)};
 }
 
+// How generalised IoU divides: by max(x + added, lowest). Published code differs.
+//   none   added 0, lowest the smallest normal number: a zero denominator, whose numerator is zero
+//          too, gives 0, and no other is changed
+//   eps    added eps, lowest as above
+//   clamp  added 0, lowest eps
+template <class Real>
+struct GiouGuard {
+  Real added, lowest;
+};
+
 // Generalised IoU (Rezatofighi et al. 2019), in [-1, 1]. Where both boxes have zero area the IoU is
 // 0/0, and where they also lie on one line the hull is empty too: both terms count as 0 then, so
 // two points at different places give -1, and coincident ones give 0. No pair of finite boxes gives
 // NaN.
 template <class Real>
-inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b) {
+inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b, const GiouGuard<Real>& guard) {
   const Real zero = 0;
   const Real overlap_w = larger(smaller(a.x1, b.x1) - larger(a.x0, b.x0), zero);
   const Real overlap_h = larger(smaller(a.y1, b.y1) - larger(a.y0, b.y0), zero);
@@ -39,11 +49,8 @@ inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b) {
   const Real both = a.area + b.area - overlap;
   const Real hull =
       (larger(a.x1, b.x1) - smaller(a.x0, b.x0)) * (larger(a.y1, b.y1) - smaller(a.y0, b.y0));
-  // A zero denominator has a zero numerator; dividing by 1 instead keeps the division
-  // unconditional.
-  const Real iou = overlap / (both > zero ? both : Real(1));
-  const Real waste = (hull - both) / (hull > zero ? hull : Real(1));
-  return iou - waste;
+  return overlap / larger(both + guard.added, guard.lowest) -
+         (hull - both) / larger(hull + guard.added, guard.lowest);
 }
 
 }  // namespace detr_fast

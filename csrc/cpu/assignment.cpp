@@ -1,79 +1,98 @@
-// linear_sum_assignment: checks each matrix, brings it into the solver's form (rows <= cols, to be
-// minimised), solves it and writes the pairs.
-#include "core/assignment.h"
-
-#include <type_traits>
+// linear_sum_assignment: checks each matrix and finds its rows' minima in one pass; where they do
+// not solve it, brings it into the solver's form (rows <= cols, to be minimised, rows padded).
+#include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "cpu/ops.h"
+#include "cpu/problems.h"
+#include "cpu/solver.h"
 
 namespace detr_fast::cpu {
 namespace {
 
-struct Found {
-  bool invalid, huge;
-};
-
 template <class Real>
-Found inspect(const Real* cost, size_t size, bool maximize) {
-  using Mask = std::conditional_t<sizeof(Real) == 4, int32_t, int64_t>;  // as wide: vectors
-  // Above this a sum of path lengths could overflow a double and make a feasible problem look
-  // infeasible. No float comes near.
-  constexpr Real kLimit = sizeof(Real) == 4 ? std::numeric_limits<Real>::max() : Real(1e300);
-  const Real sign = maximize ? Real(-1) : Real(1);
-  Mask invalid = 0, huge = 0;
-  for (size_t k = 0; k < size; ++k) {
-    const Real x = sign * cost[k];
-    invalid |= x > -std::numeric_limits<Real>::infinity() ? Mask(0) : Mask(1);  // NaN: not greater
-    huge |= x > kLimit || x < -kLimit ? Mask(1) : Mask(0);
+class Assigner {
+ public:
+  Status run(const Problem<Real>& problem, bool maximize) {
+    const int64_t rows = problem.rows, cols = problem.cols;
+    const bool transpose = rows > cols;
+    const int64_t fewer = std::min(rows, cols), more = std::max(rows, cols);
+    if (fewer == 0) return Status::kOk;
+    if (padded(more) > std::numeric_limits<int32_t>::max()) return Status::kTooLarge;
+
+    const LayoutKernels<Real>& layout = kernels_of<Real>().layout;
+    const auto minima_of = transpose ? layout.col_minima : layout.row_minima;
+    const Real sign = maximize ? Real(-1) : Real(1);
+    minima_.resize(fewer);
+    const Inspection found = minima_of(problem.cost, rows, cols, sign, minima_.data());
+    if (found.invalid) return Status::kInvalidCost;
+
+    if (!are_distinct(more)) {
+      // A power of two: scaling rounds nothing but what is 1e290 times smaller than the largest.
+      const Real factor = found.huge ? sign * Real(0x1p-64) : sign;
+      for (Minimum<Real>& minimum : minima_) minimum.value *= factor * sign;
+      const int64_t stride = padded(more);
+      copy_.resize(static_cast<size_t>(fewer) * stride);
+      const auto copy = transpose ? layout.transpose : layout.copy_rows;
+      copy(problem.cost, rows, cols, factor, copy_.data(), stride);
+      const Status status = solver_.solve(copy_.data(), fewer, more, stride, minima_.data());
+      if (status != Status::kOk) return status;
+      for (int64_t i = 0; i < fewer; ++i) minima_[i].col = solver_.col_of_row[i];
+    }
+    write(transpose, more, problem.row_index, problem.col_index);
+    return Status::kOk;
   }
-  return {invalid != 0, huge != 0 && sizeof(Real) == 8};
-}
+
+ private:
+  // Whether every row (column, where there are fewer) may have its minimum.
+  bool are_distinct(int64_t more) {
+    owner_.assign(more, -1);
+    for (size_t i = 0; i < minima_.size(); ++i) {
+      const int32_t col = minima_[i].col;
+      if (col < 0 || owner_[col] >= 0) return false;
+      owner_[col] = static_cast<int32_t>(i);
+    }
+    return true;
+  }
+
+  void write(bool transpose, int64_t more, int64_t* row_index, int64_t* col_index) {
+    if (!transpose) {
+      for (size_t i = 0; i < minima_.size(); ++i) {
+        row_index[i] = static_cast<int64_t>(i);
+        col_index[i] = minima_[i].col;
+      }
+      return;
+    }
+    owner_.assign(more, -1);
+    for (size_t i = 0; i < minima_.size(); ++i) owner_[minima_[i].col] = static_cast<int32_t>(i);
+    for (int64_t j = 0; j < more; ++j) {
+      if (owner_[j] < 0) continue;
+      *row_index++ = j;
+      *col_index++ = owner_[j];
+    }
+  }
+
+  std::vector<Minimum<Real>> minima_;  // of each row, or column where those are fewer
+  std::vector<int32_t> owner_;
+  std::vector<Real> copy_;
+  Solver<Real> solver_;
+};
 
 }  // namespace
 
 template <class Real>
-Fault assign(const Problem<Real>* problems, int64_t count, bool maximize, int64_t* row_index,
-             int64_t* col_index) {
-  AssignmentSolver<Real> solver;
-  std::vector<Real> copy;
-  for (int64_t p = 0; p < count; ++p) {
-    const int64_t rows = problems[p].rows, cols = problems[p].cols;
-    const size_t size = static_cast<size_t>(rows) * cols;
-    if (size == 0) continue;
-    const Real* cost = problems[p].cost;
-    const Found found = inspect(cost, size, maximize);
-    if (found.invalid) return {Status::kInvalidCost, p};
-
-    const bool transpose = rows > cols;
-    if (transpose || maximize || found.huge) {
-      // A power of two: scaling rounds nothing but what is 1e290 times smaller than the largest
-      // cost.
-      const Real factor = Real((maximize ? -1.0 : 1.0) * (found.huge ? 0x1p-64 : 1.0));
-      copy.resize(size);
-      if (transpose) {
-        for (int64_t i = 0; i < rows; ++i)
-          for (int64_t j = 0; j < cols; ++j) copy[j * rows + i] = factor * cost[i * cols + j];
-      } else {
-        for (size_t k = 0; k < size; ++k) copy[k] = factor * cost[k];
-      }
-      cost = copy.data();
-    }
-    const Status status =
-        transpose ? solver.solve(cost, cols, rows) : solver.solve(cost, rows, cols);
-    if (status != Status::kOk) return {status, p};
-
-    const std::vector<int32_t>& partner = transpose ? solver.row_of_col : solver.col_of_row;
-    for (int64_t i = 0; i < rows; ++i) {
-      if (partner[i] < 0) continue;
-      *row_index++ = i;
-      *col_index++ = partner[i];
-    }
-  }
-  return {};
+Fault assign(const Problem<Real>* problems, int64_t count, bool maximize, int threads) {
+  int64_t entries = 0;
+  for (int64_t p = 0; p < count; ++p) entries += problems[p].rows * problems[p].cols;
+  return solve_all(count, threads_worth(entries, threads), [&](int64_t p) -> Fault {
+    thread_local Assigner<Real> assigner;
+    const Status status = assigner.run(problems[p], maximize);
+    return status == Status::kOk ? Fault{} : Fault{status, p};
+  });
 }
 
-template Fault assign(const Problem<float>*, int64_t, bool, int64_t*, int64_t*);
-template Fault assign(const Problem<double>*, int64_t, bool, int64_t*, int64_t*);
+template Fault assign(const Problem<float>*, int64_t, bool, int);
+template Fault assign(const Problem<double>*, int64_t, bool, int);
 
 }  // namespace detr_fast::cpu

@@ -1,152 +1,243 @@
 // The matching of DETR: for each decoder layer and image, the cost of its own queries x targets
 // block, written straight into the solver's layout, and its assignment.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
-#include "core/assignment.h"
-#include "core/pair_cost.h"
 #include "cpu/ops.h"
+#include "cpu/problems.h"
+#include "cpu/solver.h"
 
 namespace detr_fast::cpu {
 namespace {
 
-// One image's predicted boxes, each member of Box an array [N] of its own, so that the loop over
-// queries is vector code.
+bool is_box(double cx, double cy, double w, double h) {
+  return std::isfinite(cx) && std::isfinite(cy) && std::isfinite(w) && std::isfinite(h) && w >= 0 &&
+         h >= 0;
+}
+
+// The targets of one image, checked once and packed as every layer's cost wants them.
 template <class Real>
-class QueryBoxes {
- public:
-  explicit QueryBoxes(int64_t queries) : n_(queries), memory_(9 * queries) {}
+struct Targets {
+  std::vector<int32_t> labels, label_of;  // the distinct labels [D], and of each target [M] its own
+  std::vector<Box<Real>> boxes;           // [M]
+  int64_t count = 0;
 
-  // Returns the first query whose box is not finite or has a negative side, or -1.
-  int64_t load(const Real* boxes) {
-    for (int64_t n = 0; n < n_; ++n) {
-      const Real* const b = boxes + 4 * n;
-      const bool finite =
-          std::isfinite(b[0]) && std::isfinite(b[1]) && std::isfinite(b[2]) && std::isfinite(b[3]);
-      if (!finite || b[2] < 0 || b[3] < 0) return n;
-      const Box<Real> box = make_box(b[0], b[1], b[2], b[3]);
-      const Real members[] = {box.cx, box.cy, box.w,  box.h,   box.x0,
-                              box.y0, box.x1, box.y1, box.area};
-      for (int k = 0; k < 9; ++k) memory_[k * n_ + n] = members[k];
+  Fault load(const MatchInput& in, int64_t image, std::vector<int32_t>& slot_of_label) {
+    count = in.counts[image];
+    labels.clear();
+    label_of.resize(count);
+    boxes.resize(count);
+    const int64_t* const label = in.labels[image];
+    const Real* box = static_cast<const Real*>(in.target_boxes[image]);
+    for (int64_t m = 0; m < count; ++m)
+      if (label[m] < 0 || label[m] >= in.label_count) return {Status::kInvalidLabel, image, -1, m};
+    for (int64_t m = 0; m < count; ++m, box += 4) {
+      if (!is_box(box[0], box[1], box[2], box[3])) return {Status::kInvalidTargetBox, image, -1, m};
+      boxes[m] = make_box(box[0], box[1], box[2], box[3]);
+      int32_t& slot = slot_of_label[label[m]];
+      if (slot < 0) {
+        slot = static_cast<int32_t>(labels.size());
+        labels.push_back(static_cast<int32_t>(label[m]));
+      }
+      label_of[m] = slot;
     }
-    return -1;
-  }
-
-  Box<Real> operator[](int64_t n) const {
-    const Real* const m = memory_.data() + n;
-    return {m[0],      m[n_],     m[2 * n_], m[3 * n_], m[4 * n_],
-            m[5 * n_], m[6 * n_], m[7 * n_], m[8 * n_]};
-  }
-
- private:
-  int64_t n_;
-  std::vector<Real> memory_;
-};
-
-template <class Real>
-class Matcher {
- public:
-  explicit Matcher(const MatchInput<Real>& in)
-      : in_(in), boxes_(in.queries), numerators_(in.classes) {}
-
-  // Fills block_ [M, N] for one layer and image.
-  Fault compute_costs(const Real* logits, const Real* boxes, int64_t first, int64_t targets) {
-    const int64_t queries = in_.queries, classes = in_.classes;
-    const int64_t* const labels = in_.labels + first;
-    block_.resize(static_cast<size_t>(targets) * queries);
-
-    // Class cost. Each query's softmax is normalised once; only its M labels' entries are kept.
-    for (int64_t n = 0; n < queries; ++n) {
-      const Real scale = softmax_numerators(logits + n * classes, classes, numerators_.data());
-      if (!std::isfinite(scale)) return {Status::kInvalidLogits, -1, n};
-      const Real factor = -in_.weights.cls * scale;
-      for (int64_t m = 0; m < targets; ++m)
-        block_[m * queries + n] = factor * numerators_[labels[m]];
-    }
-
-    // Box costs, one target against all queries.
-    const int64_t bad_box = boxes_.load(boxes);
-    if (bad_box >= 0) return {Status::kInvalidBox, -1, bad_box};
-    for (int64_t m = 0; m < targets; ++m) {
-      const Real* const t = in_.target_boxes + 4 * (first + m);
-      if (!add_box_costs(t, block_.data() + m * queries))
-        return {Status::kInvalidPairCost, -1, -1, m};
-    }
+    for (const int32_t l : labels) slot_of_label[l] = -1;
     return {};
   }
+};
 
-  // Assigns block_ and writes min(N, M) pairs, query indices ascending.
-  Fault assign_block(int64_t targets, int64_t* query_index, int64_t* target_index) {
-    const int64_t queries = in_.queries;
-    const bool more_targets = targets > queries;
-    const Real* cost = block_.data();
-    if (more_targets) {  // the solver wants rows <= cols: queries become the rows
-      transposed_.resize(block_.size());
-      for (int64_t m = 0; m < targets; ++m)
-        for (int64_t n = 0; n < queries; ++n)
-          transposed_[n * targets + m] = block_[m * queries + n];
-      cost = transposed_.data();
+static_assert(sizeof(Box<float>) == 9 * sizeof(float), "read as nine floats by the kernels");
+
+// Fills cost [M, padded(N)] for one layer and image.
+Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
+                    const Targets<float>& targets, std::vector<float>& scratch, float* cost) {
+  const auto element = [](const void* base, Dtype dtype, int64_t index) {
+    return static_cast<const char*>(base) + index * (dtype == Dtype::kFloat32 ? 4 : 2);
+  };
+  const int64_t distinct = static_cast<int64_t>(targets.labels.size());
+  scratch.resize(pair_cost_scratch(in.classes, distinct));
+  const PairCostOptions& o = in.options;
+  const PairCostInput input = {
+      element(in.logits[layer], in.logits_dtype, image * in.queries * in.classes),
+      element(in.boxes[layer], in.boxes_dtype, image * in.queries * 4),
+      in.logits_dtype,
+      in.boxes_dtype,
+      in.queries,
+      in.classes,
+      targets.labels.data(),
+      distinct,
+      targets.label_of.data(),
+      &targets.boxes.data()->cx,
+      targets.count,
+      static_cast<float>(o.weight_class),
+      static_cast<float>(o.weight_bbox),
+      static_cast<float>(o.weight_giou),
+      o.class_cost == ClassCost::kFocal,
+      static_cast<float>(o.alpha),
+      static_cast<float>(o.gamma),
+      static_cast<float>(o.eps),
+      static_cast<float>(o.giou_added),
+      std::max(static_cast<float>(o.giou_lowest), std::numeric_limits<float>::min()),
+      in.nonfinite_last,
+      scratch.data(),
+      cost};
+  const PairCostFault fault = kernels().pair_costs(input);
+  switch (fault.kind) {
+    case PairCostFault::kLogits:
+      return {Status::kInvalidLogits, -1, fault.query};
+    case PairCostFault::kBox:
+      return {Status::kInvalidBox, -1, fault.query};
+    case PairCostFault::kCost:
+      return {Status::kInvalidPairCost, -1, -1, fault.target};
+    case PairCostFault::kNone:
+      break;
+  }
+  return {};
+}
+
+// The same in double and plain scalars: float64 predictions are for tests and gradient checks.
+Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
+                    const Targets<double>& targets, std::vector<double>&, double* cost) {
+  const int64_t classes = in.classes, stride = padded(in.queries);
+  const double* logits = static_cast<const double*>(in.logits[layer]);
+  const double* box = static_cast<const double*>(in.boxes[layer]);
+  logits += image * in.queries * classes;
+  box += image * in.queries * 4;
+  PairCostOptions options = in.options;
+  options.giou_lowest = std::max(options.giou_lowest, std::numeric_limits<double>::min());
+  const bool focal = options.class_cost == ClassCost::kFocal;
+  Fault overflow;
+  std::fill(cost, cost + targets.count * stride, std::numeric_limits<double>::infinity());
+  Fault bad_box;
+  for (int64_t n = 0; n < in.queries; ++n, logits += classes, box += 4) {
+    const Softmax<double> softmax = focal ? Softmax<double>{} : softmax_of(logits, classes);
+    bool exists = focal || std::isfinite(softmax.scale);
+    for (const int32_t label : targets.labels) exists &= !focal || !std::isnan(logits[label]);
+    if (!exists && !in.nonfinite_last) return {Status::kInvalidLogits, -1, n};
+    const bool boxed = is_box(box[0], box[1], box[2], box[3]);
+    if (!boxed && bad_box.status == Status::kOk) bad_box = {Status::kInvalidBox, -1, n};
+    if (!exists || !boxed) continue;
+    const Box<double> query = make_box(box[0], box[1], box[2], box[3]);
+    for (int64_t m = 0; m < targets.count; ++m) {
+      const double logit = logits[targets.labels[targets.label_of[m]]];
+      const double class_cost =
+          focal ? focal_cost(logit, options) : -std::exp(logit - softmax.max) * softmax.scale;
+      const double sum =
+          options.weight_class * class_cost + box_cost(query, targets.boxes[m], options);
+      if (std::isfinite(sum))
+        cost[m * stride + n] = sum;
+      else if (overflow.status == Status::kOk || m < overflow.target)
+        overflow = {Status::kInvalidPairCost, -1, -1, m};
     }
-    const int64_t rows = smaller(targets, queries), cols = larger(targets, queries);
-    const Status status = solver_.solve(cost, rows, cols);
-    if (status != Status::kOk) return {status};
-    const auto& target_of = more_targets ? solver_.col_of_row : solver_.row_of_col;
+  }
+  if (in.nonfinite_last) return {};
+  return bad_box.status != Status::kOk ? bad_box : overflow;
+}
+
+// Makes infinite costs finite, but so large that fewer of them outweigh any saving elsewhere.
+// Returns false if that would overflow.
+template <class Real>
+void rank_infinite_last(Real* cost, int64_t targets, int64_t queries) {
+  constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
+  const int64_t stride = padded(queries);
+  Real least = kInfinity, most = -kInfinity;
+  bool any = false;
+  for (int64_t m = 0; m < targets; ++m)
+    for (int64_t n = 0; n < queries; ++n) {
+      const Real x = cost[m * stride + n];
+      if (x == kInfinity) {
+        any = true;
+        continue;
+      }
+      least = std::min(least, x);
+      most = std::max(most, x);
+    }
+  if (!any) return;
+  Real last = 0;
+  if (least <= most) last = most + static_cast<Real>(targets + 1) * (most - least) + 1;
+  last = std::min(last, std::numeric_limits<Real>::max());
+  for (int64_t m = 0; m < targets; ++m)
+    for (int64_t n = 0; n < queries; ++n)
+      if (cost[m * stride + n] == kInfinity) cost[m * stride + n] = last;
+}
+
+// All memory that matching one problem needs. Kept by each thread from call to call, so that a
+// training step does not ask the system for pages again: as large as the largest block of costs.
+template <class Real>
+struct Workspace {
+  std::vector<Real> cost, transposed, scratch;
+  Solver<Real> solver;
+
+  // Matches one layer and image; writes min(N, M) query indices, ascending, and as many targets.
+  Fault run(const MatchInput& in, int64_t layer, int64_t image, const Targets<Real>& targets,
+            int64_t* index) {
+    const int64_t queries = in.queries, count = targets.count;
+    cost.resize(static_cast<size_t>(count) * padded(queries));
+    Fault fault = compute_costs(in, layer, image, targets, scratch, cost.data());
+    if (fault.status != Status::kOk) {
+      fault.problem = layer * in.images + image;
+      return fault;
+    }
+    if (in.nonfinite_last) rank_infinite_last(cost.data(), count, queries);
+    const Status status = solve(count, queries);
+    if (status != Status::kOk) return {status, layer * in.images + image};
+    const std::vector<int32_t>& target_of = count > queries ? solver.col_of_row : solver.row_of_col;
+    int64_t* target_index = index + std::min(count, queries);
     for (int64_t n = 0; n < queries; ++n) {
       if (target_of[n] < 0) continue;
-      *query_index++ = n;
+      *index++ = n;
       *target_index++ = target_of[n];
     }
     return {};
   }
 
  private:
-  // Returns false if a cost is not finite.
-  bool add_box_costs(const Real* target, Real* __restrict row) {
-    const Box<Real> box = make_box(target[0], target[1], target[2], target[3]);
-    const PairWeights<Real> weights = in_.weights;
-    int bad = 0;
-    for (int64_t n = 0; n < in_.queries; ++n) {
-      const Real cost = row[n] + box_cost(boxes_[n], box, weights);
-      row[n] = cost;
-      bad |= !(std::fabs(cost) <= std::numeric_limits<Real>::max());
-    }
-    return bad == 0;
+  Status solve(int64_t targets, int64_t queries) {
+    const int64_t stride = padded(queries);
+    if (targets <= queries) return solver.solve(cost.data(), targets, queries, stride);
+    // The solver wants rows <= cols: queries become the rows.
+    const int64_t wide = padded(targets);
+    transposed.assign(static_cast<size_t>(queries) * wide, std::numeric_limits<Real>::infinity());
+    for (int64_t m = 0; m < targets; ++m)
+      for (int64_t n = 0; n < queries; ++n) transposed[n * wide + m] = cost[m * stride + n];
+    return solver.solve(transposed.data(), queries, targets, wide);
   }
-
-  const MatchInput<Real>& in_;
-  QueryBoxes<Real> boxes_;
-  std::vector<Real> numerators_, block_, transposed_;
-  AssignmentSolver<Real> solver_;
 };
+
+template <class Real>
+Fault match_in(const MatchInput& in, int64_t* index) {
+  std::vector<Targets<Real>> targets(in.images);
+  std::vector<int32_t> slot_of_label(std::max<int64_t>(in.label_count, 0), -1);
+  for (int64_t image = 0; image < in.images; ++image) {
+    const Fault fault = targets[image].load(in, image, slot_of_label);
+    if (fault.status != Status::kOk) return fault;
+  }
+  std::vector<int64_t> start(in.images + 1, 0);  // of an image's output within a layer's
+  int64_t entries = 0;
+  for (int64_t image = 0; image < in.images; ++image) {
+    const int64_t pairs = std::min(in.counts[image], in.queries);
+    start[image + 1] = start[image] + 2 * pairs;
+    if (pairs > 0) entries += in.queries * (in.classes + 8 * in.counts[image]);
+  }
+  const int threads = threads_worth(in.layers * entries, in.threads);
+  return solve_all(in.layers * in.images, threads, [&](int64_t problem) -> Fault {
+    const int64_t layer = problem / in.images, image = problem % in.images;
+    if (start[image + 1] == start[image]) return {};
+    thread_local Workspace<Real> workspace;
+    return workspace.run(in, layer, image, targets[image],
+                         index + layer * start[in.images] + start[image]);
+  });
+}
 
 }  // namespace
 
-template <class Real>
-Fault match(const MatchInput<Real>& in, int64_t* query_index, int64_t* target_index) {
-  Matcher<Real> matcher(in);
-  for (int64_t layer = 0; layer < in.layers; ++layer) {
-    for (int64_t image = 0; image < in.images; ++image) {
-      const int64_t first = in.offsets[image], targets = in.offsets[image + 1] - first;
-      if (targets == 0 || in.queries == 0) continue;
-      const Real* const logits = in.logits[layer] + image * in.queries * in.classes;
-      const Real* const boxes = in.boxes[layer] + image * in.queries * 4;
-      Fault fault = matcher.compute_costs(logits, boxes, first, targets);
-      if (fault.status == Status::kOk)
-        fault = matcher.assign_block(targets, query_index, target_index);
-      if (fault.status != Status::kOk) {
-        fault.problem = layer * in.images + image;
-        return fault;
-      }
-      const int64_t pairs = smaller(targets, in.queries);
-      query_index += pairs;
-      target_index += pairs;
-    }
-  }
-  return {};
+Fault match(const MatchInput& in, int64_t* index) {
+  return in.logits_dtype == Dtype::kFloat64 ? match_in<double>(in, index)
+                                            : match_in<float>(in, index);
 }
 
-template Fault match(const MatchInput<float>&, int64_t*, int64_t*);
-template Fault match(const MatchInput<double>&, int64_t*, int64_t*);
+const char* simd_name() { return kernels().name; }
 
 }  // namespace detr_fast::cpu

@@ -5,36 +5,45 @@
 
 #include "core/pair_cost.h"
 #include "core/status.h"
+#include "cpu/simd/dtype.h"
 
 namespace detr_fast::cpu {
 
-// One cost matrix: contiguous [rows, cols].
+// One cost matrix, contiguous [rows, cols], and where its min(rows, cols) pairs go, row indices
+// ascending.
 template <class Real>
 struct Problem {
   const Real* cost;
   int64_t rows, cols;
+  int64_t *row_index, *col_index;
 };
 
-// Solves every problem; writes min(rows, cols) pairs for each, one problem after the other, row
-// indices ascending.
+// Solves every problem, on at most so many threads.
 template <class Real>
-Fault assign(const Problem<Real>* problems, int64_t count, bool maximize, int64_t* row_index,
-             int64_t* col_index);
+Fault assign(const Problem<Real>* problems, int64_t count, bool maximize, int threads);
 
-template <class Real>
 struct MatchInput {
-  const Real* const* logits;  // [L] addresses of [B, N, C], C = K + 1
-  const Real* const* boxes;   // [L] addresses of [B, N, 4] cxcywh
+  const void* const* logits;  // [L] addresses of [B, N, C]
+  const void* const* boxes;   // [L] addresses of [B, N, 4] cxcywh
+  // Both kFloat64, or neither. With kFloat64 costs are computed in double, else in float.
+  Dtype logits_dtype, boxes_dtype;
   int64_t layers, images, queries, classes;
-  const int64_t* labels;     // [T] each in 0..K-1
-  const Real* target_boxes;  // [T, 4] cxcywh, finite, no negative width or height
-  const int64_t* offsets;    // [B + 1] image b owns targets offsets[b]..offsets[b + 1]
-  PairWeights<Real> weights;
+  int64_t label_count;              // K: labels are 0..K-1. Focal: K = C, softmax: K = C - 1
+  const int64_t* const* labels;     // [B] addresses of [M]
+  const void* const* target_boxes;  // [B] addresses of [M, 4] cxcywh, float or double as above
+  const int64_t* counts;            // [B] M
+  PairCostOptions options;
+  // Whether a pair without a finite cost is assigned only when nothing finite is left, instead of
+  // being a fault.
+  bool nonfinite_last;
+  int threads;  // at most; fewer where the work is little
 };
 
-// Matches every layer and image. Both outputs are [L, S], S = sum of min(N, M_b): image after
-// image, query indices ascending, target indices counted within their image.
-template <class Real>
-Fault match(const MatchInput<Real>& in, int64_t* query_index, int64_t* target_index);
+// Matches every layer and image. For each layer, for each image, min(N, M) query indices,
+// ascending, and then the target of each are written to `index`, one after the other.
+Fault match(const MatchInput& in, int64_t* index);
+
+// "avx512", "avx2" or "plain": the instruction set in use.
+const char* simd_name();
 
 }  // namespace detr_fast::cpu

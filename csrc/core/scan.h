@@ -1,0 +1,84 @@
+// What the assignment solver does to a row of costs: the loops in which it spends its time, in
+// plain scalars. cpu/simd/scan_kernels.h has the same functions on vectors.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+namespace detr_fast {
+
+// `col` is -1 and `value` infinity where no value is finite.
+template <class Real>
+struct Minimum {
+  Real value;
+  int32_t col;
+};
+
+struct TwoMinima {
+  double first, second;  // first <= second
+  int32_t col;           // of the first
+};
+
+// A row's entries c[0..n) and their columns' dual variables v[0..n). owner[j] < 0: column j is
+// free. Ties are common in costs of integers, and a free column ends a search: among columns of the
+// same value a free one is found first, and otherwise the leftmost.
+template <class Real>
+struct PlainScan {
+  static Minimum<Real> row_minimum(const Real* c, int32_t n, const int32_t* owner) {
+    Minimum<Real> found = {std::numeric_limits<Real>::infinity(), -1};
+    for (int32_t j = 0; j < n; ++j)
+      if (c[j] < found.value ||
+          (c[j] == found.value && found.col >= 0 && owner[j] < 0 && owner[found.col] >= 0))
+        found = {c[j], j};
+    return found;
+  }
+
+  // distance = min(distance, base + c - v); the minimum of distance.
+  static Minimum<double> relax(const Real* c, const double* v, double* distance, int32_t n,
+                               double base, const int32_t* owner) {
+    for (int32_t j = 0; j < n; ++j) {
+      const double candidate = base + static_cast<double>(c[j]) - v[j];
+      distance[j] = candidate < distance[j] ? candidate : distance[j];
+    }
+    return PlainScan<double>::row_minimum(distance, n, owner);
+  }
+
+  // Of c - v.
+  static TwoMinima two_smallest(const Real* c, const double* v, int32_t n, const int32_t* owner) {
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    TwoMinima found = {kInfinity, kInfinity, -1};
+    for (int32_t j = 0; j < n; ++j) {
+      const double x = static_cast<double>(c[j]) - v[j];
+      if (x < found.first ||
+          (x == found.first && found.col >= 0 && owner[j] < 0 && owner[found.col] >= 0)) {
+        found = {x, found.first, j};
+      } else if (x < found.second) {
+        found.second = x;
+      }
+    }
+    return found;
+  }
+
+  // sum += c.
+  static void accumulate(const Real* c, int32_t n, Real* sum) {
+    for (int32_t j = 0; j < n; ++j) sum[j] += c[j];
+  }
+
+  // The largest c[j] with order[j] <= limit.
+  static Real largest_where(const Real* c, const Real* order, Real limit, int32_t n) {
+    Real most = -std::numeric_limits<Real>::infinity();
+    for (int32_t j = 0; j < n; ++j)
+      if (order[j] <= limit && c[j] > most) most = c[j];
+    return most;
+  }
+
+  // keep[j] = min(keep[j], c[j] - limit): not positive where c[j] <= limit.
+  static void mark_up_to(const Real* c, Real limit, int32_t n, Real* keep) {
+    for (int32_t j = 0; j < n; ++j) {
+      const Real excess = c[j] - limit;
+      keep[j] = excess < keep[j] ? excess : keep[j];
+    }
+  }
+};
+
+}  // namespace detr_fast

@@ -1,0 +1,38 @@
+// Which instruction set: the best this CPU and its operating system support.
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/simd/kernels.h"
+
+namespace detr_fast::cpu {
+
+extern const Kernels plain;
+#ifdef DETR_FAST_X86
+extern const Kernels avx2, avx512;
+#endif
+
+namespace {
+
+const Kernels& choose() {
+#ifdef DETR_FAST_X86
+  const char* const cap = std::getenv("DETR_FAST_SIMD");
+  const auto allowed = [cap](const char* name) { return !cap || std::strcmp(cap, name) == 0; };
+  __builtin_cpu_init();
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (has_avx512 && allowed("avx512")) return avx512;
+  if (has_avx2 && (allowed("avx2") || allowed("avx512"))) return avx2;
+#endif
+  return plain;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace detr_fast::cpu

@@ -1,0 +1,98 @@
+// The inner loops, compiled once per instruction set, and the choice among them at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "core/scan.h"
+#include "cpu/simd/dtype.h"
+
+namespace detr_fast::cpu {
+
+// Floats in a row of costs are padded to a multiple of this with infinity, for every instruction
+// set alike: loops over a row need no remainder.
+constexpr int64_t kRowAlignment = 16;
+
+inline constexpr int64_t padded(int64_t n) {
+  return (n + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
+}
+
+// The costs of one image's queries x targets, in float32.
+struct PairCostInput {
+  const void* logits;  // [N, C]
+  const void* boxes;   // [N, 4] cxcywh
+  Dtype logits_dtype, boxes_dtype;
+  int64_t queries, classes;
+  const int32_t* labels;  // [D] the image's distinct labels
+  int64_t distinct;
+  const int32_t* label_of;  // [M] index into labels
+  const float* targets;     // [M, 9] cx, cy, w, h, x0, y0, x1, y1, area
+  int64_t count;            // M
+  float weight_class, weight_bbox, weight_giou;
+  bool focal;
+  float alpha, gamma, eps;        // of the focal cost
+  float giou_added, giou_lowest;  // guards the GIoU's two divisions: max(x + added, lowest)
+  bool tolerant;                  // a pair without a cost gets infinity instead of being a fault
+  float* scratch;                 // [pair_cost_scratch(C, D)]
+  float* cost;                    // [M, padded(N)], written; infinity in the padding
+};
+
+inline constexpr int64_t pair_cost_scratch(int64_t classes, int64_t distinct) {
+  return kRowAlignment * (classes + kRowAlignment + distinct);
+}
+
+// The first thing wrong. Order: logits before boxes before costs, lower queries first.
+struct PairCostFault {
+  enum Kind { kNone, kLogits, kBox, kCost } kind;
+  int64_t query;   // of kLogits and kBox
+  int64_t target;  // of kCost
+};
+
+// The functions of PlainScan; n is a multiple of kRowAlignment.
+template <class Real>
+struct ScanKernels {
+  Minimum<Real> (*row_minimum)(const Real* c, int32_t n, const int32_t* owner);
+  Minimum<double> (*relax)(const Real* c, const double* v, double* distance, int32_t n, double base,
+                           const int32_t* owner);
+  TwoMinima (*two_smallest)(const Real* c, const double* v, int32_t n, const int32_t* owner);
+  void (*accumulate)(const Real* c, int32_t n, Real* sum);
+  Real (*largest_where)(const Real* c, const Real* order, Real limit, int32_t n);
+  void (*mark_up_to)(const Real* c, Real limit, int32_t n, Real* keep);
+};
+
+struct Inspection {
+  bool invalid;  // an entry is NaN or minus infinity
+  bool huge;     // an entry is a double beyond +-1e300
+};
+
+// On a contiguous matrix [rows, cols], its entries multiplied by a sign or factor.
+template <class Real>
+struct LayoutKernels {
+  // The first minimum of each row [rows] or column [cols].
+  Inspection (*row_minima)(const Real* cost, int64_t rows, int64_t cols, Real sign,
+                           Minimum<Real>* found);
+  Inspection (*col_minima)(const Real* cost, int64_t rows, int64_t cols, Real sign,
+                           Minimum<Real>* found);
+  // To `out`, each row padded with infinity to `stride`: out [rows, stride], or [cols, stride].
+  void (*copy_rows)(const Real* cost, int64_t rows, int64_t cols, Real factor, Real* out,
+                    int64_t stride);
+  void (*transpose)(const Real* cost, int64_t rows, int64_t cols, Real factor, Real* out,
+                    int64_t stride);
+};
+
+template <class Real>
+struct KernelsOf {
+  ScanKernels<Real> scan;
+  LayoutKernels<Real> layout;
+};
+
+struct Kernels {
+  const char* name;
+  PairCostFault (*pair_costs)(const PairCostInput& in);
+  KernelsOf<float> for_float;
+  KernelsOf<double> for_double;
+};
+
+// The best set that this CPU runs; DETR_FAST_SIMD=plain|avx2|avx512 in the environment caps it.
+const Kernels& kernels();
+
+}  // namespace detr_fast::cpu

@@ -1,0 +1,125 @@
+// The loops of core/scan.h on vectors. Rows are padded with infinity to a multiple of 16.
+#pragma once
+
+#include "core/scan.h"
+#include "cpu/simd/kernels.h"
+#include "cpu/simd/vec.h"
+
+namespace detr_fast::cpu {
+namespace {
+
+// The first column j with x(j) == value for a vector of columns, a free one if there is one.
+template <int kCount, class Equal>
+DETR_FAST_INLINE int32_t find_column(int32_t n, const int32_t* owner, Equal equal) {
+  int32_t found = -1;
+  for (int32_t j = 0; j < n; j += kCount) {
+    uint32_t lanes = equal(j);
+    while (lanes != 0) {
+      const int32_t col = j + __builtin_ctz(lanes);
+      if (owner[col] < 0) return col;
+      if (found < 0) found = col;
+      lanes &= lanes - 1;
+    }
+  }
+  return found;
+}
+
+template <class Real>
+Minimum<Real> row_minimum(const Real* c, int32_t n, const int32_t* owner) {
+  using V = Vec<Real>;
+  constexpr int kCount = kLanes<Real>;
+  const Real infinity = static_cast<Real>(__builtin_inf());
+  V least = splat(infinity), least2 = least;  // two chains hide the latency of minimum()
+  int32_t j = 0;
+  for (; j + 2 * kCount <= n; j += 2 * kCount) {
+    least = minimum(load<V>(c + j), least);
+    least2 = minimum(load<V>(c + j + kCount), least2);
+  }
+  if (j < n) least = minimum(load<V>(c + j), least);
+  const Real value = lowest(minimum(least, least2));
+  if (value == infinity) return {infinity, -1};
+  const V wanted = splat(value);
+  return {value, find_column<kCount>(
+                     n, owner, [&](int32_t k) { return equal_lanes(load<V>(c + k), wanted); })};
+}
+
+template <class Real>
+Minimum<double> relax(const Real* c, const double* v, double* distance, int32_t n, double base,
+                      const int32_t* owner) {
+  constexpr int kCount = kLanes<double>;
+  const D start = splat(base);
+  D least = splat(__builtin_inf()), least2 = least;
+  for (int32_t j = 0; j < n; j += 2 * kCount) {
+    const D a = minimum(start + load_wide(c + j) - load<D>(v + j), load<D>(distance + j));
+    const D b = minimum(start + load_wide(c + j + kCount) - load<D>(v + j + kCount),
+                        load<D>(distance + j + kCount));
+    store(distance + j, a);
+    store(distance + j + kCount, b);
+    least = minimum(a, least);
+    least2 = minimum(b, least2);
+  }
+  const double value = lowest(minimum(least, least2));
+  if (value == __builtin_inf()) return {value, -1};
+  const D wanted = splat(value);
+  return {value, find_column<kCount>(n, owner, [&](int32_t j) {
+            return equal_lanes(load<D>(distance + j), wanted);
+          })};
+}
+
+template <class Real>
+TwoMinima two_smallest(const Real* c, const double* v, int32_t n, const int32_t* owner) {
+  constexpr int kCount = kLanes<double>;
+  D first = splat(__builtin_inf()), second = first;
+  for (int32_t j = 0; j < n; j += kCount) {
+    const D x = load_wide(c + j) - load<D>(v + j);
+    second = minimum(maximum(x, first), second);
+    first = minimum(x, first);
+  }
+  // The overall second is the second of one lane, or the first of another than the least.
+  double least = __builtin_inf(), next = least;
+  double firsts[kCount];
+  store(firsts, first);
+  for (int k = 0; k < kCount; ++k) {
+    next = firsts[k] < least ? least : (firsts[k] < next ? firsts[k] : next);
+    least = firsts[k] < least ? firsts[k] : least;
+  }
+  const double deeper = lowest(second);
+  next = deeper < next ? deeper : next;
+  if (least == __builtin_inf()) return {least, next, -1};
+  const D wanted = splat(least);
+  return {least, next, find_column<kCount>(n, owner, [&](int32_t j) {
+            return equal_lanes(load_wide(c + j) - load<D>(v + j), wanted);
+          })};
+}
+
+template <class Real>
+void accumulate(const Real* c, int32_t n, Real* sum) {
+  using V = Vec<Real>;
+  for (int32_t j = 0; j < n; j += kLanes<Real>) store(sum + j, load<V>(sum + j) + load<V>(c + j));
+}
+
+template <class Real>
+Real largest_where(const Real* c, const Real* order, Real limit, int32_t n) {
+  using V = Vec<Real>;
+  const V infinity = splat(static_cast<Real>(__builtin_inf()));
+  V least = infinity;  // of -c
+  for (int32_t j = 0; j < n; j += kLanes<Real>)
+    least = minimum(load<V>(order + j) <= limit ? -load<V>(c + j) : infinity, least);
+  return -lowest(least);
+}
+
+template <class Real>
+void mark_up_to(const Real* c, Real limit, int32_t n, Real* keep) {
+  using V = Vec<Real>;
+  for (int32_t j = 0; j < n; j += kLanes<Real>)
+    store(keep + j, minimum(load<V>(c + j) - limit, load<V>(keep + j)));
+}
+
+template <class Real>
+constexpr ScanKernels<Real> scan_kernels() {
+  return {row_minimum<Real>, relax<Real>,         two_smallest<Real>,
+          accumulate<Real>,  largest_where<Real>, mark_up_to<Real>};
+}
+
+}  // namespace
+}  // namespace detr_fast::cpu

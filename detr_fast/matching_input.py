@@ -1,0 +1,228 @@
+"""What FastMatcher is given, checked and brought to where compiled code can read it."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}  # as _C.match
+
+
+class MatchingInput(NamedTuple):
+    """Addresses of contiguous CPU memory; the arguments of ``_C.match``."""
+
+    logits: list[int]  # L of [B, N, C]
+    boxes: list[int]  # L of [B, N, 4]
+    shape: tuple[int, int, int]  # B, N, C
+    dtypes: tuple[int, int]  # codes of the logits' and boxes' dtype
+    labels: list[int]  # B of [M] int64
+    target_boxes: list[int]  # B of [M, 4], float64 if the predictions are, else float32
+    counts: list[int]  # B times M
+    keep: tuple  # the tensors, so that the addresses stay theirs
+
+
+def read(
+    layers: Sequence[Mapping[str, Tensor]],
+    names: Sequence[str],  # what to call each layer in an error
+    targets: Sequence[Mapping[str, Tensor]],
+) -> MatchingInput:
+    """Takes the tensors as they are where that is possible, and converted copies otherwise.
+
+    Raises:
+        ValueError: for a missing key or a wrong shape or dtype. Values are not looked at.
+    """
+    given = _read_in_place(layers, targets)
+    if given is None:
+        check_layers(layers, names)
+        check_targets(targets, len(layers[0]["pred_logits"]))
+        given = _read_in_place(*_convert(layers, targets))
+        assert given is not None
+    return given
+
+
+def _read_in_place(
+    layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
+) -> MatchingInput | None:
+    """The quick way, for what callers nearly always pass. None if anything needs a closer look.
+
+    At the smallest sizes this is most of the call, hence one plain loop and no helper functions.
+    """
+    try:
+        logits, boxes = layers[0]["pred_logits"], layers[0]["pred_boxes"]
+        shape, dtype, box_dtype = logits.shape, logits.dtype, boxes.dtype
+        b, n, c = shape
+        box_shape = (b, n, 4)
+        target_dtype = torch.float64 if dtype is torch.float64 else torch.float32
+        codes = (_DTYPES[dtype], _DTYPES[box_dtype])
+        if len(targets) != b or (codes[0] == 3) != (codes[1] == 3):
+            return None
+        logits_at, boxes_at = [], []
+        for layer in layers:
+            logits, boxes = layer["pred_logits"], layer["pred_boxes"]
+            if not (
+                logits.is_cpu
+                and boxes.is_cpu
+                and logits.shape == shape
+                and boxes.shape == box_shape
+                and logits.dtype is dtype
+                and boxes.dtype is box_dtype
+                and logits.is_contiguous()
+                and boxes.is_contiguous()
+            ):
+                return None
+            logits_at.append(logits.data_ptr())
+            boxes_at.append(boxes.data_ptr())
+        labels_at, targets_at, counts = [], [], []
+        for target in targets:
+            labels, boxes = target["labels"], target["boxes"]
+            (m,) = labels.shape
+            if not (
+                labels.is_cpu
+                and boxes.is_cpu
+                and boxes.shape == (m, 4)
+                and labels.dtype is torch.int64
+                and boxes.dtype is target_dtype
+                and labels.is_contiguous()
+                and boxes.is_contiguous()
+            ):
+                return None
+            labels_at.append(labels.data_ptr())
+            targets_at.append(boxes.data_ptr())
+            counts.append(m)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        return None
+    return MatchingInput(
+        logits_at, boxes_at, (b, n, c), codes, labels_at, targets_at, counts, (layers, targets)
+    )
+
+
+@torch.no_grad()
+def _convert(
+    layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
+) -> tuple[list[dict], list[dict]]:
+    """Contiguous CPU tensors of one dtype each: what the quick way takes."""
+    sizes = [len(target["labels"]) for target in targets]
+    logits = [layer["pred_logits"] for layer in layers]
+    boxes = [layer["pred_boxes"] for layer in layers]
+    if any(t.dtype == torch.float64 for t in (*logits, *boxes)):
+        logits, boxes, real = (
+            [t.double() for t in logits],
+            [t.double() for t in boxes],
+            torch.float64,
+        )
+    else:
+        logits, boxes, real = _same_dtype(logits), _same_dtype(boxes), torch.float32
+    labels, target_boxes, *predictions = _to_cpu(
+        [
+            _cat([target["labels"] for target in targets], (0,), torch.int64),
+            _cat([target["boxes"] for target in targets], (0, 4), real),
+            *(t.contiguous() for t in (*logits, *boxes)),
+        ]
+    )
+    half = len(layers)
+    return (
+        [{"pred_logits": predictions[k], "pred_boxes": predictions[half + k]} for k in range(half)],
+        [
+            {"labels": image_labels, "boxes": image_boxes}
+            for image_labels, image_boxes in zip(
+                labels.split_with_sizes(sizes), target_boxes.split_with_sizes(sizes), strict=True
+            )
+        ],
+    )
+
+
+def _same_dtype(tensors: list[Tensor]) -> list[Tensor]:
+    """Unchanged if all are of one dtype that compiled code reads, otherwise in float32."""
+    dtype = tensors[0].dtype
+    if dtype in _DTYPES and all(t.dtype == dtype for t in tensors):
+        return tensors
+    return [t.float() for t in tensors]
+
+
+def _cat(parts: Sequence[Tensor], empty_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Concatenates the images' parts, those without an element left out whatever their shape."""
+    parts = [part.to(dtype) for part in parts if part.numel()]
+    return torch.cat(parts) if parts else torch.empty(empty_shape, dtype=dtype, device="cpu")
+
+
+def _to_cpu(tensors: list[Tensor]) -> list[Tensor]:
+    """The contiguous tensors on the CPU: those there untouched, all others by one transfer."""
+    away = [k for k, t in enumerate(tensors) if t.device.type != "cpu"]
+    # Wider elements first, to stay aligned in the packed buffer.
+    away.sort(key=lambda k: -tensors[k].element_size())
+    result = list(tensors)
+    if away:
+        device = tensors[away[0]].device
+        copies = pack_and_copy([tensors[k].to(device) for k in away])
+        for k, copy in zip(away, copies, strict=True):
+            result[k] = copy
+    return result
+
+
+def pack_and_copy(tensors: list[Tensor]) -> list[Tensor]:
+    """CPU copies of tensors of one device, by one transfer. Wider elements must come first."""
+    packed = torch.cat([t.flatten().view(torch.uint8) for t in tensors]).cpu()
+    parts = packed.split_with_sizes([t.numel() * t.element_size() for t in tensors])
+    return [part.view(t.dtype).view(t.shape) for part, t in zip(parts, tensors, strict=True)]
+
+
+def check_layers(layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
+    """Raises ValueError for a missing key, and for shapes or dtypes that do not fit."""
+    for layer, name in zip(layers, names, strict=True):
+        for key in ("pred_logits", "pred_boxes"):
+            if key not in layer:
+                raise ValueError(f"{name} has no {key!r}")
+            _check_tensor(layer[key], f"{name}[{key!r}]")
+            if not layer[key].is_floating_point():
+                raise ValueError(
+                    f"{name}[{key!r}] is {layer[key].dtype}, but must be floating point"
+                )
+        logits, boxes = layer["pred_logits"], layer["pred_boxes"]
+        if logits.dim() != 3:
+            raise ValueError(
+                f"{name}['pred_logits'] has shape {list(logits.shape)}, but must be [B, N, K + 1]"
+            )
+        if boxes.shape != (*logits.shape[:2], 4):
+            raise ValueError(
+                f"{name}['pred_boxes'] has shape {list(boxes.shape)}, but 'pred_logits' of shape "
+                f"{list(logits.shape)} needs {[*logits.shape[:2], 4]}"
+            )
+        first = layers[0]["pred_logits"]
+        if logits.shape != first.shape:
+            raise ValueError(
+                f"{name}['pred_logits'] has shape {list(logits.shape)}, but "
+                f"{names[0]}['pred_logits'] has {list(first.shape)}"
+            )
+
+
+def _check_tensor(value: object, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(value).__name__}")
+
+
+def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> None:
+    """Raises ValueError for a missing key, and for shapes or dtypes that do not fit."""
+    if len(targets) != images:
+        raise ValueError(f"predictions for {images} images, but {len(targets)} targets")
+    for b, target in enumerate(targets):
+        for key in ("labels", "boxes"):
+            if key not in target:
+                raise ValueError(f"targets[{b}] has no {key!r}")
+            _check_tensor(target[key], f"targets[{b}][{key!r}]")
+        labels, boxes = target["labels"], target["boxes"]
+        if labels.dim() != 1:
+            raise ValueError(
+                f"targets[{b}]['labels'] has shape {list(labels.shape)}, but must be [M]"
+            )
+        # torch.tensor([]) has shape [0] and dtype float32: a common way to say "no target".
+        empty = labels.numel() == 0 and boxes.numel() == 0
+        if boxes.shape != (len(labels), 4) and not empty:
+            raise ValueError(
+                f"targets[{b}]['boxes'] has shape {list(boxes.shape)}, but {len(labels)} labels "
+                f"need [{len(labels)}, 4]"
+            )
+        if labels.is_floating_point() and not empty:
+            raise ValueError(
+                f"targets[{b}]['labels'] is {labels.dtype}, but labels must be integers"
+            )

@@ -1,0 +1,20 @@
+// The solver, as core/ has it: every answer is proven optimal by dual variables.
+#include "core/assignment.h"
+#include "problems.h"
+
+using namespace detr_fast;
+
+int main() {
+  AssignmentSolver<float> solver_of_floats;
+  check_solver<float>(solver_of_floats, 1);
+  AssignmentSolver<double> solver_of_doubles;
+  check_solver<double>(solver_of_doubles, 1);
+
+  // The proof itself must be able to fail.
+  Matrix<double> matrix(2, 3, 3);
+  const double cost[] = {1, 2, 9, 2, 9, 9};
+  for (int k = 0; k < 6; ++k) matrix.cost[k] = cost[k];
+  CHECK(is_optimal(matrix, {1, 0}));
+  CHECK(!is_optimal(matrix, {0, 1}));
+  CHECK(!is_optimal(matrix, {2, 0}));
+}

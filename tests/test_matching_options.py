@@ -1,0 +1,271 @@
+"""FastMatcher's options against the twin: focal cost, guarded GIoU, non-finite costs, SIMD."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import detr_fast
+from detr_fast import _C, FastMatcher, reference
+
+HERE = os.path.dirname(__file__)
+PACKAGE = os.path.dirname(os.path.dirname(detr_fast.__file__))  # the same in subprocesses
+K = 7  # classes
+
+
+def predictions(b, n, c=K, seed=0, scale=1.0):
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "pred_logits": scale * torch.randn(b, n, c, generator=g),
+        "pred_boxes": torch.rand(b, n, 4, generator=g) * 0.9 + 0.05,
+    }
+
+
+def targets_of(sizes, seed=0, k=K):
+    g = torch.Generator().manual_seed(1000 + seed)
+    return [
+        {
+            "labels": torch.randint(0, k, (m,), generator=g),
+            "boxes": torch.rand(m, 4, generator=g) * 0.9 + 0.05,
+        }
+        for m in sizes
+    ]
+
+
+def in_double(items):
+    return [{k: v.double() if v.is_floating_point() else v for k, v in i.items()} for i in items]
+
+
+def assert_same(ours, twins):
+    assert [(i.tolist(), j.tolist()) for i, j in ours] == [
+        (i.tolist(), j.tolist()) for i, j in twins
+    ]
+
+
+OPTIONS = [
+    {"class_cost": "focal"},
+    {"class_cost": "focal", "focal_alpha": 0.6, "focal_gamma": 1.5, "focal_eps": 1e-5},
+    {"class_cost": "focal", "focal_gamma": 0.0},
+    {"giou_guard": "eps", "giou_eps": 1e-2},
+    {"giou_guard": "clamp", "giou_eps": 1e-1},
+    {"class_cost": "focal", "giou_guard": "eps"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_options_equal_the_twin(options, dtype):
+    for seed in range(20):
+        outputs, targets = predictions(3, 50, K + 1, seed, scale=4), targets_of([9, 0, 60], seed)
+        outputs = {key: value.to(dtype) for key, value in outputs.items()}
+        twin = reference.HungarianMatcher(2, 5, 2, **options)
+        expected = twin(*in_double([outputs]), in_double(targets))
+        assert_same(FastMatcher(2, 5, 2, **options)(outputs, targets), expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_change_the_match(options):
+    """Otherwise the comparison above would prove nothing."""
+    differs = 0
+    for seed in range(20):
+        outputs, targets = predictions(1, 60, K, seed, scale=4), targets_of([40], seed, K - 1)
+        plain = FastMatcher(2, 5, 2)(outputs, targets)
+        ours = FastMatcher(2, 5, 2, **options)(outputs, targets)
+        differs += ours[0][0].tolist() != plain[0][0].tolist() or (
+            ours[0][1].tolist() != plain[0][1].tolist()
+        )
+    assert differs > 2
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 3.0])
+def test_focal_costs_are_accurate_to_float32(gamma):
+    """Two queries per image, whose costs differ by a few millionths."""
+    g = torch.Generator().manual_seed(0)
+    options = {"class_cost": "focal", "focal_gamma": gamma}
+    b = 4000
+    low = 6 * torch.randn(b, generator=g)
+    logits = torch.stack([low, low + 1e-4 * torch.randn(b, generator=g)], 1)[..., None]
+    box = torch.full((1, 4), 0.5, dtype=torch.float64)
+    cost = torch.stack(
+        [
+            reference.matching_cost(
+                pair.double(), box.expand(2, 4), torch.tensor([0]), box, 1, 0, 0, **options
+            )[:, 0]
+            for pair in logits
+        ]
+    )
+    told_apart = (cost[:, 0] - cost[:, 1]).abs() > 3e-6 * cost.abs().amax(1)
+    assert told_apart.sum() > 1000
+    outputs = {"pred_logits": logits, "pred_boxes": torch.full((b, 2, 4), 0.5)}
+    target = {"labels": torch.tensor([0]), "boxes": torch.full((1, 4), 0.5)}
+    winner = torch.cat([i for i, _ in FastMatcher(1, 0, 0, **options)(outputs, [target] * b)])
+    assert torch.equal(winner[told_apart], cost.argmin(1)[told_apart])
+
+
+def test_focal_labels_use_every_logit():
+    outputs, targets = predictions(1, 10, K), targets_of([3])
+    targets[0]["labels"][1] = K - 1
+    FastMatcher(class_cost="focal")(outputs, targets)
+    targets[0]["labels"][1] = K
+    with pytest.raises(
+        ValueError, match=r"^targets\[0\]\['labels'\]\[1\] is 7, but .* \(0\.\.6\)$"
+    ):
+        FastMatcher(class_cost="focal")(outputs, targets)
+
+
+def test_focal_with_infinite_and_nan_logits():
+    outputs, targets = predictions(1, 20, K), targets_of([5])
+    label = targets[0]["labels"][2]
+    outputs["pred_logits"][0, 3, label] = torch.inf  # certain of it
+    outputs["pred_logits"][0, 4, label] = -torch.inf
+    twin = reference.HungarianMatcher(5, 5, 2, class_cost="focal")
+    matcher = FastMatcher(5, 5, 2, class_cost="focal")
+    assert_same(matcher(outputs, targets), twin(outputs, targets))
+    outputs["pred_logits"][0, 6, label] = torch.nan
+    message = r"^outputs\['pred_logits'\]\[0, 6\] has no focal cost: it holds NaN$"
+    with pytest.raises(ValueError, match=message):
+        matcher(outputs, targets)
+
+
+def spoil(outputs, kind, queries):
+    if kind == "nan logits":
+        outputs["pred_logits"][0, queries, 2] = torch.nan
+    elif kind == "inf logits":
+        outputs["pred_logits"][0, queries, 0] = torch.inf
+    elif kind == "nan box":
+        outputs["pred_boxes"][0, queries, 1] = torch.nan
+    elif kind == "inf box":
+        outputs["pred_boxes"][0, queries, 3] = torch.inf
+    else:
+        outputs["pred_boxes"][0, queries, 2] = -0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [[6], [18], [25], [40]])
+@pytest.mark.parametrize(
+    "kind", ["nan logits", "inf logits", "nan box", "inf box", "negative width"]
+)
+def test_nonfinite_last_takes_what_is_finite_first(kind, sizes, dtype):
+    """30 queries, of which 9 have no cost."""
+    queries = list(range(1, 28, 3))
+    for seed in range(5):
+        outputs, targets = predictions(1, 30, K + 1, seed), targets_of(sizes, seed)
+        spoil(outputs, kind, queries)
+        outputs = {key: value.to(dtype) for key, value in outputs.items()}
+        with pytest.raises(ValueError, match=r"^outputs\['pred_(logits|boxes)'\]\[0, 1\] "):
+            FastMatcher()(outputs, targets)
+        ((i, j),) = FastMatcher(nonfinite="last")(outputs, targets)
+        spoilt = len(set(queries) & set(i.tolist()))
+        assert len(i) == min(30, sizes[0]) and spoilt == max(0, len(i) - 21)
+        twin = reference.HungarianMatcher(nonfinite="last")
+        ((twin_i, twin_j),) = twin(outputs, in_double(targets) if dtype.itemsize == 8 else targets)
+        # Among the queries without a cost any choice is as good.
+        ours, twins = (
+            {(a, b) for a, b in zip(i.tolist(), j.tolist(), strict=True) if a not in queries}
+            for i, j in ((i, j), (twin_i, twin_j))
+        )
+        assert ours == twins if spoilt == 0 else len(ours) == len(twins)
+
+
+def test_nonfinite_last_with_nothing_finite_still_matches():
+    outputs, targets = predictions(2, 10, K + 1), targets_of([4, 12])
+    outputs["pred_logits"].fill_(torch.nan)
+    matches = FastMatcher(nonfinite="last")(outputs, targets)
+    assert [len(i) for i, _ in matches] == [4, 10]
+    for i, j in matches:
+        assert len(set(i.tolist())) == len(set(j.tolist())) == len(i)
+
+
+def test_nonfinite_last_changes_nothing_where_all_is_finite():
+    outputs, targets = predictions(3, 40, K + 1), targets_of([5, 0, 50])
+    assert_same(FastMatcher(nonfinite="last")(outputs, targets), FastMatcher()(outputs, targets))
+
+
+def test_nonfinite_last_still_refuses_bad_targets():
+    outputs, targets = predictions(1, 10, K + 1), targets_of([4])
+    targets[0]["boxes"][2, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^targets\[0\]\['boxes'\]\[2\] is \[nan"):
+        FastMatcher(nonfinite="last")(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_cost": "bce"}, "class_cost is 'bce', but must be one of softmax, focal"),
+        ({"giou_guard": "max"}, "giou_guard is 'max', but must be one of none, eps, clamp"),
+        ({"nonfinite": "skip"}, "nonfinite is 'skip', but must be one of raise, last"),
+        ({"focal_alpha": 1.5}, "focal_alpha is 1.5, but must be in 0..1"),
+        ({"focal_gamma": -1}, "focal_gamma is -1, but must be finite and not negative"),
+        ({"focal_eps": 0}, "focal_eps is 0, but must be in 1e-30..1"),
+        ({"giou_eps": float("nan")}, "giou_eps is nan, but must be in 1e-30..1"),
+    ],
+)
+def test_option_errors(arguments, message):
+    with pytest.raises(ValueError) as raised:
+        FastMatcher(**arguments)
+    assert str(raised.value) == message
+
+
+def test_repr_names_options_that_are_not_the_default():
+    matcher = FastMatcher(2, class_cost="focal", focal_gamma=1.0)
+    expected = "cost_class=2, cost_bbox=5, cost_giou=2, class_cost='focal', focal_gamma=1.0"
+    assert repr(matcher) == f"FastMatcher({expected})"
+
+
+# Prints matches of random, of nearly identical and of half-precision predictions.
+PROGRAM = """
+import torch
+from detr_fast import FastMatcher, _C
+print(_C.simd())
+g = torch.Generator().manual_seed(0)
+sizes = ((1, 1, 1, 1), (5, 3, 2, 1), (37, 21, 60, 1), (100, 92, 20, 1), (90, 8, 40, 0.01))
+for n, c, m, spread in sizes:
+    targets = [{"labels": torch.randint(0, max(1, c - 1), (m,), generator=g),
+                "boxes": 0.05 + 0.9 * torch.rand(m, 4, generator=g)} for _ in range(3)]
+    logits = 3 * spread * torch.randn(3, n, c, generator=g)
+    boxes = 0.5 + spread * (0.9 * torch.rand(3, n, 4, generator=g) - 0.45)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for options in ({}, {"class_cost": "focal"}, {"nonfinite": "last"}):
+            if c == 1 and not options.get("class_cost"):
+                continue
+            outputs = {"pred_logits": logits.to(dtype), "pred_boxes": boxes.to(dtype)}
+            for i, j in FastMatcher(**options)(outputs, targets):
+                print(i.tolist(), j.tolist())
+"""
+
+
+@pytest.mark.parametrize("simd", ["plain", "avx2", "avx512"])
+def test_every_instruction_set_gives_the_same_matches(simd):
+    """As far as this CPU goes: what it cannot run falls back to the next best."""
+
+    def run(**environment):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            cwd=HERE,
+            env={**os.environ, "PYTHONPATH": PACKAGE, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split("\n", 1)
+
+    used, matches = run(DETR_FAST_SIMD=simd)
+    if _C.simd() == "avx512":
+        assert used == simd
+    assert matches == run()[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_exactly(dtype):
+    """Every finite value, denormals included, against the same values widened by torch."""
+    values = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    values = values[values.isfinite()]
+    values = values[values.float().abs() < 60]
+    logits = torch.stack([values, values.flip(0)], 1)[: len(values) // 64 * 64].view(1, -1, 64)
+    boxes = torch.full((1, logits.shape[1], 4), 0.5)
+    targets = [{"labels": torch.arange(63), "boxes": torch.full((63, 4), 0.5)}]
+    matcher = FastMatcher(1, 0, 0)
+    halves = matcher({"pred_logits": logits, "pred_boxes": boxes}, targets)
+    assert_same(halves, matcher({"pred_logits": logits.float(), "pred_boxes": boxes}, targets))

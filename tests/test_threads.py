@@ -1,0 +1,202 @@
+"""The pool of threads: same results, errors and number of threads as promised; fork and exit."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import detr_fast
+from detr_fast import _C, FastMatcher
+from detr_fast import linear_sum_assignment as solve
+
+HERE = os.path.dirname(__file__)
+PACKAGE = os.path.dirname(os.path.dirname(detr_fast.__file__))  # the same in subprocesses
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def predictions(layers=6, b=8, n=300, c=92):
+    g = torch.Generator().manual_seed(0)
+    return [
+        {
+            "pred_logits": torch.randn(b, n, c, generator=g),
+            "pred_boxes": torch.rand(b, n, 4, generator=g),
+        }
+        for _ in range(layers)
+    ]
+
+
+def targets_of(sizes=(30, 0, 50, 7, 90, 1, 20, 40)):
+    g = torch.Generator().manual_seed(1)
+    return [
+        {
+            "labels": torch.randint(0, 91, (m,), generator=g),
+            "boxes": torch.rand(m, 4, generator=g),
+        }
+        for m in sizes
+    ]
+
+
+def as_lists(matches):
+    return [[(i.tolist(), j.tolist()) for i, j in layer] for layer in matches]
+
+
+def test_matches_do_not_depend_on_the_number_of_threads():
+    layers, targets, results = predictions(), targets_of(), []
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        results.append(as_lists(FastMatcher().match_layers(layers, targets)))
+    assert all(result == results[0] for result in results)
+
+
+def test_assignments_do_not_depend_on_the_number_of_threads():
+    rng = np.random.default_rng(0)
+    costs = [rng.random((300, m)) + rng.random((1, m)) for m in range(1, 101)]
+    torch.set_num_threads(1)
+    alone = solve(costs)
+    torch.set_num_threads(4)
+    for (rows, cols), (other_rows, other_cols) in zip(solve(costs), alone, strict=True):
+        np.testing.assert_array_equal(rows, other_rows)
+        np.testing.assert_array_equal(cols, other_cols)
+
+
+def test_the_first_fault_is_reported_whichever_thread_finds_one_first():
+    layers, targets = predictions(), targets_of()
+    for layer, image, query in ((5, 7, 3), (2, 4, 9), (2, 2, 200), (2, 2, 201), (3, 0, 0)):
+        layers[layer]["pred_boxes"][image, query, 2] = -1
+    torch.set_num_threads(4)
+    for _ in range(20):
+        with pytest.raises(ValueError, match=r"^layers\[2\]\['pred_boxes'\]\[2, 200\] is "):
+            FastMatcher().match_layers(layers, targets)
+
+
+def test_calls_from_several_threads_at_once():
+    layers, targets = predictions(layers=2), targets_of()
+    torch.set_num_threads(3)
+    expected = as_lists(FastMatcher().match_layers(layers, targets))
+    failures = []
+
+    def call():
+        for _ in range(10):
+            if as_lists(FastMatcher().match_layers(layers, targets)) != expected:
+                failures.append(1)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not failures
+
+
+SETUP = """
+import os, sys, torch
+sys.path.insert(0, {tests!r})
+from test_threads import as_lists, predictions, targets_of
+from detr_fast import FastMatcher, _C
+layers, targets, matcher = predictions(), targets_of(), FastMatcher()
+"""
+
+
+def run(code: str) -> str:
+    setup = SETUP.format(tests=HERE)
+    done = subprocess.run(
+        [sys.executable, "-c", setup + code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=HERE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PACKAGE},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def test_as_many_threads_as_torch_says_and_none_for_little_work():
+    code = """
+torch.set_num_threads(3)
+matcher([{k: v[:2, :10] for k, v in l.items()} for l in layers][0], targets[:2])
+print(_C.pool_size(), end=" ")
+torch.set_num_threads(1)
+matcher.match_layers(layers, targets); print(_C.pool_size(), end=" ")
+torch.set_num_threads(3)
+matcher.match_layers(layers, targets); print(_C.pool_size(), end=" ")
+torch.set_num_threads(2)
+matcher.match_layers(layers, targets); print(_C.pool_size(), end=" ")
+"""
+    assert run(code) == "0 0 2 2"
+
+
+@needs_fork
+def test_a_forked_child_starts_its_own_threads():
+    """As a DataLoader's workers: forked after the pool was used, and while it is in use."""
+    code = """
+import threading
+torch.set_num_threads(3)
+expected = as_lists(matcher.match_layers(layers, targets))
+stop = False
+def keep_busy():
+    while not stop: matcher.match_layers(layers, targets)
+busy = threading.Thread(target=keep_busy); busy.start()
+codes = []
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        before = _C.pool_size()
+        same = as_lists(matcher.match_layers(layers, targets)) == expected
+        os._exit(0 if same and before == 0 and _C.pool_size() == 2 else 1)
+    codes.append(os.waitpid(child, 0)[1])
+stop = True; busy.join()
+assert as_lists(matcher.match_layers(layers, targets)) == expected and _C.pool_size() == 2
+print(codes)
+"""
+    assert run(code) == "[0, 0, 0, 0, 0]"
+
+
+@needs_fork
+def test_a_forked_child_exits_in_the_ordinary_way():
+    """Without torch, whose own pool of threads crashes at the exit of a forked child."""
+    code = f"""
+import importlib.util, os, sys
+import numpy as np
+spec = importlib.util.spec_from_file_location("_C", {_C.__file__!r})
+module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+costs = [np.random.rand(300, 100) for _ in range(100)]
+module.linear_sum_assignments(costs, False, 3)
+assert module.pool_size() == 2
+child = os.fork()
+if child == 0:
+    if sys.argv[1] == "use":
+        module.linear_sum_assignments(costs, False, 3)
+        assert module.pool_size() == 2
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    for what in ("use", "leave"):
+        command = [sys.executable, "-c", code, what]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=HERE)
+        assert done.stdout.strip() == "7", done.stderr
+
+
+def test_exit_is_quick_and_clean_after_use():
+    assert (
+        run("torch.set_num_threads(4); matcher.match_layers(layers, targets); print('ok')") == "ok"
+    )
+
+
+def test_pool_size_is_visible_here_too():
+    torch.set_num_threads(2)
+    FastMatcher().match_layers(predictions(), targets_of())
+    assert _C.pool_size() >= 1
