@@ -1,5 +1,15 @@
 """detr_fast: DETR for PyTorch, whole and fast. The public names; importing touches no GPU."""
 
+from pathlib import Path
+
+try:
+    from detr_fast import _C  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"{Path(__file__).parent} has no compiled module that this Python can load ({error}). In "
+        "the source folder: pip install -e . or start Python elsewhere, to use what is installed"
+    ) from error
+
 from detr_fast.matching import FastMatcher
 from detr_fast.ops import linear_sum_assignment
 

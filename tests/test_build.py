@@ -52,9 +52,12 @@ def test_version_has_one_source():
     assert importlib.metadata.version("detr-fast") == detr_fast.__version__
 
 
-def test_importing_touches_no_gpu():
+def test_importing_touches_no_gpu(tmp_path):
     code = "import detr_fast, torch; print(torch.cuda.is_initialized())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Elsewhere than in the checkout, whose folder Python would import before what is installed.
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -116,3 +119,14 @@ def test_cuda_demanded_but_impossible_gives_one_line(tree):
     if list((ROOT / "csrc").glob("cuda/*.cu")):
         pytest.skip("there are CUDA sources")
     assert_one_line(build(tree, DETR_FAST_CUDA="1"), "DETR_FAST_CUDA=1", "no CUDA sources")
+
+
+def test_the_source_folder_without_a_build_says_so(tmp_path):
+    """After an install that is not editable, Python in the checkout imports the source folder."""
+    package = tmp_path / "detr_fast"
+    package.mkdir()
+    shutil.copy(Path(detr_fast.__file__), package / "__init__.py")
+    command = [sys.executable, "-c", "import detr_fast"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: {package} has no compiled module")

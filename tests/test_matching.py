@@ -447,12 +447,14 @@ def test_cuda_tensors_give_the_cpus_answer():
     assert_same(FastMatcher()(on_gpu, targets), expected)
 
 
-def test_the_twin_says_what_it_needs_without_scipy():
+def test_the_twin_says_what_it_needs_without_scipy(tmp_path):
     code = (
         "import sys; sys.modules['scipy'] = None; sys.modules['scipy.optimize'] = None\n"
         "from detr_fast import reference\n"
         "try: reference.linear_sum_assignment([[1.0]])\n"
         "except ImportError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert "pip install scipy" in done.stdout

@@ -58,6 +58,7 @@ class TestResume:
                 [*command, *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                cwd=tmp_path,
                 text=True,
                 start_new_session=True,
             )
@@ -98,6 +99,7 @@ class TestResume:
             [*command, *options, "--name", "run"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            cwd=tmp_path,
             text=True,
             start_new_session=True,
         )
@@ -114,7 +116,7 @@ class TestResume:
         step = load_checkpoint(run)["step"]
         assert 3 <= step < 150
         resumed = subprocess.Popen(
-            [*command, "--resume", str(run)], stdout=subprocess.PIPE, text=True
+            [*command, "--resume", str(run)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
         )
         for line in resumed.stdout:
             if f"resumed at step {step}" in line:
