@@ -126,7 +126,8 @@ def test_the_source_folder_without_a_build_says_so(tmp_path):
     package = tmp_path / "detr_fast"
     package.mkdir()
     shutil.copy(Path(detr_fast.__file__), package / "__init__.py")
-    command = [sys.executable, "-c", "import detr_fast"]
+    # Without site-packages, where an editable install would find the module after all.
+    command = [sys.executable, "-S", "-c", "import detr_fast"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: {package} has no compiled module")
