@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         )
     (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     count = sum(len(result["detections"]) for result in results)
-    print(f"{count} objects in {len(results)} images; wrote {out}/detections.json and pictures")
+    print(f"objects: {count}, images: {len(results)}; wrote {out}/detections.json and pictures")
     return 2 if failed else 0
 
 
