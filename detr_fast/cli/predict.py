@@ -17,6 +17,7 @@ from ..precision import amp_dtype, autocast
 from ..training import TrainConfig, distributed, load_checkpoint, load_model
 from ..training.recipes import eval_recipe
 from ..visualize import draw_detections, enlarge
+from .folders import new_folder
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     postprocess = PostProcess(args.threshold)
     names, ids = checkpoint["class_names"], checkpoint["category_ids"]
     amp = amp_dtype(args.amp, device)
-    out = _new_folder(args.out)
+    out = _results_folder(args.out)
     results, written, failed = [], set(), 0
     for file in tqdm(files, unit="image", disable=None):
         try:
@@ -133,21 +134,14 @@ def _detections(
     return rows
 
 
-def _new_folder(wanted: Path | None) -> Path:
+def _results_folder(wanted: Path | None) -> Path:
     """Where results go; nothing that is there already is ever overwritten."""
-    if wanted is not None:
-        if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-            raise ValueError(f"--out {wanted} exists and is not an empty folder: take another one")
-        wanted.mkdir(parents=True, exist_ok=True)
-        return wanted
-    number = 1
-    while True:
-        folder = Path("predictions" if number == 1 else f"predictions-{number}")
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
+    if wanted is None:
+        return new_folder(Path("predictions"))
+    if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
+        raise ValueError(f"--out {wanted} exists and is not an empty folder: take another one")
+    wanted.mkdir(parents=True, exist_ok=True)
+    return wanted
 
 
 def _new_name(folder: Path, stem: str, written: set[str]) -> Path:

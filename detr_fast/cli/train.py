@@ -15,6 +15,7 @@ from ..training.engine import Interrupted
 from ..training.logs import read_metrics
 from ..training.recipes import eval_recipe, train_recipe
 from ..visualize import plot_training
+from .folders import new_folder
 from .pictures import prediction_grid
 
 DESCRIPTION = """\
@@ -167,9 +168,12 @@ def open_data(
     config: TrainConfig, classes: list[str] | None = None
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """The training and validation data of a configuration, with the same classes."""
-    options = {} if config.data == "shapes" else {"cache_images": config.cache}
     train_set = open_dataset(
-        config.data, config.train_split, train_recipe(config), classes, **options
+        config.data,
+        config.train_split,
+        train_recipe(config),
+        classes,
+        cache_images=config.cache,
     )
     return train_set, open_val_data(config, train_set.class_names)
 
@@ -186,13 +190,12 @@ def open_val_data(
         raise ValueError(f"{spec} names one split: leave out the split {split!r}")
     if data is None and config.val_data is None and _names_one_split(spec):
         raise ValueError(f"{spec} names one split: say what to evaluate on with --val-data")
-    cache = config.cache and spec != "shapes"
     return open_dataset(
         spec,
         split or config.val_split,
         eval_recipe(config),
         classes,
-        **({"cache_images": True} if cache else {}),
+        cache_images=config.cache,
     )
 
 
@@ -211,15 +214,7 @@ def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     source = config.data.partition(":")
-    base = f"{Path(source[2]).stem or source[0]}-{config.model}"
-    number = 1
-    while True:
-        folder = runs / (base if number == 1 else f"{base}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
+    return new_folder(runs / f"{Path(source[2]).stem or source[0]}-{config.model}")
 
 
 def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDataset) -> str:

@@ -13,7 +13,7 @@ from .config import TrainConfig
 
 FORMAT = 1
 ENTRIES = (  # what a checkpoint holds, beside the format
-    *("model", "ema", "ema_updates", "optimizer", "scheduler", "step", "steps_per_epoch", "rng"),
+    *("model", "ema", "ema_updates", "optimizer", "step", "steps_per_epoch", "rng"),
     *("best_ap", "images_seen", "seconds", "config", "model_args", "class_names", "category_ids"),
 )
 

@@ -34,7 +34,10 @@ LOGGED = (
 
 
 class Interrupted(Exception):
-    """The run was stopped by Ctrl-C or a termination signal, after writing a checkpoint."""
+    """The run was stopped by Ctrl-C or a termination signal.
+
+    A checkpoint was written, unless the signal took the data workers along in mid-step.
+    """
 
 
 class Trainer:
@@ -302,7 +305,6 @@ class Trainer:
                 "ema": None if self.ema is None else self.ema.module.state_dict(),
                 "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": {"last_epoch": self.scheduler.last_epoch},
                 "step": self.step,
                 "steps_per_epoch": self.steps_per_epoch,
                 "rng": rng,
@@ -330,7 +332,7 @@ class Trainer:
             self.ema.n_averaged.fill_(checkpoint["ema_updates"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
-        self.scheduler.last_epoch = checkpoint["scheduler"]["last_epoch"]
+        self.scheduler.last_epoch = self.step  # the rates themselves are the optimizer's
         self.best_ap = checkpoint["best_ap"]
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
         _set_rng_state(checkpoint["rng"][distributed.rank()], self.device)

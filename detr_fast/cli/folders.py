@@ -1,0 +1,16 @@
+"""New folders for results, so that nothing that is there already is written over."""
+
+from pathlib import Path
+
+
+def new_folder(wanted: Path) -> Path:
+    """Make ``wanted``, or, where that exists, ``wanted-2``, ``wanted-3`` and so on."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    folder, number = wanted, 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
