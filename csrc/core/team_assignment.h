@@ -38,12 +38,12 @@ struct SolverMemory {
   int32_t* kept;                     // [cols] the columns that were not cut away
   int32_t* shared;                   // [4] see TeamSolver
 
-  static DETR_FAST_HD size_t bytes(int64_t rows, int64_t cols) {
+  static DETR_FAST_KERNEL_PART size_t bytes(int64_t rows, int64_t cols) {
     return static_cast<size_t>(rows * (3 * 8 + 5 * 4) + cols * (2 * 8 + 3 * 4) + 16 + 8);
   }
 
   // `memory` is aligned to 8 bytes.
-  DETR_FAST_HD SolverMemory(void* memory, int64_t rows, int64_t cols) {
+  DETR_FAST_KERNEL_PART SolverMemory(void* memory, int64_t rows, int64_t cols) {
     u = static_cast<double*>(memory);
     v = u + rows;
     distance = v + cols;
@@ -70,8 +70,8 @@ class TeamSolver {
   static constexpr int32_t kWarpColumns = 320;
 
   // `room`: memory for `room_size` costs, near the threads; may be none.
-  DETR_FAST_HD TeamSolver(Block& block, const SolverMemory& memory, Real* room, int64_t room_size,
-                          int32_t warp_columns = kWarpColumns)
+  DETR_FAST_KERNEL_PART TeamSolver(Block& block, const SolverMemory& memory, Real* room,
+                                   int64_t room_size, int32_t warp_columns = kWarpColumns)
       : block_(block),
         m_(memory),
         room_(room),
@@ -80,7 +80,7 @@ class TeamSolver {
 
   // Solves cost [rows, stride], of which `cols` columns count: rows <= cols. +infinity forbids a
   // pair. Afterwards, and if the result is kOk, col_of_row(i) is the column of row i.
-  DETR_FAST_HD Status solve(const Real* cost, int32_t rows, int32_t cols, int32_t stride) {
+  DETR_FAST_KERNEL_PART Status solve(const Real* cost, int32_t rows, int32_t cols, int32_t stride) {
     cost_ = cost;
     rows_ = rows;
     cols_ = cols;
@@ -104,7 +104,7 @@ class TeamSolver {
     return static_cast<Status>(m_.shared[kStatus]);
   }
 
-  DETR_FAST_HD int32_t col_of_row(int32_t row) const {
+  DETR_FAST_KERNEL_PART int32_t col_of_row(int32_t row) const {
     const int32_t col = m_.col_of_row[row];
     return is_cut_ ? m_.kept[col] : col;
   }
@@ -112,17 +112,17 @@ class TeamSolver {
  private:
   enum Shared { kStatus, kFree, kKept };
 
-  static DETR_FAST_HD double infinity() { return number_of(uint64_t(0xfff0000000000000)); }
+  static DETR_FAST_KERNEL_PART double infinity() { return number_of(uint64_t(0xfff0000000000000)); }
 
-  DETR_FAST_HD const Real* row_costs(int32_t row) const {
+  DETR_FAST_KERNEL_PART const Real* row_costs(int32_t row) const {
     return cost_ + static_cast<size_t>(row) * stride_;
   }
 
-  DETR_FAST_HD bool is_held(int32_t col) const { return m_.row_of_col[col] >= 0; }
+  DETR_FAST_KERNEL_PART bool is_held(int32_t col) const { return m_.row_of_col[col] >= 0; }
 
   // u = the row's minimum keeps all reduced costs >= 0. Of the rows with the same cheapest column
   // the first takes it.
-  DETR_FAST_HD void start_greedily() {
+  DETR_FAST_KERNEL_PART void start_greedily() {
     constexpr int32_t kNobody = 0x7fffffff;
     for (int32_t j = block_.rank(); j < cols_; j += block_.size()) {
       m_.row_of_col[j] = kNobody;
@@ -184,7 +184,7 @@ class TeamSolver {
   // As AssignmentSolver::cut_columns: an upper bound of each row's `rows`-th cheapest cost is the
   // dearest among the `rows` columns that are cheapest on average; a column above all rows' bounds,
   // that no row holds, can go.
-  DETR_FAST_HD void cut_columns() {
+  DETR_FAST_KERNEL_PART void cut_columns() {
     if (room_size_ < static_cast<int64_t>(rows_) * rows_) return;  // what is left would not fit
     if (cols_ < rows_ + rows_ / 4 || cols_ < kWarpSize) return;
     uint32_t* const sum_key = reinterpret_cast<uint32_t*>(m_.from);
@@ -263,7 +263,7 @@ class TeamSolver {
     is_cut_ = true;
   }
 
-  DETR_FAST_HD void move_costs() {
+  DETR_FAST_KERNEL_PART void move_costs() {
     if (static_cast<int64_t>(rows_) * cols_ > room_size_ || cost_ == room_) return;
     const auto warp = block_.warp();
     for (int32_t i = block_.warp_index(); i < rows_; i += block_.warps())
@@ -276,7 +276,7 @@ class TeamSolver {
   // Steps 3 and 4, by one team. In both, a column j is looked after by the thread of rank
   // j % size: it alone reads and writes the column's v, distance and from.
   template <class Team>
-  DETR_FAST_HD void search(Team& team, int32_t waiting) {
+  DETR_FAST_KERNEL_PART void search(Team& team, int32_t waiting) {
     const int32_t left = reduce_rows(team, waiting);
     for (int32_t j = team.rank(); j < cols_; j += team.size()) m_.distance[j] = infinity();
     team.sync();
@@ -289,7 +289,7 @@ class TeamSolver {
 
   // As AssignmentSolver::reduce_rows. Returns how many rows are in free_rows.
   template <class Team>
-  DETR_FAST_HD int32_t reduce_rows(Team& team, int32_t waiting) {
+  DETR_FAST_KERNEL_PART int32_t reduce_rows(Team& team, int32_t waiting) {
     int32_t left = 0, budget = kBidsPerRow * rows_;
     int32_t i = -1;
     while (i >= 0 || waiting > 0) {
@@ -339,7 +339,7 @@ class TeamSolver {
 
   // The shortest path in reduced costs from row `root` to a free column; false if there is none.
   template <class Team>
-  DETR_FAST_HD bool augment(Team& team, int32_t root) {
+  DETR_FAST_KERNEL_PART bool augment(Team& team, int32_t root) {
     int32_t row = root, col = -1, visits = 0;
     double length = 0;
     for (;;) {
@@ -394,7 +394,7 @@ class TeamSolver {
 
   // Hands `col` to the row from which it was reached, that row's column to the row before it, and
   // so on to the root.
-  DETR_FAST_HD void flip_path(int32_t col, int32_t root) {
+  DETR_FAST_KERNEL_PART void flip_path(int32_t col, int32_t root) {
     for (;;) {
       const int32_t row = m_.from[col], next = m_.col_of_row[row];
       m_.row_of_col[col] = row;
@@ -407,11 +407,11 @@ class TeamSolver {
   // Ties are common in costs of integers, and a free column ends a search: it comes first.
   static constexpr uint32_t kHeld = 0x80000000u, kColumn = 0x7fffffffu;
 
-  DETR_FAST_HD uint32_t index_of(int32_t col) const {
+  DETR_FAST_KERNEL_PART uint32_t index_of(int32_t col) const {
     return static_cast<uint32_t>(col) | (is_held(col) ? kHeld : 0u);
   }
 
-  DETR_FAST_HD Key<uint64_t> key_of(double value, int32_t col) const {
+  DETR_FAST_KERNEL_PART Key<uint64_t> key_of(double value, int32_t col) const {
     if (col < 0) return {ordered(infinity()), kColumn};
     return {ordered(value), index_of(col)};
   }

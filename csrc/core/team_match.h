@@ -54,14 +54,14 @@ struct TeamMatchInput {
   char* memory;
   int64_t memory_of_problem, room;  // bytes and costs per problem
 
-  DETR_FAST_HD int32_t offset(int32_t image) const {
+  DETR_FAST_KERNEL_PART int32_t offset(int32_t image) const {
     return device_offsets ? device_offsets[first_image + image] : offsets[image];
   }
   // Of this launch's layer and image.
-  DETR_FAST_HD int64_t problem(int32_t layer, int32_t image) const {
+  DETR_FAST_KERNEL_PART int64_t problem(int32_t layer, int32_t image) const {
     return static_cast<int64_t>(first_layer + layer) * all_images + first_image + image;
   }
-  DETR_FAST_HD int64_t first_target(int32_t layer, int32_t image) const {
+  DETR_FAST_KERNEL_PART int64_t first_target(int32_t layer, int32_t image) const {
     return (first_layer + layer) * targets + offset(image);
   }
 };
@@ -74,11 +74,11 @@ struct CostLayout {
   int32_t rows, cols;
   bool by_query;
 
-  DETR_FAST_HD CostLayout(int32_t queries, int32_t count)
+  DETR_FAST_KERNEL_PART CostLayout(int32_t queries, int32_t count)
       : rows(count > queries ? queries : count),
         cols(count > queries ? count : queries),
         by_query(count > queries) {}
-  DETR_FAST_HD int64_t at(int32_t query, int32_t target) const {
+  DETR_FAST_KERNEL_PART int64_t at(int32_t query, int32_t target) const {
     return by_query ? static_cast<int64_t>(query) * cols + target
                     : static_cast<int64_t>(target) * cols + query;
   }
@@ -118,7 +118,8 @@ DETR_FAST_HD inline Box<float> load_box(const void* boxes, LogitsType type, int6
 
 // The softmax of one query by one warp: every thread gets it.
 template <class T, class Warp>
-DETR_FAST_HD Softmax<float> softmax_by_warp(const Warp& warp, const T* logits, int32_t classes) {
+DETR_FAST_KERNEL_PART Softmax<float> softmax_by_warp(const Warp& warp, const T* logits,
+                                                     int32_t classes) {
   Key<uint32_t> least;  // of the negated logits: the largest
   bool invalid = false;
   for (int32_t c = warp.rank(); c < classes; c += kWarpSize) {
@@ -142,8 +143,9 @@ constexpr int kTile = kWarpSize;  // queries of a tile, one per lane
 // The costs of one tile of queries with all targets of their image. `softmax` [kTile] is the
 // block's own memory.
 template <class T, class Block>
-DETR_FAST_HD void compute_costs(Block& block, const TeamMatchInput& in, int32_t layer,
-                                int32_t image, int32_t first_query, Softmax<float>* softmax) {
+DETR_FAST_KERNEL_PART void compute_costs(Block& block, const TeamMatchInput& in, int32_t layer,
+                                         int32_t image, int32_t first_query,
+                                         Softmax<float>* softmax) {
   const int32_t begin = in.offset(image), count = in.offset(image + 1) - begin;
   if (count <= 0) return;
   const auto warp = block.warp();
@@ -204,7 +206,8 @@ DETR_FAST_HD inline uint64_t encode_fault(Status status, int64_t query, int64_t 
 template <class Block>
 class ProblemMatcher {
  public:
-  DETR_FAST_HD ProblemMatcher(Block& block, const TeamMatchInput& in, int32_t layer, int32_t image)
+  DETR_FAST_KERNEL_PART ProblemMatcher(Block& block, const TeamMatchInput& in, int32_t layer,
+                                       int32_t image)
       : block_(block),
         in_(in),
         layer_(layer),
@@ -215,7 +218,7 @@ class ProblemMatcher {
         query_index_(in.query_index + in.first_target(layer, image)) {}
 
   // `memory` holds SolverMemory for a problem of this size, `room` in_.room costs.
-  DETR_FAST_HD void run(void* memory, float* room) {
+  DETR_FAST_KERNEL_PART void run(void* memory, float* room) {
     if (image_ == in_.images - 1) clear_padding();
     if (count_ <= 0) return;
     for (int32_t m = block_.rank(); m < count_; m += block_.size()) query_index_[m] = -1;
@@ -235,14 +238,14 @@ class ProblemMatcher {
 
  private:
   // Targets beyond the last image's: a fixed capacity is seldom full.
-  DETR_FAST_HD void clear_padding() {
+  DETR_FAST_KERNEL_PART void clear_padding() {
     if (in_.first_image + in_.images != in_.all_images) return;
     for (int64_t t = in_.offset(in_.images) + block_.rank(); t < in_.targets; t += block_.size())
       in_.query_index[(in_.first_layer + layer_) * in_.targets + t] = -1;
   }
 
   // Makes infinite costs finite, but so large that fewer of them outweigh any saving elsewhere.
-  DETR_FAST_HD void rank_infinite_last() {
+  DETR_FAST_KERNEL_PART void rank_infinite_last() {
     const int64_t entries = static_cast<int64_t>(layout_.rows) * layout_.cols;
     const float infinity = float_of_bits(0x7f800000u);
     Key<uint32_t> least, most;  // most: of the complement
@@ -267,12 +270,12 @@ class ProblemMatcher {
       if (cost_[k] == infinity) cost_[k] = last;
   }
 
-  DETR_FAST_HD int64_t* pairs() const {
+  DETR_FAST_KERNEL_PART int64_t* pairs() const {
     return in_.pairs + (in_.first_layer + layer_) * in_.pairs_of_layer + in_.pair_starts[image_];
   }
 
   template <class Solver>
-  DETR_FAST_HD void write(const SolverMemory& parts, const Solver& solver) {
+  DETR_FAST_KERNEL_PART void write(const SolverMemory& parts, const Solver& solver) {
     int64_t* const query = in_.pairs ? pairs() : nullptr;
     int64_t* const target = in_.pairs ? query + layout_.rows : nullptr;
     if (layout_.by_query) {
@@ -305,13 +308,13 @@ class ProblemMatcher {
   }
 
   // Lists have a length that the host knows: pair k with k where there is no match.
-  DETR_FAST_HD void write_placeholder() {
+  DETR_FAST_KERNEL_PART void write_placeholder() {
     for (int32_t k = block_.rank(); k < layout_.rows; k += block_.size())
       pairs()[k] = pairs()[layout_.rows + k] = k;
   }
 
   // Finds the first pair without a cost, by order of the matrix.
-  DETR_FAST_HD void report(Status status) {
+  DETR_FAST_KERNEL_PART void report(Status status) {
     Key<uint64_t> first;
     const uint64_t entries = static_cast<uint64_t>(layout_.rows) * layout_.cols;
     for (uint64_t k = block_.rank(); k < entries && first.value > k; k += block_.size())
