@@ -7,13 +7,18 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "build_info.h"
 #include "core/status.h"
 #include "cpu/ops.h"
 #include "cpu/pool.h"
+#ifdef DETR_FAST_CUDA
+#include "cuda/ops.h"
+#endif
 
 namespace py = pybind11;
 
@@ -138,6 +143,31 @@ Result match(const Addresses& logits, const Addresses& boxes,
   return result_of(cpu::match(in, at<int64_t>(index)));
 }
 
+// What was built, for detr_fast/info.py.
+void define_build(py::module_& m) {
+  m.attr("compiler") = build::kCompiler;
+  m.attr("build_type") = build::kType;
+  m.attr("cuda_compiler") = build::kCudaCompiler;
+  m.attr("cuda_architectures") = build::kCudaArchitectures;
+  m.attr("cuda_reason") = build::kCudaReason;
+#ifdef DETR_FAST_CUDA
+  const int version = cuda::runtime_version();
+  m.attr("cuda_version") =
+      std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+#else
+  m.attr("cuda_version") = py::none();
+#endif
+}
+
+#ifdef DETR_FAST_CUDA
+// Submodule `cuda`: the ops' GPU forms, each under the name of its CPU form. Only where built.
+void define_cuda(py::module_ m) {
+  m.doc() = "Launchers of CUDA kernels: device addresses, a device index and a stream's address.";
+  m.def("driver_version", &cuda::driver_version,
+        "The newest CUDA that the installed driver runs, 1000 * major + 10 * minor; 0 without.");
+}
+#endif
+
 }  // namespace
 }  // namespace detr_fast
 
@@ -182,4 +212,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("pool_size", &cpu::pool_size, "Threads of the pool that exist now, callers not counted.");
 
   m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
+
+  define_build(m);
+#ifdef DETR_FAST_CUDA
+  define_cuda(m.def_submodule("cuda"));
+#endif
 }
