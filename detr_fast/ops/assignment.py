@@ -1,4 +1,4 @@
-"""Public functions on arrays and tensors: check shapes, allocate, call the compiled code."""
+"""The assignment problem, on arrays and tensors of any kind."""
 
 from collections.abc import Sequence
 from typing import Any
