@@ -1,6 +1,9 @@
-// detr_fast._C: the only file that knows Python. Callers (detr_fast/ops.py, detr_fast/matching.py)
-// own all memory, check shapes and values, and turn the returned status into an exception;
-// addresses are plain integers. The GIL is released while anything is computed.
+// detr_fast._C, but for its submodule cuda: with the other bindings*.cpp all that knows Python.
+// Callers (detr_fast/ops, detr_fast/matching.py) own all memory, check shapes and values, and turn
+// the returned status into an exception; addresses are plain integers. The GIL is released while
+// anything is computed.
+#include "bindings.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -14,11 +17,9 @@
 
 #include "build_info.h"
 #include "core/status.h"
-#include "cpu/box_ops.h"
 #include "cpu/ops.h"
 #include "cpu/pool.h"
 #ifdef DETR_FAST_CUDA
-#include "cuda/box_ops.h"
 #include "cuda/ops.h"
 #endif
 
@@ -27,13 +28,7 @@ namespace py = pybind11;
 namespace detr_fast {
 namespace {
 
-using Address = uintptr_t;
 using Result = std::tuple<Status, int64_t, int64_t, int64_t>;  // status, problem, query, target
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 Result result_of(const Fault& fault) {
   return {fault.status, fault.problem, fault.query, fault.target};
@@ -98,19 +93,6 @@ py::object linear_sum_assignments(const py::list& costs, bool maximize, int thre
   return assign_arrays<float>(costs, maximize, threads);
 }
 
-using Addresses = std::vector<Address>;
-
-std::vector<const void*> pointers(const Addresses& addresses) {
-  std::vector<const void*> all;
-  all.reserve(addresses.size());
-  for (const Address a : addresses) all.push_back(at<const void>(a));
-  return all;
-}
-
-// (class, bbox, giou), is focal, (alpha, gamma, eps), (giou_added, giou_lowest)
-using CostOptions = std::tuple<std::tuple<double, double, double>, bool,
-                               std::tuple<double, double, double>, std::tuple<double, double>>;
-
 Result match(const Addresses& logits, const Addresses& boxes,
              const std::tuple<int64_t, int64_t, int64_t>& shape, const std::tuple<int, int>& dtypes,
              const Addresses& labels, const Addresses& target_boxes,
@@ -122,7 +104,6 @@ Result match(const Addresses& logits, const Addresses& boxes,
   std::vector<const int64_t*> labels_at;
   for (const Address a : labels) labels_at.push_back(at<const int64_t>(a));
   const auto [images, queries, classes] = shape;
-  const auto& [weights, focal, focal_options, giou] = cost;
   cpu::MatchInput in;
   in.logits = logits_at.data();
   in.boxes = boxes_at.data();
@@ -132,214 +113,15 @@ Result match(const Addresses& logits, const Addresses& boxes,
   in.images = images;
   in.queries = queries;
   in.classes = classes;
-  in.label_count = focal ? classes : classes - 1;
+  in.options = pair_cost_options(cost);
+  in.label_count = in.options.class_cost == ClassCost::kFocal ? classes : classes - 1;
   in.labels = labels_at.data();
   in.target_boxes = targets_at.data();
   in.counts = counts.data();
-  std::tie(in.options.weight_class, in.options.weight_bbox, in.options.weight_giou) = weights;
-  in.options.class_cost = focal ? ClassCost::kFocal : ClassCost::kSoftmax;
-  std::tie(in.options.alpha, in.options.gamma, in.options.eps) = focal_options;
-  std::tie(in.options.giou_added, in.options.giou_lowest) = giou;
   in.nonfinite_last = nonfinite_last;
   in.threads = threads;
   return result_of(cpu::match(in, at<int64_t>(index)));
 }
-
-// Pairwise IoU. boxes: addresses of [B, N, 4] and [B, M, 4]; shape: (B, N, M).
-struct BoxPairsOf {
-  std::tuple<Address, Address> boxes;
-  std::tuple<int64_t, int64_t, int64_t> shape;
-  bool by_centre, generalized;
-
-  template <class Pairs, class Real>
-  Pairs as() const {
-    Pairs in = {};
-    in.boxes1 = at<const Real>(std::get<0>(boxes));
-    in.boxes2 = at<const Real>(std::get<1>(boxes));
-    std::tie(in.batch, in.count1, in.count2) = shape;
-    in.by_centre = by_centre;
-    in.generalized = generalized;
-    return in;
-  }
-};
-
-template <class Real>
-void box_iou_as(const BoxPairsOf& given, Address out, int threads) {
-  auto in = given.as<cpu::BoxPairs<Real>, Real>();
-  in.threads = threads;
-  cpu::box_iou(in, at<Real>(out));
-}
-
-template <class Real>
-void box_iou_backward_as(const BoxPairsOf& given, Address gradient, Address out1, Address out2,
-                         int threads) {
-  auto in = given.as<cpu::BoxPairs<Real>, Real>();
-  in.threads = threads;
-  cpu::box_iou_backward(in, at<const Real>(gradient), at<Real>(out1), at<Real>(out2));
-}
-
-// Calls run(T()) for the dtype of that code: 0 float32, 1 float16, 2 bfloat16, 3 float64.
-template <class Run>
-void with_dtype(int code, Run run) {
-  if (code == 0) return run(float());
-  if (code == 1) return run(Half());
-  if (code == 2) return run(Bfloat());
-  return run(double());
-}
-
-// Addresses and sizes of the box losses: (boxes [L, B, N, 4], target_boxes [T, 4], query_index
-// [L, T], image_offsets [B + 1]), (L, B, N, T).
-using MatchedBoxes = std::tuple<Address, Address, Address, Address>;
-using MatchedShape = std::tuple<int64_t, int64_t, int64_t, int64_t>;
-
-Matched matched_of(Address query_index, Address image_offsets, bool wide,
-                   const MatchedShape& shape) {
-  Matched m = {at<const int64_t>(query_index), at<const void>(image_offsets), wide};
-  std::tie(m.layers, m.images, m.queries, m.targets) = shape;
-  return m;
-}
-
-template <class T>
-BoxLossInput<T> box_loss_input(const MatchedBoxes& given, const MatchedShape& shape, bool wide,
-                               bool smooth) {
-  const auto [boxes, target_boxes, query_index, image_offsets] = given;
-  return {matched_of(query_index, image_offsets, wide, shape), at<const T>(boxes),
-          at<const RealOf<T>>(target_boxes),
-          smooth ? CoordinateLoss::kSmoothL1 : CoordinateLoss::kL1};
-}
-
-// The ops on boxes, on the CPU.
-void define_boxes(py::module_& m) {
-  using Options = std::tuple<bool, bool, bool>;
-  using Pairs = std::tuple<Address, Address>;
-  using Shape = std::tuple<int64_t, int64_t, int64_t>;
-  m.def(
-      "box_iou",
-      [](const Pairs& boxes, const Shape& shape, const Options& options, Address out, int threads) {
-        const py::gil_scoped_release release;
-        const auto [is_double, by_centre, generalized] = options;
-        const auto run = is_double ? box_iou_as<double> : box_iou_as<float>;
-        run({boxes, shape, by_centre, generalized}, out, threads);
-      },
-      "boxes: addresses of [B, N, 4] and [B, M, 4]; shape: (B, N, M); options: (float64 and not "
-      "float32, cxcywh and not xyxy, generalized); out: address of [B, N, M], written; threads.");
-  m.def(
-      "box_iou_backward",
-      [](const Pairs& boxes, const Shape& shape, const Options& options, Address gradient,
-         const Pairs& out, int threads) {
-        const py::gil_scoped_release release;
-        const auto [is_double, by_centre, generalized] = options;
-        const auto run = is_double ? box_iou_backward_as<double> : box_iou_backward_as<float>;
-        run({boxes, shape, by_centre, generalized}, gradient, std::get<0>(out), std::get<1>(out),
-            threads);
-      },
-      "boxes, shape, options, the gradient [B, N, M], (out1, out2) shaped as the boxes, threads.");
-  m.def(
-      "box_losses",
-      [](const MatchedBoxes& in, const MatchedShape& shape, int dtype, bool wide, bool smooth,
-         Address coordinates, Address giou) {
-        const py::gil_scoped_release release;
-        with_dtype(dtype, [&](auto t) {
-          using T = decltype(t);
-          cpu::box_losses(box_loss_input<T>(in, shape, wide, smooth), at<RealOf<T>>(coordinates),
-                          at<RealOf<T>>(giou));
-        });
-      },
-      "(boxes [L, B, N, 4], target_boxes [T, 4], query_index [L, T], image_offsets [B + 1]), (L, "
-      "B, N, T), dtype of boxes as for match, whether offsets are int64 and not int32, whether L1 "
-      "is smooth, and the sums, written: coordinates [L], giou [L]. These and target_boxes are "
-      "float64 if boxes are, else float32.");
-  m.def(
-      "box_losses_backward",
-      [](const MatchedBoxes& in, const MatchedShape& shape, int dtype, bool wide, bool smooth,
-         std::pair<Address, int64_t> by_coordinates, std::pair<Address, int64_t> by_giou,
-         Address gradient) {
-        const py::gil_scoped_release release;
-        with_dtype(dtype, [&](auto t) {
-          using T = decltype(t);
-          cpu::box_losses_backward(box_loss_input<T>(in, shape, wide, smooth),
-                                   at<const RealOf<T>>(by_coordinates.first), by_coordinates.second,
-                                   at<const RealOf<T>>(by_giou.first), by_giou.second,
-                                   at<T>(gradient));
-        });
-      },
-      "The first five of box_losses, (address, stride) of the gradients of both sums [L], and the "
-      "gradient of the boxes, written.");
-  m.def(
-      "target_classes",
-      [](Address query_index, Address image_offsets, bool wide, const MatchedShape& shape,
-         Address labels, int64_t no_object, Address classes) {
-        const py::gil_scoped_release release;
-        cpu::target_classes(matched_of(query_index, image_offsets, wide, shape),
-                            at<const int64_t>(labels), no_object, at<int64_t>(classes));
-      },
-      "query_index [L, T], image_offsets [B + 1], whether those are int64, (L, B, N, T), labels "
-      "int64 [T], the class without object, classes int64 [L, B, N], written.");
-}
-
-#ifdef DETR_FAST_CUDA
-// The same on a GPU: the last two arguments, instead of threads, are a device index and a stream.
-void define_cuda_boxes(py::module_& m) {
-  using cuda::Stream;
-  using Options = std::tuple<bool, bool, bool>;
-  using Pairs = std::tuple<Address, Address>;
-  using Shape = std::tuple<int64_t, int64_t, int64_t>;
-  m.def("box_iou", [](const Pairs& boxes, const Shape& shape, const Options& options, Address out,
-                      int device, Stream stream) {
-    const py::gil_scoped_release release;
-    const auto [is_double, by_centre, generalized] = options;
-    const BoxPairsOf in = {boxes, shape, by_centre, generalized};
-    if (is_double)
-      cuda::box_iou(in.as<cuda::BoxPairs<double>, double>(), at<double>(out), device, stream);
-    else
-      cuda::box_iou(in.as<cuda::BoxPairs<float>, float>(), at<float>(out), device, stream);
-  });
-  m.def("box_iou_backward", [](const Pairs& boxes, const Shape& shape, const Options& options,
-                               Address gradient, const Pairs& out, int device, Stream stream) {
-    const py::gil_scoped_release release;
-    const auto [is_double, by_centre, generalized] = options;
-    const BoxPairsOf in = {boxes, shape, by_centre, generalized};
-    const auto [out1, out2] = out;
-    if (is_double)
-      cuda::box_iou_backward(in.as<cuda::BoxPairs<double>, double>(), at<const double>(gradient),
-                             at<double>(out1), at<double>(out2), device, stream);
-    else
-      cuda::box_iou_backward(in.as<cuda::BoxPairs<float>, float>(), at<const float>(gradient),
-                             at<float>(out1), at<float>(out2), device, stream);
-  });
-  m.def("box_losses",
-        [](const MatchedBoxes& in, const MatchedShape& shape, int dtype, bool wide, bool smooth,
-           Address coordinates, Address giou, int device, Stream stream) {
-          const py::gil_scoped_release release;
-          with_dtype(dtype, [&](auto t) {
-            using T = decltype(t);
-            cuda::box_losses(box_loss_input<T>(in, shape, wide, smooth), at<RealOf<T>>(coordinates),
-                             at<RealOf<T>>(giou), device, stream);
-          });
-        });
-  m.def("box_losses_backward",
-        [](const MatchedBoxes& in, const MatchedShape& shape, int dtype, bool wide, bool smooth,
-           std::pair<Address, int64_t> by_coordinates, std::pair<Address, int64_t> by_giou,
-           Address gradient, int device, Stream stream) {
-          const py::gil_scoped_release release;
-          with_dtype(dtype, [&](auto t) {
-            using T = decltype(t);
-            cuda::box_losses_backward(box_loss_input<T>(in, shape, wide, smooth),
-                                      at<const RealOf<T>>(by_coordinates.first),
-                                      by_coordinates.second, at<const RealOf<T>>(by_giou.first),
-                                      by_giou.second, at<T>(gradient), device, stream);
-          });
-        });
-  m.def("target_classes",
-        [](Address query_index, Address image_offsets, bool wide, const MatchedShape& shape,
-           Address labels, int64_t no_object, Address classes, int device, Stream stream) {
-          const py::gil_scoped_release release;
-          cuda::target_classes(matched_of(query_index, image_offsets, wide, shape),
-                               at<const int64_t>(labels), no_object, at<int64_t>(classes), device,
-                               stream);
-        });
-}
-#endif
 
 // What was built, for detr_fast/info.py.
 void define_build(py::module_& m) {
@@ -356,16 +138,6 @@ void define_build(py::module_& m) {
   m.attr("cuda_version") = py::none();
 #endif
 }
-
-#ifdef DETR_FAST_CUDA
-// Submodule `cuda`: the ops' GPU forms, each under the name of its CPU form. Only where built.
-void define_cuda(py::module_ m) {
-  m.doc() = "Launchers of CUDA kernels: device addresses, a device index and a stream's address.";
-  m.def("driver_version", &cuda::driver_version,
-        "The newest CUDA that the installed driver runs, 1000 * major + 10 * minor; 0 without.");
-  define_cuda_boxes(m);
-}
-#endif
 
 }  // namespace
 }  // namespace detr_fast
