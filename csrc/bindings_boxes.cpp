@@ -59,7 +59,10 @@ using MatchedShape = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 
 Matched matched_of(Address query_index, Address image_offsets, bool wide,
                    const MatchedShape& shape) {
-  Matched m = {at<const int64_t>(query_index), at<const void>(image_offsets), wide};
+  Matched m = {};
+  m.query_index = at<const int64_t>(query_index);
+  m.image_offsets = at<const void>(image_offsets);
+  m.wide = wide;
   std::tie(m.layers, m.images, m.queries, m.targets) = shape;
   return m;
 }
