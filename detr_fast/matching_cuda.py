@@ -163,13 +163,14 @@ def launch(
             faults=slots_of(device, layers, b).address,
             memory=address + layers * total * n * 4 if workspace else 0,
             device=device.index or 0,
-            stream=_stream(device),
+            stream=stream_of(device),
         )
     return query_index, pair_index
 
 
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+def stream_of(device: torch.device) -> int:
+    """The address of the current stream."""
+    return torch.cuda.currentstream_of(device).cuda_stream if device.type == "cuda" else 0
 
 
 @lru_cache(maxsize=256)
