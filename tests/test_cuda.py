@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment as scipy_solve
 
 from benchmarks.cases import FAMILIES, Case, make
-from detr_fast import FastMatcher, PackedTargets, _C, check_faults, linear_sum_assignment, reference
+from detr_fast import _C, FastMatcher, PackedTargets, check_faults, linear_sum_assignment, reference
 from tests.test_matching import CASES, predictions, targets_of
 
 pytestmark = pytest.mark.skipif(
