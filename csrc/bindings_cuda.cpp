@@ -41,9 +41,10 @@ void match(const Addresses& logits, const Addresses& boxes,
 }
 
 void linear_sum_assignment(const Addresses& cost, const std::vector<int32_t>& rows,
-                           const std::vector<int32_t>& cols, bool is_double, bool by_col,
-                           Address row_index, Address col_index, Address status, Address memory,
-                           int device, cuda::Stream stream) {
+                           const std::vector<int32_t>& cols, bool is_double,
+                           const std::vector<uint8_t>& transposed, Address row_index,
+                           Address col_index, Address status, Address memory, int device,
+                           cuda::Stream stream) {
   py::gil_scoped_release release;
   const std::vector<const void*> cost_at = pointers(cost);
   cuda::AssignmentInput in = {};
@@ -51,7 +52,7 @@ void linear_sum_assignment(const Addresses& cost, const std::vector<int32_t>& ro
   in.cost = cost_at.data();
   in.rows = rows.data();
   in.cols = cols.data();
-  in.by_col = by_col;
+  in.transposed = reinterpret_cast<const bool*>(transposed.data());
   in.row_index = at<int64_t>(row_index);
   in.col_index = at<int64_t>(col_index);
   in.status = at<int32_t>(status);
@@ -81,12 +82,13 @@ void define_cuda(py::module_ m) {
         "int64, written as _C.match's index, or 0; faults: uint64 [L * B] that host and device "
         "share; memory: [L * B * assignment_workspace(device, min(N, most), max(N, most))].");
   m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("cost"), py::arg("rows"),
-        py::arg("cols"), py::arg("is_double"), py::arg("by_col"), py::arg("row_index"),
+        py::arg("cols"), py::arg("is_double"), py::arg("transposed"), py::arg("row_index"),
         py::arg("col_index"), py::arg("status"), py::arg("memory"), py::arg("device"),
         py::arg("stream"),
         "cost: one device address per problem, contiguous [rows, cols], rows <= cols, float64 if "
-        "is_double, else float32; row_index, col_index: int64 [sum of rows], written, in order of "
-        "the rows, or if by_col of the cols; status: int32 [P], written; memory: [P * "
+        "is_double, else float32; transposed: 1 for each problem whose columns are the caller's "
+        "rows; row_index, col_index: int64 [sum of rows], written, as the caller counts and in "
+        "order of the caller's rows; status: int32 [P], written; memory: [P * "
         "assignment_workspace(device, most rows, most cols)].");
   define_cuda_boxes(m);
 }

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from detr_fast import _C, faults, matching_cuda
-from detr_fast.matching_cuda import CostOptions
-from detr_fast.matching_input import MatchingInput, read
+from detr_fast import faults, matching_cpu, matching_cuda, matching_traced
+from detr_fast.matching_input import CostOptions
 from detr_fast.packing import Matches, PackedTargets
 
 Pairs = list[tuple[Tensor, Tensor]]  # one (query indices, target indices) per image
@@ -199,23 +198,14 @@ class FastMatcher(nn.Module):
             ValueError: as :meth:`match_layers`.
         """
         names = [f"layers[{k}]" for k in range(len(layers))]
-        if _on_gpu(layers):
-            matching_cuda.require_build()
-            logits, boxes = matching_cuda.read_layers(layers, names)
-            packed = targets if isinstance(targets, PackedTargets) else PackedTargets.pack(targets)
-            if packed.device.type == "cpu" and not packed.buffer.is_pinned():
-                packed = packed.pin_memory()
-            packed = packed.to(logits[0].device)
-            given = matching_cuda.read_targets(packed, len(logits[0]), logits[0].device)
-            query_index, _ = matching_cuda.launch(
-                logits, boxes, given, self._options(), with_pairs=False
-            )
-            self._validate(logits[0].device)
-            return Matches(query_index, packed)
         packed = targets if isinstance(targets, PackedTargets) else PackedTargets.pack(targets)
+        if _takes_flat(layers):
+            packed = packed.to(layers[0]["pred_logits"].device)
+            query_index, _, _ = self._solve_flat(layers, names, packed)
+            return Matches(query_index, packed)
         images = packed.unpack()
-        index, sizes = self._solve_on_cpu(layers, names, images)
-        query_index = _query_index(
+        index, sizes = matching_cpu.solve(layers, names, images, self._options())
+        query_index = matching_cpu.query_index(
             index.view(len(layers), -1),
             sizes,
             [len(image["labels"]) for image in images],
@@ -234,135 +224,53 @@ class FastMatcher(nn.Module):
             self.nonfinite == "last",
         )
 
-    def _validate(self, device: torch.device) -> None:
-        if self.validate == "sync" and device.type == "cuda":
-            faults.check_faults(device)
-
     def _match(
         self,
         layers: Sequence[Mapping[str, Tensor]],
         names: Sequence[str] | None,  # what to call each layer in an error; None: "outputs"
         targets: Targets,
     ) -> list[Pairs]:
-        if _on_gpu(layers):
-            index, sizes = self._solve_on_gpu(layers, names or ["outputs"], targets)
+        names = names or ["outputs"]
+        if _takes_flat(layers):
+            if isinstance(targets, PackedTargets) and targets.counts is None:
+                raise ValueError(
+                    "targets were packed with a capacity, so that the host does not know the sizes "
+                    "of lists: use match_packed"
+                )
+            _, index, given = self._solve_flat(layers, names, targets)
+            n = layers[0]["pred_logits"].shape[1]
+            sizes = [min(n, m) for m in given.counts]
+            if self.index_device == "cpu":
+                index = index.cpu()  # waits, so that faults are known
+                faults.raise_found(given.labels.device)
         else:
             if isinstance(targets, PackedTargets):
                 targets = targets.unpack()
-            index, sizes = self._solve_on_cpu(layers, names, targets)
+            index, sizes = matching_cpu.solve(layers, names, targets, self._options())
         # For each layer and image the queries, then the targets.
         parts = index.split_with_sizes([size for size in sizes for _ in range(2)] * len(layers))
         matches = list(zip(parts[::2], parts[1::2], strict=True))
         b = len(sizes)
         return [matches[k * b : (k + 1) * b] for k in range(len(layers))]
 
-    def _solve_on_gpu(
+    def _solve_flat(
         self, layers: Sequence[Mapping[str, Tensor]], names: Sequence[str], targets: Targets
-    ) -> tuple[Tensor, list[int]]:  # as _C.match's index; pairs of each image
-        matching_cuda.require_build()
+    ) -> tuple[Tensor, Tensor, matching_cuda.DeviceTargets]:  # as matching_cuda.launch
         logits, boxes = matching_cuda.read_layers(layers, names)
-        b, n, _ = logits[0].shape
         device = logits[0].device
-        if isinstance(targets, PackedTargets) and targets.counts is None:
-            raise ValueError(
-                "targets were packed with a capacity, so that the host does not know the sizes of "
-                "lists: use match_packed"
-            )
-        given = matching_cuda.read_targets(targets, b, device)
-        _, index = matching_cuda.launch(logits, boxes, given, self._options(), with_pairs=True)
-        if self.index_device == "cpu":
-            index = index.cpu()
-            faults.raise_found(device)  # the copy has waited
-        self._validate(device)
-        return index, [min(n, m) for m in given.counts]
-
-    def _solve_on_cpu(
-        self,
-        layers: Sequence[Mapping[str, Tensor]],
-        names: Sequence[str] | None,
-        targets: Sequence[Mapping[str, Tensor]],
-    ) -> tuple[Tensor, list[int]]:  # as _C.match's index; pairs of each image
-        given = read(layers, names or ["outputs"], targets)
-        n = given.shape[1]
-        sizes = [min(n, m) for m in given.counts]
-        index = torch.empty(2 * sum(sizes) * len(layers), dtype=torch.int64, device="cpu")
-        options = self._options()
-        fault = _C.match(
-            logits=given.logits,
-            boxes=given.boxes,
-            shape=given.shape,
-            dtypes=given.dtypes,
-            labels=given.labels,
-            target_boxes=given.target_boxes,
-            counts=given.counts,
-            cost=options[:4],
-            nonfinite_last=options.nonfinite_last,
-            index=index.data_ptr(),
-            threads=torch.get_num_threads(),
-        )
-        if fault[0] != _C.Status.ok:
-            _raise_fault(fault, names or ["outputs"], given, layers, targets, self.class_cost)
-        return index, sizes
+        given = matching_cuda.read_targets(targets, len(logits[0]), device)
+        solve = matching_traced.match if torch.compiler.is_compiling() else matching_cuda.launch
+        query_index, index = solve(logits, boxes, given, self._options())
+        if self.validate == "sync" and device.type == "cuda":
+            faults.check_faults(device)
+        return query_index, index, given
 
 
-def _on_gpu(layers: Sequence[Mapping[str, Tensor]]) -> bool:
+def _takes_flat(layers: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether targets are wanted in one tensor: by the GPU, and by an operator."""
+    if torch.compiler.is_compiling():
+        return True
     try:
         return layers[0]["pred_logits"].is_cuda
     except (KeyError, IndexError, TypeError, AttributeError):
         return False  # the CPU's path says what is wrong
-
-
-def _query_index(
-    index: Tensor,  # [L, 2 * P]: for each image its queries, then their targets
-    sizes: Sequence[int],  # pairs of each image
-    counts: Sequence[int],  # targets of each image
-    total: int,  # T
-) -> Tensor:  # [L, T]
-    query_index = index.new_full((len(index), total), -1)
-    begin = offset = 0
-    for size, count in zip(sizes, counts, strict=True):
-        end = begin + 2 * size
-        queries, of_image = index[:, begin : begin + size], index[:, begin + size : end]
-        query_index[:, offset : offset + count].scatter_(1, of_image, queries)
-        begin, offset = end, offset + count
-    return query_index
-
-
-_BOX_RULE = "but cx, cy, w, h must be finite and w, h not negative"
-
-
-def _raise_fault(
-    fault: tuple,
-    names: Sequence[str],
-    given: MatchingInput,
-    layers: Sequence[Mapping[str, Tensor]],
-    targets: Sequence[Mapping[str, Tensor]],
-    class_cost: str,
-) -> None:
-    status, problem, n, m = fault
-    if status == _C.Status.out_of_memory:
-        raise MemoryError("no memory for the costs of one image's queries x targets")
-    if status == _C.Status.invalid_label:
-        classes = given.shape[2] - (class_cost == "softmax")
-        raise ValueError(
-            f"targets[{problem}]['labels'][{m}] is {int(targets[problem]['labels'][m])}, but "
-            f"logits have {classes} classes (0..{classes - 1})"
-        )
-    if status == _C.Status.invalid_target_box:
-        box = targets[problem]["boxes"][m].tolist()
-        raise ValueError(f"targets[{problem}]['boxes'][{m}] is {box}, {_BOX_RULE}")
-    layer, b = divmod(problem, given.shape[0])
-    name = names[layer]
-    if status == _C.Status.invalid_logits:
-        reason = (
-            "has no softmax: it holds NaN, inf or only -inf"
-            if class_cost == "softmax"
-            else "has no focal cost: it holds NaN"
-        )
-        raise ValueError(f"{name}['pred_logits'][{b}, {n}] {reason}")
-    if status == _C.Status.invalid_box:
-        box = layers[layer]["pred_boxes"][b, n].tolist()
-        raise ValueError(f"{name}['pred_boxes'][{b}, {n}] is {box}, {_BOX_RULE}")
-    raise ValueError(
-        f"the cost of matching {name}['pred_boxes'][{b}] to targets[{b}]['boxes'][{m}] overflows"
-    )

@@ -9,20 +9,10 @@ from torch import Tensor
 
 from detr_fast import _C
 from detr_fast.faults import raise_found, slots_of
-from detr_fast.matching_input import check_layers, check_targets
+from detr_fast.matching_input import CostOptions, check_layers, check_targets
 from detr_fast.packing import PackedTargets
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as _C.cuda.match
-
-
-class CostOptions(NamedTuple):
-    """As ``_C.match`` takes them, with ``nonfinite_last``."""
-
-    weights: tuple[float, float, float]  # class, L1, GIoU
-    focal: bool
-    focal_options: tuple[float, float, float]  # alpha, gamma, eps
-    giou_divisor: tuple[float, float]  # added, lowest
-    nonfinite_last: bool
 
 
 class DeviceTargets(NamedTuple):
@@ -53,6 +43,8 @@ def read_layers(
         ValueError: as :func:`check_layers`, for tensors of several devices, and for float64.
     """
     check_layers(layers, names)
+    if layers[0]["pred_logits"].is_cuda:
+        require_build()
     logits = [layer["pred_logits"].detach() for layer in layers]
     boxes = [layer["pred_boxes"].detach() for layer in layers]
     for name, tensors in (("pred_logits", logits), ("pred_boxes", boxes)):
@@ -62,7 +54,7 @@ def read_layers(
                     f"{layer}[{name!r}] is on {tensor.device}, but {names[0]}['pred_logits'] on "
                     f"{logits[0].device}"
                 )
-            if tensor.dtype == torch.float64:
+            if tensor.is_cuda and tensor.dtype == torch.float64:
                 raise ValueError(
                     f"{layer}[{name!r}] is float64, which the CPU alone matches: pass .float(), or "
                     "copies on the CPU"
@@ -103,8 +95,6 @@ def read_targets(
         targets = PackedTargets.pack(targets)
     if len(targets) != images:
         raise ValueError(f"predictions for {images} images, but {len(targets)} targets")
-    if targets.device.type == "cpu" and device.type == "cuda" and not targets.buffer.is_pinned():
-        targets = targets.pin_memory()
     targets = targets.to(device)
     return DeviceTargets(
         targets.labels, targets.boxes, targets.counts, targets.offsets, targets.most
@@ -116,13 +106,13 @@ def launch(
     boxes: Sequence[Tensor],  # L of [B, N, 4]
     targets: DeviceTargets,
     options: CostOptions,
-    with_pairs: bool,
 ) -> tuple[Tensor, Tensor]:  # [L, T] int64, [L * 2 * sum of min(N, M)] int64
     """Matches every layer and image on the current stream.
 
     Returns:
-        The query of each target, -1 for none; and if ``with_pairs``, for each layer, for each image
-        its min(N, M) queries, ascending, and then their targets (otherwise an empty tensor).
+        The query of each target, -1 for none; and if sizes are known to the host, for each layer,
+        for each image its min(N, M) queries, ascending, and then their targets (otherwise an empty
+        tensor).
 
     Raises:
         ValueError: what earlier calls found.
@@ -132,12 +122,10 @@ def launch(
         raise_found(device)
     b, n, c = logits[0].shape
     layers, total = len(logits), len(targets.labels)
-    pairs = 0
-    if with_pairs:
-        pairs = layers * sum(2 * min(n, m) for m in targets.counts)
-    index = torch.empty(layers * total + pairs, dtype=torch.int64, device=device)
-    query_index, pair_index = index.split_with_sizes([layers * total, pairs])
-    query_index = query_index.view(layers, total)
+    known = targets.counts is not None
+    pairs = layers * sum(2 * min(n, m) for m in targets.counts) if known else 0
+    query_index = torch.empty(layers, total, dtype=torch.int64, device=device)
+    pair_index = torch.empty(pairs, dtype=torch.int64, device=device)
     if b and total:
         rows, cols = min(n, targets.most), max(n, targets.most)
         # Rounded up, so that few sizes are asked for.
@@ -153,23 +141,24 @@ def launch(
             target_boxes=targets.boxes.data_ptr(),
             targets=total,
             counts=targets.counts or [],
-            device_offsets=0 if targets.counts is not None else targets.offsets.data_ptr(),
+            device_offsets=0 if known else targets.offsets.data_ptr(),
             most_targets=targets.most,
             cost=options[:4],
             nonfinite_last=options.nonfinite_last,
             scratch=address,
             query_index=query_index.data_ptr(),
-            pairs=pair_index.data_ptr() if with_pairs else 0,
+            pairs=pair_index.data_ptr() if pairs else 0,
             faults=slots_of(device, layers, b).address,
             memory=address + layers * total * n * 4 if workspace else 0,
             device=device.index or 0,
-            stream=_stream(device),
+            stream=stream_of(device),
         )
     return query_index, pair_index
 
 
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+def stream_of(device: torch.device) -> int:
+    """The address of the current stream."""
+    return torch.cuda.currentstream_of(device).cuda_stream if device.type == "cuda" else 0
 
 
 @lru_cache(maxsize=256)

@@ -36,11 +36,11 @@ class PackedTargets:
     def pack(
         cls, targets: Sequence[Mapping[str, Tensor]], capacity: int | None = None
     ) -> PackedTargets:
-        """Packs targets on the CPU.
+        """Packs targets where they are, on the CPU if they are not all on one device.
 
         Args:
-            targets: B dicts ``{"labels": [M] integers, "boxes": [M, 4] cxcywh}``, on any device
-                (from a GPU they are copied, which waits); other entries are left out.
+            targets: B dicts ``{"labels": [M] integers, "boxes": [M, 4] cxcywh}``; other entries are
+                left out.
             capacity: T of the result, if not the number of targets.
 
         Raises:
@@ -57,15 +57,16 @@ class PackedTargets:
                 f"{total} targets in {len(targets)} images, but the capacity is {capacity}"
             )
         rows = total if capacity is None else capacity
-        buffer = torch.zeros(_size(rows, len(counts)), dtype=torch.uint8, device="cpu")
+        devices = {target[key].device for target in targets for key in ("labels", "boxes")}
+        device = devices.pop() if len(devices) == 1 else torch.device("cpu")
+        buffer = torch.zeros(_size(rows, len(counts)), dtype=torch.uint8, device=device)
         labels, boxes, offsets = _views(buffer, rows, len(counts))
-        begin = 0
-        for b, (target, count) in enumerate(zip(targets, counts, strict=True)):
-            end = begin + count
-            if count:
-                labels[begin:end] = target["labels"]
-                boxes[begin:end] = target["boxes"].detach()
-            offsets[b + 1] = begin = end
+        filled = [target for target, count in zip(targets, counts, strict=True) if count]
+        if filled:
+            labels[:total] = torch.cat([target["labels"].to(device) for target in filled])
+            boxes[:total] = torch.cat([target["boxes"].detach().to(device) for target in filled])
+        begins = torch.tensor(_offsets(counts), dtype=torch.int32)
+        offsets.copy_(begins.pin_memory() if device.type == "cuda" else begins, non_blocking=True)
         if capacity is not None:
             return cls(buffer, labels, boxes, offsets, None, capacity)
         return cls(buffer, labels, boxes, offsets, counts, max(counts, default=0))
@@ -82,10 +83,14 @@ class PackedTargets:
         return self._of(self.buffer.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> PackedTargets:
-        """The same on another device, by one copy; asynchronous from pinned memory."""
-        if torch.device(device) == self.device:
+        """The same on another device, by one copy, through page-locked memory to a GPU."""
+        device = torch.device(device)
+        if device == self.device:
             return self
-        return self._of(self.buffer.to(device, non_blocking=non_blocking))
+        buffer = self.buffer
+        if device.type == "cuda" and buffer.is_cpu and not buffer.is_pinned():
+            buffer = buffer.pin_memory()
+        return self._of(buffer.to(device, non_blocking=non_blocking))
 
     def copy_(self, other: PackedTargets) -> None:
         """Takes over another batch of the same capacity and number of images, without a wait.

@@ -14,7 +14,7 @@ struct Input {
   const Real* cost[kProblems];
   int32_t rows[kProblems], cols[kProblems];  // rows <= cols
   int64_t start[kProblems];                  // of the problem's pairs
-  bool by_col;                               // order of the pairs: by col, not by row
+  bool transposed[kProblems];                // whether the caller's rows are these columns
   int64_t *row_index, *col_index;            // [pairs]
   int32_t* status;                           // [problems]
   char* memory;
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1)
   if (block.rank() == 0) in.status[p] = static_cast<int32_t>(status);
   int64_t* const row_index = in.row_index + in.start[p];
   int64_t* const col_index = in.col_index + in.start[p];
-  if (status != Status::kOk || !in.by_col) {
+  if (status != Status::kOk || !in.transposed[p]) {
     for (int32_t i = block.rank(); i < rows; i += block.size()) {
       row_index[i] = i;
       col_index[i] = status == Status::kOk ? solver.col_of_row(i) : i;
@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1)
   compact(
       block.warp(), cols, [&](int32_t j) { return row_of_col[j] >= 0; },
       [&](int32_t k, int32_t j) {
-        col_index[k] = j;
-        row_index[k] = row_of_col[j];
+        row_index[k] = j;
+        col_index[k] = row_of_col[j];
       });
 }
 
@@ -70,7 +70,6 @@ void launch(const AssignmentInput& from, int device, Stream stream) {
   const void* const kernel = reinterpret_cast<const void*>(&assign<Real>);
   allow_shared_memory(kernel, device, memory.bytes);
   Input<Real> in = {};
-  in.by_col = from.by_col;
   in.row_index = from.row_index;
   in.col_index = from.col_index;
   in.memory_of_problem = memory.solver ? 0 : solver_workspace(device, most_rows, most_cols);
@@ -83,6 +82,7 @@ void launch(const AssignmentInput& from, int device, Stream stream) {
       in.cost[p] = static_cast<const Real*>(from.cost[first + p]);
       in.rows[p] = from.rows[first + p];
       in.cols[p] = from.cols[first + p];
+      in.transposed[p] = from.transposed[first + p];
       in.start[p] = start;
       start += in.rows[p];
     }

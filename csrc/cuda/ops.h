@@ -23,8 +23,8 @@ struct AssignmentInput {
   int64_t problems;
   const void* const* cost;         // [P] addresses of contiguous [rows, cols]
   const int32_t *rows, *cols;      // [P] rows <= cols
-  bool by_col;                     // order of a problem's pairs: by col, not by row
-  int64_t *row_index, *col_index;  // [sum of rows], written
+  const bool* transposed;          // [P] whether the caller's rows are these columns
+  int64_t *row_index, *col_index;  // [sum of rows], written: the caller's, by the caller's row
   int32_t* status;                 // [P], written: a Status; without kOk the pairs are (0, 0), ...
   void* memory;  // [P * assignment_workspace(device, most rows, most cols)] bytes, or null if 0
 };
