@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -23,8 +24,8 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: K, without "no object", which is class K.
-        matcher: a ``FastMatcher``, or anything with its ``match_packed``, with its ``match_layers``,
-            or that is called like it. Default: that.
+        matcher: a ``FastMatcher``, or anything with its ``match_packed`` or ``match_layers``, or
+            that is called like it and gives each target one query at most. Default: FastMatcher().
         eos_coef: weight of "no object" in the cross-entropy.
         weight_class, weight_bbox, weight_giou: weights of the three losses in the total.
         box_loss: ``"l1"`` (the paper) or ``"smooth_l1"``.
@@ -120,6 +121,8 @@ class SetCriterion(nn.Module):
     ) -> Matches:
         if hasattr(self.matcher, "match_packed"):
             return self.matcher.match_packed(layers, targets)
+        if isinstance(targets, PackedTargets):
+            targets = targets.unpack()
         if hasattr(self.matcher, "match_layers"):
             pairs = self.matcher.match_layers(layers, targets)
         else:
@@ -146,16 +149,25 @@ def _pack_matches(
     device: torch.device,
 ) -> Matches:
     """The lists that published matchers return, as ``FastMatcher.match_packed`` returns them."""
-    packed = PackedTargets.pack(targets)
-    total = len(packed.labels)
-    # Where each image's part of query_index begins, in all layers.
-    begins = torch.arange(len(matches))[:, None] * total + packed.offsets[:-1]  # [L, B]
+    counts = [len(target["labels"]) for target in targets]
+    begins = [0, *accumulate(counts)]
+    query_index = torch.full((len(matches), begins[-1]), -1, device="cpu")
+    # All on the CPU with one transfer, however many layers and images.
     pairs = [pair for images in matches for pair in images]
-    sizes = torch.tensor([len(queries) for queries, _ in pairs])
-    queries, of_image = (torch.cat(column).cpu() for column in zip(*pairs, strict=True))
-    query_index = torch.full((len(matches) * total,), -1)
-    query_index[begins.flatten().repeat_interleave(sizes) + of_image] = queries
-    return Matches(query_index.view(len(matches), total).to(device), packed.to(device))
+    sizes = [len(queries) for queries, _ in pairs]
+    flat = torch.stack([torch.cat(column).long() for column in zip(*pairs, strict=True)]).cpu()
+    parts = iter(flat.split_with_sizes(sizes, dim=1))
+    for layer, row in enumerate(query_index):
+        for b, count in enumerate(counts):
+            queries, of_image = next(parts)
+            image = row[begins[b] : begins[b + 1]]
+            place = f"layer {layer}, image {b}: the matcher gave"
+            if len(of_image) and not 0 <= of_image.min() <= of_image.max() < count:
+                raise ValueError(f"{place} a query to a target outside 0..{count - 1}")
+            image[of_image] = queries
+            if (image >= 0).sum() != len(queries):
+                raise ValueError(f"{place} several queries to one target")
+    return Matches(query_index.to(device), PackedTargets.pack(targets).to(device))
 
 
 def _mean_over_processes(

@@ -67,7 +67,8 @@ def target_classes(
 def _check_matching(query_index: Tensor, image_offsets: Tensor, others: dict[str, Tensor]) -> None:
     if query_index.dim() != 2 or query_index.dtype != torch.int64:
         raise ValueError(
-            f"query_index is {query_index.dtype} {list(query_index.shape)}, but must be int64 [L, T]"
+            f"query_index is {query_index.dtype} {list(query_index.shape)}, "
+            "but must be int64 [L, T]"
         )
     if (
         image_offsets.dim() != 1
@@ -75,8 +76,8 @@ def _check_matching(query_index: Tensor, image_offsets: Tensor, others: dict[str
         or image_offsets.shape[0] == 0
     ):
         raise ValueError(
-            f"image_offsets is {image_offsets.dtype} {list(image_offsets.shape)}, but must be int32 "
-            "or int64 [B + 1]"
+            f"image_offsets is {image_offsets.dtype} {list(image_offsets.shape)}, "
+            "but must be int32 or int64 [B + 1]"
         )
     for name, tensor in {"image_offsets": image_offsets, **others}.items():
         if tensor.device != query_index.device:
@@ -93,8 +94,8 @@ def _check_offsets(image_offsets: Tensor, targets: int) -> None:
     for b, (begin, end) in enumerate(zip([0, *offsets], [*offsets, targets], strict=True)):
         if begin > end or (b == 0 and end != 0):
             raise ValueError(
-                f"image_offsets is {offsets}, but must rise from 0 to at most {targets}, the number "
-                "of targets"
+                f"image_offsets is {offsets}, but must rise from 0 to at most {targets}, "
+                "the number of targets"
             )
 
 

@@ -41,11 +41,11 @@ def generalized_box_iou(
     boxes2: Tensor,  # [M, 4] or [B, M, 4]
     format: str = "xyxy",
 ) -> Tensor:  # [N, M] or [B, N, M] in -1..1
-    """Generalised IoU (Rezatofighi et al. 2019) of every box of one set with every box of the other.
+    """Generalised IoU of every box of one set with every box of the other.
 
-    IoU minus the share of the smallest enclosing box that neither covers. As
-    ``torchvision.ops.generalized_box_iou``; of boxes without area, two points at different places
-    give -1 and coincident ones 0. All else as :func:`box_iou`.
+    Rezatofighi et al. 2019: IoU minus the share of the smallest enclosing box that neither covers.
+    As ``torchvision.ops.generalized_box_iou``; of boxes without area, two points at different
+    places give -1 and coincident ones 0. All else as :func:`box_iou`.
     """
     return _pairwise_iou(boxes1, boxes2, format, True)
 
