@@ -22,7 +22,7 @@ DETR_FAST_INLINE I table_entry(I n) {
 }
 #endif
 
-// e^x for |x| <= 87.3, to 2 units in the last place; NaN stays NaN.
+// e^x, to 2 units in the last place for |x| <= 20 and to 5 for |x| <= 87.3; NaN stays NaN.
 DETR_FAST_INLINE F exp_in_range(F x) {
   const F shift = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves an integer in the low bits
 #if defined(__AVX2__)

@@ -71,10 +71,8 @@ DETR_FAST_INLINE void transpose_square(F (&v)[kWidth]) {
     v[k + 4] = high_halves(low, high);
   }
 #else
-  F w[kWidth] = {};
-  for (int i = 0; i < kWidth; ++i)
-    for (int j = 0; j < kWidth; ++j) w[j][i] = v[i][j];
-  for (int i = 0; i < kWidth; ++i) v[i] = w[i];
+  const F a = v[0], b = v[1], c = v[2], d = v[3];
+  for (int k = 0; k < 4; ++k) v[k] = F{a[k], b[k], c[k], d[k]};
 #endif
 }
 
