@@ -49,6 +49,12 @@ def batches(**options):
             yield batch(n, sizes, seed=seed, contiguous=False, **options)
 
 
+def shrunk(outputs, targets, scale):
+    """The same with boxes so small that a guard of GIoU's divisors matters."""
+    targets = [{**target, "boxes": scale * target["boxes"]} for target in targets]
+    return {**outputs, "pred_boxes": scale * outputs["pred_boxes"]}, targets
+
+
 def in_float(outputs):
     return {key: None if value is None else value.float() for key, value in outputs.items()}
 
@@ -73,10 +79,13 @@ def giou(a, b, eps=0.0):
 
 
 def costs(outputs, targets, weights=(1, 1, 1), class_cost=None, eps=0.0):
-    """Each image's [N, M]; ``class_cost`` makes [N, C] costs from logits, None: the softmax's."""
+    """Each image's [N, M], in the dtype given.
+
+    ``class_cost`` makes costs of logits [N, C]; None: the softmax's.
+    """
     blocks = []
     for b, target in enumerate(targets):
-        logits, boxes = outputs["pred_logits"][b].float(), outputs["pred_boxes"][b].float()
+        logits, boxes = outputs["pred_logits"][b], outputs["pred_boxes"][b]
         per_class = -logits.softmax(-1) if class_cost is None else class_cost(logits)
         blocks.append(
             weights[0] * per_class[:, target["labels"]]

@@ -13,9 +13,12 @@ from interop_cases import (
     batches,
     import_or_skip,
     in_float,
+    shrunk,
 )
 
 from detr_fast.interop.matchers import rfdetr, ultralytics
+
+RFDETR_COSTS = {"set_cost_class": 2, "set_cost_bbox": 5, "set_cost_giou": 3, "focal_alpha": 0.4}
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +45,23 @@ def test_rfdetr_equals_the_original(their_rfdetr, groups, alpha):
     for outputs, targets in batches():
         queries = outputs["pred_logits"].shape[1]
         if queries % groups:
-            outputs, targets = batch(26, [len(t["labels"]) for t in targets], seed=queries)
+            sizes = [len(target["labels"]) for target in targets]
+            outputs, targets = batch(12 * groups, sizes, seed=int(outputs["pred_boxes"].sum()))
         seen.append(ours(outputs, targets, group_detr=groups))
         assert_same(seen[-1], theirs(outputs, targets, group_detr=groups))
     assert_not_constant(seen)
 
 
-def test_rfdetr_of_boxes_without_area(their_rfdetr):
+def test_rfdetr_of_boxes_with_hardly_any_area(their_rfdetr):
     ours, theirs = rfdetr.HungarianMatcher(2, 5, 2), their_rfdetr.HungarianMatcher(2, 5, 2)
     for seed in range(10):
         outputs, targets = batch(30, [8, 12], seed=seed)
         outputs["pred_boxes"][:, ::2, 2:] = 0
         targets[0]["boxes"][::2, 2:] = 0
         assert_same(ours(outputs, targets), theirs(outputs, targets))
+        for scale in (1e-3, 3e-4, 1e-4):
+            given = shrunk(outputs, targets, scale)
+            assert_same(ours(*given), theirs(*given))
 
 
 def test_rfdetr_equals_the_original_in_float32_of_half(their_rfdetr):
@@ -62,6 +69,55 @@ def test_rfdetr_equals_the_original_in_float32_of_half(their_rfdetr):
     for dtype in (torch.float16, torch.bfloat16):
         for outputs, targets in batches(dtype=dtype):
             assert_same(ours(outputs, targets), theirs(in_float(outputs), targets))
+
+
+def test_rfdetr_under_autocast(their_rfdetr):
+    """The original's costs are in bfloat16 there, and its choice among near-ties another."""
+    ours, theirs = rfdetr.HungarianMatcher(2, 5, 2), their_rfdetr.HungarianMatcher(2, 5, 2)
+    pairs = different = 0
+    for seed in range(20):
+        outputs, targets = batch(300, [7, 20, 60, 20], seed=seed, dtype=torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = theirs(outputs, targets)
+            found = ours(outputs, targets)
+        assert_same(found, ours(outputs, targets))
+        for (i, j), (their_i, their_j) in zip(found, expected, strict=True):
+            chosen = set(zip(i.tolist(), j.tolist(), strict=True))
+            different += len(chosen - set(zip(their_i.tolist(), their_j.tolist(), strict=True)))
+            pairs += len(chosen)
+    assert 0 < different < 0.01 * pairs
+
+
+def test_rfdetr_criterion_gives_the_same_losses(their_rfdetr, monkeypatch):
+    lwdetr = import_or_skip("rfdetr.models.lwdetr")
+    args = SimpleNamespace(
+        **RFDETR_COSTS,
+        segmentation_head=False,
+        device="cpu",
+        cls_loss_coef=1,
+        bbox_loss_coef=5,
+        giou_loss_coef=2,
+        aux_loss=True,
+        dec_layers=2,
+        two_stage=False,
+        num_classes=K - 1,
+        group_detr=3,
+        sum_group_losses=False,
+        use_varifocal_loss=False,
+        use_position_supervised_loss=False,
+        ia_bce_loss=True,
+        num_select=30,
+    )
+    theirs, _ = lwdetr.build_criterion_and_postprocessors(args)
+    monkeypatch.setattr(lwdetr, "build_matcher", rfdetr.build_matcher)
+    ours, _ = lwdetr.build_criterion_and_postprocessors(args)
+    assert type(ours.matcher) is rfdetr.HungarianMatcher is not type(theirs.matcher)
+    for seed in range(5):
+        outputs, targets = batch(60, [4, 0, 12], seed=seed)
+        outputs["aux_outputs"] = [batch(60, [4, 0, 12], seed=seed + 50)[0]]
+        expected = theirs.train()(outputs, targets)
+        assert len(expected) > 6
+        torch.testing.assert_close(ours.train()(outputs, targets), expected)
 
 
 @pytest.mark.filterwarnings("ignore:some predictions have no finite")
@@ -111,9 +167,7 @@ def test_rfdetr_refuses_what_it_has_no_cost_for():
 
 
 def test_rfdetr_build_matcher():
-    args = SimpleNamespace(
-        set_cost_class=2, set_cost_bbox=5, set_cost_giou=3, focal_alpha=0.4, segmentation_head=False
-    )
+    args = SimpleNamespace(**RFDETR_COSTS, segmentation_head=False)
     matcher = rfdetr.build_matcher(args)
     assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (2, 5, 3)
     assert matcher.focal_alpha == 0.4
@@ -159,6 +213,33 @@ def test_ultralytics_equals_the_original(their_ultralytics, options, dtype):
     assert_not_constant(seen)
 
 
+def test_ultralytics_loss_is_the_same(their_ultralytics, monkeypatch):
+    loss = import_or_skip("ultralytics.models.utils.loss")
+    theirs = loss.RTDETRDetectionLoss(nc=K, use_vfl=True)
+    monkeypatch.setattr(loss, "HungarianMatcher", ultralytics.HungarianMatcher)
+    ours = loss.RTDETRDetectionLoss(nc=K, use_vfl=True)
+    assert type(ours.matcher) is ultralytics.HungarianMatcher is not type(theirs.matcher)
+    for seed in range(5):
+        outputs, targets = batch(60, [4, 0, 12], seed=seed)
+        earlier, _ = batch(60, [4, 0, 12], seed=seed + 50)
+        layers = [
+            torch.stack([earlier[key], outputs[key]]) for key in ("pred_boxes", "pred_logits")
+        ]
+        _, _, boxes, labels, groups = as_ultralytics(outputs, targets)
+        given = {"cls": labels, "bboxes": boxes, "gt_groups": groups}
+        expected = theirs(layers, given)
+        assert len(expected) > 5
+        torch.testing.assert_close(ours(layers, given), expected)
+
+
+def test_ultralytics_of_boxes_with_hardly_any_area(their_ultralytics):
+    ours, theirs = ultralytics.HungarianMatcher(), their_ultralytics.HungarianMatcher()
+    for seed in range(10):
+        for scale in (1e-3, 3e-4, 1e-4):
+            given = as_ultralytics(*shrunk(*batch(30, [8, 12], seed=seed), scale))
+            assert_same(ours(*given), theirs(*given))
+
+
 @pytest.mark.parametrize("use_fl", [True, False])
 def test_ultralytics_costs_of_nothing_finite_are_zero(their_ultralytics, use_fl):
     ours = ultralytics.HungarianMatcher(use_fl=use_fl)
@@ -169,11 +250,15 @@ def test_ultralytics_costs_of_nothing_finite_are_zero(their_ultralytics, use_fl)
         # One such query an image: of several, which is matched is not determined.
         outputs["pred_logits"][0, 5] = torch.nan
         outputs["pred_boxes"][2, 3] = torch.nan
+        # Perfect boxes, and the right class held for unlikely: a cost of little more than 0.
+        outputs["pred_boxes"][2, 8:20] = targets[2]["boxes"]
+        if use_fl:
+            outputs["pred_logits"][2, 8:20] = -1
         found = ours(*as_ultralytics(outputs, targets))
         expected = theirs(*as_ultralytics(outputs, targets))
         assert_same(found, expected)
-        chosen += 5 in found[0][0].tolist()
-    assert chosen > 5  # 0 is a good cost
+        chosen += (5 in found[0][0].tolist()) + (3 in found[2][0].tolist())
+    assert chosen > (15 if use_fl else 5)  # 0 is a good cost
 
 
 def test_ultralytics_errors_are_in_its_names():

@@ -13,6 +13,7 @@ from interop_cases import (
     costs,
     focal,
     in_float,
+    shrunk,
     solved,
 )
 
@@ -65,6 +66,25 @@ def test_equals_the_formula(name, dtype):
     assert_not_constant(seen)
 
 
+def test_confident_queries_are_told_apart():
+    """Logits of 20 and more: the formula's p is 1 in float32, and all of them cost the same."""
+    matcher = deformable_detr.HungarianMatcher(2, 5, 2)
+    exact = as_in_float32 = 0
+    for seed in range(20):
+        outputs, targets = batch(100, [20, 40], scale=8.0, seed=seed)
+        found = matcher(outputs, targets)
+        wide = {key: outputs[key].double() for key in ("pred_logits", "pred_boxes")}
+        wide_targets = [{**target, "boxes": target["boxes"].double()} for target in targets]
+        assert_same(found, solved(costs(wide, wide_targets, (2, 5, 2), focal)))
+        for (i, j), (other_i, other_j) in zip(
+            found, solved(costs(outputs, targets, (2, 5, 2), focal)), strict=True
+        ):
+            exact += len(i)
+            chosen = set(zip(i.tolist(), j.tolist(), strict=True))
+            as_in_float32 += len(chosen & set(zip(other_i.tolist(), other_j.tolist(), strict=True)))
+    assert as_in_float32 < 0.99 * exact
+
+
 def test_defaults_are_the_originals():
     """Weights of 1, not FastMatcher's."""
     for module, classes in ((detr, K + 1), (deformable_detr, K), (dino, K)):
@@ -73,6 +93,27 @@ def test_defaults_are_the_originals():
         for outputs, targets in batches(classes=classes):
             expected = solved(costs(outputs, targets, (1, 1, 1), class_cost, eps))
             assert_same(module.HungarianMatcher()(outputs, targets), expected)
+
+
+def cheapest(blocks):
+    return [(cost.argmin(0), torch.arange(cost.shape[1])) for cost in blocks]
+
+
+@pytest.mark.parametrize(
+    ("kind", "solve"),
+    [(dino.HungarianMatcher, solved), (dino.SimpleMinsumMatcher, cheapest)],
+    ids=["Hungarian", "Minsum"],
+)
+def test_dino_guards_giou(kind, solve):
+    differ = 0
+    for seed in range(10):
+        outputs, targets = shrunk(*batch(30, [8, 12], seed=seed), scale=2e-3)
+        guarded, unguarded = (
+            solve(costs(outputs, targets, (2, 5, 2), focal, eps)) for eps in (1e-6, 0.0)
+        )
+        assert_same(kind(2, 5, 2)(outputs, targets), guarded)
+        differ += [i.tolist() for i, _ in guarded] != [i.tolist() for i, _ in unguarded]
+    assert differ > 3
 
 
 def test_attributes_may_change_after_construction():
@@ -89,10 +130,7 @@ def test_minsum_takes_each_targets_cheapest_query():
     matcher = dino.SimpleMinsumMatcher(2, 5, 2, 0.4)
     repeated = 0
     for outputs, targets in batches():
-        expected = [
-            (cost.min(0)[1], torch.arange(cost.shape[1]))
-            for cost in costs(outputs, targets, (2, 5, 2), alpha_40, 1e-6)
-        ]
+        expected = cheapest(costs(outputs, targets, (2, 5, 2), alpha_40, 1e-6))
         assert_same(matcher(outputs, targets), expected)
         repeated += any(len(i.unique()) < len(i) for i, _ in expected)
     assert repeated > 20

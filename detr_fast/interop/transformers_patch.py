@@ -61,7 +61,7 @@ def patch_transformers() -> TransformersPatch:
     It replaces the ``forward`` of the matcher classes, wherever those have been imported by name,
     with those of :mod:`detr_fast.interop.matchers.huggingface`; the losses stay theirs. The second
     call changes nothing. (Grounding DINO's matcher multiplies its class cost by text tokens, and
-    the segmentation models' match masks: they stay as they are.)
+    those of MaskFormer and its kin match masks: they stay as they are.)
 
     Returns:
         What takes the patch out again.
