@@ -1,4 +1,4 @@
-"""The report of what ran on a GPU, as far as none is needed: its rows become a page and a figure."""
+"""The report of what ran on a GPU, as far as none is needed: rows become a page and a figure."""
 
 import csv
 import subprocess
