@@ -1,6 +1,6 @@
 """Draws the committed rows of the matching benchmark.
 
-python -m benchmarks.plot benchmarks/results/matching_cpu.csv benchmarks/results/matching_cpu.png
+python -m benchmarks.plot benchmarks/results/matcher_cpu.csv benchmarks/results/matcher_cpu.png
 """
 
 import argparse
@@ -56,7 +56,7 @@ def _size(row: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", type=Path, help="CSV of benchmarks.bench_matching")
+    parser.add_argument("rows", type=Path, help="CSV of benchmarks.bench_matcher")
     parser.add_argument("picture", type=Path, help="PNG to write")
     args = parser.parse_args()
     with args.rows.open() as file:

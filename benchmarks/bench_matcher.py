@@ -1,6 +1,6 @@
 """FastMatcher on the CPU, all decoder layers in one call, against torch + SciPy.
 
-python -m benchmarks.bench_matching --out benchmarks/results/matching_cpu.csv
+python -m benchmarks.bench_matcher --out benchmarks/results/matcher_cpu.csv
 """
 
 import argparse
