@@ -7,6 +7,7 @@ and how the time grows with ``queries``, ``targets`` and the number of ``problem
 """
 
 import argparse
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +36,11 @@ GROWTH_FAMILIES = ("initial", "trained")  # the hardest and the easiest
 
 @dataclass(frozen=True)
 class Problems:
-    """``count`` problems of ``queries`` x 1..``targets``, or x exactly ``targets``."""
+    """``problems`` problems of ``queries`` x 1..``targets``, or x exactly ``targets``."""
 
     set: str
     family: str
-    count: int
+    problems: int
     queries: int
     targets: int
     exact: bool = False
@@ -49,10 +50,8 @@ class Problems:
     @property
     def name(self) -> str:
         targets = f"{self.targets}" if self.exact else f"1..{self.targets}"
-        return (
-            f"{self.set}: {self.count} {self.family} of {self.queries} x {targets}, {self.dtype}, "
-            f"threads: {self.threads}"
-        )
+        size = f"{self.problems} {self.family} of {self.queries} x {targets}"
+        return f"{self.set}: {size}, {self.dtype}, threads: {self.threads}"
 
 
 def problem_sets() -> Iterator[Problems]:
@@ -92,7 +91,7 @@ def run(
         matrix.astype(problems.dtype)
         for matrix in cost_matrices(
             problems.family,
-            problems.count,
+            problems.problems,
             problems.queries,
             problems.targets,
             problems.exact,
@@ -168,9 +167,10 @@ def main() -> None:
             print(f"{package} is not installed: left out")
         said = True
         seconds = min(args.seconds, 0.02) if args.quick else args.seconds
+        start = time.perf_counter()
         result = run(problems, rivals, args.seed, seconds, args.too_slow)
         about = surroundings(args.seed, rivals.versions)
-        print(problems.name, flush=True)
+        print(f"{problems.name} ({time.perf_counter() - start:.1f} s)", flush=True)
         for name, figures in result.items():
             times_faster = ""
             if figures["p50_us"] and result["SciPy"]["p50_us"]:

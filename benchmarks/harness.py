@@ -7,6 +7,7 @@ repeat it. A variant too slow to be called often, or at all, has a row that says
 
 import csv
 import datetime
+import math
 import os
 import platform
 import subprocess
@@ -31,6 +32,7 @@ def measure(
     warm_up: float = 0.2,
     at_least: int = 5,
     slow: float = 0.2,
+    slow_calls: int = 3,
     too_slow: float = 10.0,
 ) -> dict[str, dict[str, float | str]]:
     """Times each variant.
@@ -42,7 +44,8 @@ def measure(
         seconds: time to measure for, all variants but the slow ones together.
         warm_up: seconds to run each variant before.
         at_least: calls of each variant, even if they take longer.
-        slow: a variant whose first call takes more seconds is called three times, not warmed up.
+        slow: a variant whose first call takes more seconds is not warmed up and called only
+            ``slow_calls`` times, the first included.
         too_slow: a variant whose first call takes more seconds is not timed at all.
 
     Returns:
@@ -56,14 +59,15 @@ def measure(
         first[name] = time.perf_counter() - start
     check(results)
     del results
-    calls_wanted = {name: 3 if taken > slow else None for name, taken in first.items()}
+    calls_wanted = {name: slow_calls if taken > slow else None for name, taken in first.items()}
     names = [name for name in variants if first[name] <= too_slow]
     for name in names:
         end = time.perf_counter() + (0 if first[name] > slow else warm_up)
         while time.perf_counter() < end:
             variants[name]()
 
-    times: dict[str, list[float]] = {name: [] for name in names}
+    # To a call that takes so long, warming up matters little.
+    times = {name: [first[name]] if calls_wanted[name] else [] for name in names}
     rounds, spent = 0, 0.0
     due = names
     while due and (rounds < at_least or spent < seconds):
@@ -75,7 +79,7 @@ def measure(
             times[name].append(taken)
             spent += 0 if calls_wanted[name] else taken
         rounds += 1
-        due = [name for name in due if calls_wanted[name] is None or rounds < calls_wanted[name]]
+        due = [name for name in due if len(times[name]) < (calls_wanted[name] or math.inf)]
     return {
         name: _percentiles(times[name], calls_wanted[name])
         if name in times

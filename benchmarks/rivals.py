@@ -261,11 +261,12 @@ def fastest(
         The form, or None with the reason: all are inexact or would take more than ``too_slow``
         seconds.
     """
-    # A pool of threads pays off only if there is enough to do.
-    some = np.linspace(0, len(matrices) - 1, min(24 if threads == 1 else 384, len(matrices)))
+    middle = matrices[np.argsort([matrix.size for matrix in matrices])[len(matrices) // 2]]
+    one = {form: _seconds(form, [middle], 2)[0] for form in forms if form not in wrong}
+    # As many as take some 50 ms; more for threads, which pay off only if there is enough to do.
+    most = (24 if threads == 1 else 384, int(0.05 * threads / min(one.values(), default=1)))
+    some = np.linspace(0, len(matrices) - 1, min(len(matrices), max(4 * threads, min(most))))
     sample, totals = [matrices[int(i)] for i in some], expected[some.astype(int)]
-    middle = np.argsort([matrix.size for matrix in sample])[len(sample) // 2]
-    one = {form: _seconds(form, [sample[middle]], 2)[0] for form in forms if form not in wrong}
     times, estimates = {}, []
     for form in sorted(one, key=one.__getitem__):
         if inputs(form, sample) is None:
