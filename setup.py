@@ -1,15 +1,26 @@
 """Builds detr_fast._C with CMake and Ninja; everything else is in pyproject.toml.
 
-Torch is neither imported nor linked, so one build serves every torch version. Environment: CXX
-names the compiler, MAX_JOBS caps parallel compilations, DETR_FAST_CUDA=1 demands CUDA.
+Torch is neither imported nor linked, so one build serves every torch version. Environment:
+
+CXX                   the C++ compiler
+MAX_JOBS              how many files are compiled at once; default: one per core
+DETR_FAST_CUDA        1 demands CUDA, 0 leaves it out; unset: CUDA is built if there is an nvcc
+CUDA_HOME, CUDA_PATH  where nvcc is looked for, before PATH
+CUDAHOSTCXX           nvcc's host compiler; default: the C++ compiler
+TORCH_CUDA_ARCH_LIST  what to compile kernels for, "8.0;9.0+PTX"; default: see ARCHITECTURES
+CMAKE_ARGS            further arguments to CMake
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import setuptools
 from setuptools import Extension, setup
@@ -49,11 +60,112 @@ def find_compiler() -> str:
     return command
 
 
-def decide_cuda() -> str:
-    """What is built for CUDA, in words. Never decided by whether a GPU is present."""
-    if os.environ.get("DETR_FAST_CUDA") == "1":
-        stop("DETR_FAST_CUDA=1, but this version has no CUDA sources: unset it.")
-    return "off (no CUDA sources yet)"
+# One for each generation: its code runs on all that have the same first figure and are not older.
+# Of the newest that nvcc knows, PTX is kept as well: later GPUs compile it when they first load it.
+ARCHITECTURES = ("7.0", "7.5", "8.0", "9.0", "10.0", "12.0")
+
+
+class Cuda(NamedTuple):
+    """What is built for CUDA, and why: nothing if there is no nvcc."""
+
+    reason: str
+    nvcc: str = ""
+    host: str = ""  # its host compiler
+    architectures: tuple[str, ...] = ()  # "8.0", "9.0+PTX"
+
+
+def decide_cuda(compiler: str) -> Cuda:
+    """Whether to build for CUDA. Never decided by whether a GPU is present."""
+    wanted = os.environ.get("DETR_FAST_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        stop(f"DETR_FAST_CUDA={wanted}, expected 1, 0 or nothing")
+    if wanted == "0":
+        return Cuda("off: DETR_FAST_CUDA=0")
+    if sys.platform != "linux":
+        nvcc, found = "", f"CUDA is built on Linux only, and this is {sys.platform}"
+    else:
+        nvcc, found = find_nvcc()
+    if not nvcc:
+        if wanted == "1":
+            stop(f"DETR_FAST_CUDA=1, but {found}")
+        return Cuda(f"off: {found}")
+    architectures, chosen = choose_architectures(
+        os.environ.get("TORCH_CUDA_ARCH_LIST", ""), nvcc_architectures(nvcc), nvcc
+    )
+    host = os.environ.get("CUDAHOSTCXX") or host_compiler(compiler)
+    probe_nvcc(nvcc, host, architectures[0])
+    return Cuda(f"on: {nvcc} {found}; architectures {chosen}", nvcc, host, architectures)
+
+
+def find_nvcc() -> tuple[str, str]:
+    """Path of nvcc, or nothing, and how it was or was not found."""
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if home := os.environ.get(name):
+            nvcc = shutil.which("nvcc", path=os.path.join(home, "bin"))
+            if nvcc is None:
+                stop(f"{name}={home} has no bin/nvcc: correct or unset it, or set DETR_FAST_CUDA=0")
+            return nvcc, f"(from {name})"
+    nvcc = shutil.which("nvcc")
+    return (nvcc, "(on PATH)") if nvcc else ("", "there is no nvcc: set CUDA_HOME to its toolkit")
+
+
+def nvcc_architectures(nvcc: str) -> list[str]:
+    """The compute capabilities that this nvcc compiles for, oldest first: "9.0", "12.0"."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    numbers = sorted(int(number) for number in re.findall(r"compute_(\d+)\b", listed.stdout))
+    if listed.returncode or not numbers:
+        stop(f"{nvcc} --list-gpu-arch: {reason_of(listed)}. Or set DETR_FAST_CUDA=0")
+    return [f"{number // 10}.{number % 10}" for number in numbers]
+
+
+def choose_architectures(
+    wanted: str,  # TORCH_CUDA_ARCH_LIST
+    supported: Sequence[str],  # by nvcc, oldest first
+    nvcc: str,
+) -> tuple[tuple[str, ...], str]:
+    """The architectures to build, and the choice in words."""
+    if not wanted.strip(" ;"):
+        both = [name for name in ARCHITECTURES if name in supported]
+        if not both:
+            stop(f"{nvcc} knows none of {' '.join(ARCHITECTURES)}: set TORCH_CUDA_ARCH_LIST")
+        both[-1] += "+PTX"
+        return tuple(both), f"{' '.join(both)} (default)"
+    names = tuple(dict.fromkeys(re.split(r"[;\s]+", wanted.strip("; "))))
+    for name in names:
+        if not (match := re.fullmatch(r"(\d+\.\d)[af]?(\+PTX)?", name)):
+            stop(f"TORCH_CUDA_ARCH_LIST: {name!r} is not of the form 9.0 or 9.0+PTX")
+        if match[1] not in supported:
+            stop(f"TORCH_CUDA_ARCH_LIST has {name}, but {nvcc} knows only {' '.join(supported)}")
+    return names, f"{' '.join(names)} (TORCH_CUDA_ARCH_LIST)"
+
+
+def host_compiler(compiler: str) -> str:
+    """The compiler itself, where a launcher stands before it: nvcc takes a program, not a line."""
+    launchers = ("ccache", "sccache", "distcc", "icecc")
+    words = shlex.split(compiler)
+    return next((word for word in words if os.path.basename(word) not in launchers), words[0])
+
+
+def probe_nvcc(nvcc: str, host: str, architecture: str) -> None:
+    """Stops unless nvcc compiles a kernel: it refuses host compilers newer than it knows."""
+    source = "#include <vector>\n#include <cuda_runtime.h>\n__global__ void f(int* x) { *x = 1; }\n"
+    number = architecture.removesuffix("+PTX").replace(".", "")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "probe.cu")
+        path.write_text(source)
+        flags = ["-std=c++17", "-ccbin", host, f"-arch=sm_{number}", "-c", "-o", f"{path}.o"]
+        done = subprocess.run([nvcc, *flags, str(path)], capture_output=True, text=True)
+    if done.returncode:
+        stop(
+            f"{nvcc} with host compiler {host} fails: {reason_of(done)}. Set CUDAHOSTCXX to a "
+            "compiler that it takes, or DETR_FAST_CUDA=0 to build without CUDA."
+        )
+
+
+def reason_of(done: subprocess.CompletedProcess) -> str:
+    """The first line that says error, or else the first line."""
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower()), (lines or ["no message"])[0])
 
 
 def tool(name: str) -> str:
@@ -70,8 +182,10 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         jobs = os.environ.get("MAX_JOBS")
-        compiler, cuda = ("MSVC", "off") if os.name == "nt" else (find_compiler(), decide_cuda())
-        say(f"C++ compiler: {compiler}; CUDA: {cuda}; jobs: {jobs or 'all cores'}")
+        compiler = "MSVC" if os.name == "nt" else find_compiler()
+        cuda = decide_cuda(compiler)
+        say(f"C++ compiler: {compiler}; jobs: {jobs or 'all cores'}")
+        say(f"CUDA: {cuda.reason}")
 
         try:
             import pybind11
@@ -88,7 +202,16 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DDETR_FAST_CUDA_REASON={cuda.reason}",
         ]
+        if cuda.nvcc:
+            configure += [
+                "-DDETR_FAST_CUDA=ON",
+                f"-DDETR_FAST_CUDA_ARCHITECTURES={' '.join(cuda.architectures)}",
+                f"-DCMAKE_CUDA_COMPILER={cuda.nvcc}",
+                f"-DCMAKE_CUDA_HOST_COMPILER={cuda.host}",
+            ]
+        configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         compile_ = [tool("cmake"), "--build", str(build)]
         if jobs:
             compile_ += ["--parallel", jobs]
@@ -101,12 +224,16 @@ class CMakeBuild(build_ext):
         shutil.copy2(next(build.glob(f"_C*{target.suffix}")), target)
 
 
-if int(setuptools.__version__.split(".")[0]) < 77:
-    stop(f"setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77'.")
+def main() -> None:
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        stop(f"setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77'.")
+    # No sources for setuptools to compile; `depends` puts them into the source distribution.
+    sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
+    setup(
+        ext_modules=[Extension("detr_fast._C", sources=[], depends=sources)],
+        cmdclass={"build_ext": CMakeBuild},
+    )
 
-# No sources for setuptools to compile; `depends` puts them into the source distribution.
-sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
-setup(
-    ext_modules=[Extension("detr_fast._C", sources=[], depends=sources)],
-    cmdclass={"build_ext": CMakeBuild},
-)
+
+if __name__ == "__main__":
+    main()

@@ -1,32 +1,34 @@
-// detr_fast._C: the only file that knows Python. Callers (detr_fast/ops.py, detr_fast/matching.py)
-// own all memory, check shapes and values, and turn the returned status into an exception;
-// addresses are plain integers. The GIL is released while anything is computed.
+// detr_fast._C, but for its submodule cuda: with bindings_cuda.cpp all that knows Python. Callers
+// (detr_fast/ops.py, detr_fast/matching.py) own all memory, check shapes and values, and turn the
+// returned status into an exception; addresses are plain integers. The GIL is released while
+// anything is computed.
+#include "bindings.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "build_info.h"
 #include "core/status.h"
 #include "cpu/ops.h"
 #include "cpu/pool.h"
+#ifdef DETR_FAST_CUDA
+#include "cuda/ops.h"
+#endif
 
 namespace py = pybind11;
 
 namespace detr_fast {
 namespace {
 
-using Address = uintptr_t;
 using Result = std::tuple<Status, int64_t, int64_t, int64_t>;  // status, problem, query, target
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 Result result_of(const Fault& fault) {
   return {fault.status, fault.problem, fault.query, fault.target};
@@ -91,19 +93,6 @@ py::object linear_sum_assignments(const py::list& costs, bool maximize, int thre
   return assign_arrays<float>(costs, maximize, threads);
 }
 
-using Addresses = std::vector<Address>;
-
-std::vector<const void*> pointers(const Addresses& addresses) {
-  std::vector<const void*> all;
-  all.reserve(addresses.size());
-  for (const Address a : addresses) all.push_back(at<const void>(a));
-  return all;
-}
-
-// (class, bbox, giou), is focal, (alpha, gamma, eps), (giou_added, giou_lowest)
-using CostOptions = std::tuple<std::tuple<double, double, double>, bool,
-                               std::tuple<double, double, double>, std::tuple<double, double>>;
-
 Result match(const Addresses& logits, const Addresses& boxes,
              const std::tuple<int64_t, int64_t, int64_t>& shape, const std::tuple<int, int>& dtypes,
              const Addresses& labels, const Addresses& target_boxes,
@@ -115,7 +104,6 @@ Result match(const Addresses& logits, const Addresses& boxes,
   std::vector<const int64_t*> labels_at;
   for (const Address a : labels) labels_at.push_back(at<const int64_t>(a));
   const auto [images, queries, classes] = shape;
-  const auto& [weights, focal, focal_options, giou] = cost;
   cpu::MatchInput in;
   in.logits = logits_at.data();
   in.boxes = boxes_at.data();
@@ -125,17 +113,30 @@ Result match(const Addresses& logits, const Addresses& boxes,
   in.images = images;
   in.queries = queries;
   in.classes = classes;
-  in.label_count = focal ? classes : classes - 1;
+  in.options = pair_cost_options(cost);
+  in.label_count = in.options.class_cost == ClassCost::kFocal ? classes : classes - 1;
   in.labels = labels_at.data();
   in.target_boxes = targets_at.data();
   in.counts = counts.data();
-  std::tie(in.options.weight_class, in.options.weight_bbox, in.options.weight_giou) = weights;
-  in.options.class_cost = focal ? ClassCost::kFocal : ClassCost::kSoftmax;
-  std::tie(in.options.alpha, in.options.gamma, in.options.eps) = focal_options;
-  std::tie(in.options.giou_added, in.options.giou_lowest) = giou;
   in.nonfinite_last = nonfinite_last;
   in.threads = threads;
   return result_of(cpu::match(in, at<int64_t>(index)));
+}
+
+// What was built, for detr_fast/info.py.
+void define_build(py::module_& m) {
+  m.attr("compiler") = build::kCompiler;
+  m.attr("build_type") = build::kType;
+  m.attr("cuda_compiler") = build::kCudaCompiler;
+  m.attr("cuda_architectures") = build::kCudaArchitectures;
+  m.attr("cuda_reason") = build::kCudaReason;
+#ifdef DETR_FAST_CUDA
+  const int version = cuda::runtime_version();
+  m.attr("cuda_version") =
+      std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+#else
+  m.attr("cuda_version") = py::none();
+#endif
 }
 
 }  // namespace
@@ -182,4 +183,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("pool_size", &cpu::pool_size, "Threads of the pool that exist now, callers not counted.");
 
   m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
+
+  define_build(m);
+#ifdef DETR_FAST_CUDA
+  define_cuda(m.def_submodule("cuda"));
+#endif
 }

@@ -10,9 +10,18 @@ except ImportError as error:
         "the source folder: pip install -e . or start Python elsewhere, to use what is installed"
     ) from error
 
+from detr_fast.faults import check_faults
 from detr_fast.matching import FastMatcher
 from detr_fast.ops import linear_sum_assignment
+from detr_fast.packing import Matches, PackedTargets
 
 __version__ = "0.1.0"
 
-__all__ = ["FastMatcher", "__version__", "linear_sum_assignment"]
+__all__ = [
+    "FastMatcher",
+    "Matches",
+    "PackedTargets",
+    "__version__",
+    "check_faults",
+    "linear_sum_assignment",
+]

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from detr_fast import _C
-from detr_fast.matching_input import MatchingInput, read
+from detr_fast import faults, matching_cpu, matching_cuda, matching_traced
+from detr_fast.matching_input import CostOptions
+from detr_fast.packing import Matches, PackedTargets
 
 Pairs = list[tuple[Tensor, Tensor]]  # one (query indices, target indices) per image
+Targets = PackedTargets | Sequence[Mapping[str, Tensor]]
 
 _DEFAULTS = {
     "class_cost": "softmax",
@@ -27,6 +29,8 @@ _DEFAULTS = {
     "giou_guard": "none",
     "giou_eps": 1e-6,
     "nonfinite": "raise",
+    "index_device": None,
+    "validate": "deferred",
 }
 
 
@@ -43,8 +47,12 @@ class FastMatcher(nn.Module):
 
     Contiguous CPU predictions are read in place whatever their precision. Costs are computed in
     float32 (in float64 if a prediction is float64, so that near-ties may fall differently than in
-    half-precision arithmetic) and the assignment is solved in float64. Tensors on another device
-    are copied to the CPU in one transfer per call.
+    half-precision arithmetic) and the assignment is solved in float64.
+
+    CUDA predictions are matched on their GPU, on the current stream, and the host waits for
+    nothing: indices stay there, targets on the CPU are taken there by one asynchronous copy, and
+    bad values are reported by a later call (see ``validate``). Tensors of other devices are copied
+    to the CPU in one transfer per call. Under ``torch.compile`` the whole matching is one operator.
 
     Args:
         cost_class: weight of the class cost.
@@ -64,6 +72,12 @@ class FastMatcher(nn.Module):
         nonfinite: what to do where a pair has no finite cost (NaN or inf among the predictions, a
             predicted box of negative width or height, or an overflow). ``"raise"`` a ValueError, or
             put such pairs ``"last"``: as few of them are matched as possible.
+        index_device: ``"cpu"`` for indices on the CPU, as the published matcher returns them. For
+            CUDA predictions this makes the host wait. Default: where the predictions are.
+        validate: when bad values in CUDA tensors are reported. ``"deferred"``: by the next call
+            that finds the report there, or by :func:`detr_fast.check_faults`; the image's targets
+            have no match then, and its lists pair query k with target k. ``"sync"``: at once, at
+            the price of a wait. CPU tensors are always checked at once.
 
     Raises:
         ValueError: if all weights are 0, one is not finite, or an option has no meaning.
@@ -82,6 +96,8 @@ class FastMatcher(nn.Module):
         giou_guard: str = "none",
         giou_eps: float = 1e-6,
         nonfinite: str = "raise",
+        index_device: str | None = None,
+        validate: str = "deferred",
     ) -> None:
         super().__init__()
         for name, cost in (
@@ -97,9 +113,12 @@ class FastMatcher(nn.Module):
             ("class_cost", class_cost, ("softmax", "focal")),
             ("giou_guard", giou_guard, ("none", "eps", "clamp")),
             ("nonfinite", nonfinite, ("raise", "last")),
+            ("index_device", index_device, (None, "cpu")),
+            ("validate", validate, ("deferred", "sync")),
         ):
             if choice not in choices:
-                raise ValueError(f"{name} is {choice!r}, but must be one of {', '.join(choices)}")
+                wanted = ", ".join(map(str, choices))
+                raise ValueError(f"{name} is {choice!r}, but must be one of {wanted}")
         if not 0 <= focal_alpha <= 1:
             raise ValueError(f"focal_alpha is {focal_alpha}, but must be in 0..1")
         if not 0 <= focal_gamma < math.inf:
@@ -117,25 +136,25 @@ class FastMatcher(nn.Module):
         self.giou_guard = giou_guard
         self.giou_eps = giou_eps
         self.nonfinite = nonfinite
+        self.index_device = index_device
+        self.validate = validate
 
     def extra_repr(self) -> str:
         names = ["cost_class", "cost_bbox", "cost_giou"]
         names += [name for name, usual in _DEFAULTS.items() if getattr(self, name) != usual]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def forward(
-        self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]
-    ) -> Pairs:
+    def forward(self, outputs: Mapping[str, Tensor], targets: Targets) -> Pairs:
         """Matches one decoder layer's predictions.
 
         Args:
             outputs: ``{"pred_logits": [B, N, K + 1], "pred_boxes": [B, N, 4] cxcywh}``, the logits
                 [B, N, K] for the focal cost; other entries are ignored.
             targets: B dicts ``{"labels": [M] integers in 0..K-1, "boxes": [M, 4] cxcywh}``; other
-                entries are ignored. M may be 0, and may exceed N.
+                entries are ignored. M may be 0, and may exceed N. Or a ``PackedTargets``.
 
         Returns:
-            For each image ``(index_i, index_j)``: int64 CPU tensors of length min(N, M) with the
+            For each image ``(index_i, index_j)``: int64 tensors of length min(N, M) with the
             matched queries, ascending, and the target of each.
 
         Raises:
@@ -147,14 +166,12 @@ class FastMatcher(nn.Module):
         """
         return self._match([outputs], None, targets)[0]
 
-    def match_layers(
-        self, layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
-    ) -> list[Pairs]:
+    def match_layers(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> list[Pairs]:
         """Matches several decoder layers' predictions, each on its own, in one compiled call.
 
         Args:
             layers: L dicts like ``outputs`` of :meth:`forward`, all of one shape, for example
-                ``[outputs, *outputs["aux_outputs"]]``. Contiguous CPU tensors are read in place.
+                ``[outputs, *outputs["aux_outputs"]]``. Contiguous tensors are read in place.
             targets: as in :meth:`forward`.
 
         Returns:
@@ -166,79 +183,94 @@ class FastMatcher(nn.Module):
         names = [f"layers[{k}]" for k in range(len(layers))]
         return self._match(layers, names, targets) if layers else []
 
+    def match_packed(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> Matches:
+        """As :meth:`match_layers`, with a result in one tensor that needs no sizes from the host.
+
+        Args:
+            layers: as in :meth:`match_layers`, at least one.
+            targets: as in :meth:`forward`, or ``PackedTargets`` of a fixed capacity, which this
+                method alone takes: for CUDA graphs.
+
+        Returns:
+            The query of each target, and the targets packed, on the predictions' device.
+
+        Raises:
+            ValueError: as :meth:`match_layers`.
+        """
+        names = [f"layers[{k}]" for k in range(len(layers))]
+        packed = targets if isinstance(targets, PackedTargets) else PackedTargets.pack(targets)
+        if _takes_flat(layers):
+            packed = packed.to(layers[0]["pred_logits"].device)
+            query_index, _, _ = self._solve_flat(layers, names, packed)
+            return Matches(query_index, packed)
+        images = packed.unpack()
+        index, sizes = matching_cpu.solve(layers, names, images, self._options())
+        query_index = matching_cpu.query_index(
+            index.view(len(layers), -1),
+            sizes,
+            [len(image["labels"]) for image in images],
+            len(packed.labels),
+        )
+        device = layers[0]["pred_logits"].device
+        return Matches(query_index.to(device), packed.to(device))
+
+    def _options(self) -> CostOptions:
+        eps = self.giou_eps
+        return CostOptions(
+            (self.cost_class, self.cost_bbox, self.cost_giou),
+            self.class_cost == "focal",
+            (self.focal_alpha, self.focal_gamma, self.focal_eps),
+            (eps if self.giou_guard == "eps" else 0, eps if self.giou_guard == "clamp" else 0),
+            self.nonfinite == "last",
+        )
+
     def _match(
         self,
         layers: Sequence[Mapping[str, Tensor]],
         names: Sequence[str] | None,  # what to call each layer in an error; None: "outputs"
-        targets: Sequence[Mapping[str, Tensor]],
+        targets: Targets,
     ) -> list[Pairs]:
-        given = read(layers, names or ["outputs"], targets)
-        b, n, _ = given.shape
-        pairs = [min(n, m) for m in given.counts]
+        names = names or ["outputs"]
+        if _takes_flat(layers):
+            if isinstance(targets, PackedTargets) and targets.counts is None:
+                raise ValueError(
+                    "targets were packed with a capacity, so that the host does not know the sizes "
+                    "of lists: use match_packed"
+                )
+            _, index, given = self._solve_flat(layers, names, targets)
+            n = layers[0]["pred_logits"].shape[1]
+            sizes = [min(n, m) for m in given.counts]
+            if self.index_device == "cpu":
+                index = index.cpu()  # waits, so that faults are known
+                faults.raise_found(given.labels.device)
+        else:
+            if isinstance(targets, PackedTargets):
+                targets = targets.unpack()
+            index, sizes = matching_cpu.solve(layers, names, targets, self._options())
         # For each layer and image the queries, then the targets.
-        sizes = [size for size in pairs for _ in range(2)] * len(layers)
-        index = torch.empty(sum(sizes), dtype=torch.int64, device="cpu")
-        eps = self.giou_eps
-        fault = _C.match(
-            logits=given.logits,
-            boxes=given.boxes,
-            shape=given.shape,
-            dtypes=given.dtypes,
-            labels=given.labels,
-            target_boxes=given.target_boxes,
-            counts=given.counts,
-            cost=(
-                (self.cost_class, self.cost_bbox, self.cost_giou),
-                self.class_cost == "focal",
-                (self.focal_alpha, self.focal_gamma, self.focal_eps),
-                (eps if self.giou_guard == "eps" else 0, eps if self.giou_guard == "clamp" else 0),
-            ),
-            nonfinite_last=self.nonfinite == "last",
-            index=index.data_ptr(),
-            threads=torch.get_num_threads(),
-        )
-        if fault[0] != _C.Status.ok:
-            _raise_fault(fault, names or ["outputs"], given, layers, targets, self.class_cost)
-        parts = index.split_with_sizes(sizes)
+        parts = index.split_with_sizes([size for size in sizes for _ in range(2)] * len(layers))
         matches = list(zip(parts[::2], parts[1::2], strict=True))
+        b = len(sizes)
         return [matches[k * b : (k + 1) * b] for k in range(len(layers))]
 
+    def _solve_flat(
+        self, layers: Sequence[Mapping[str, Tensor]], names: Sequence[str], targets: Targets
+    ) -> tuple[Tensor, Tensor, matching_cuda.DeviceTargets]:  # as matching_cuda.launch
+        logits, boxes = matching_cuda.read_layers(layers, names)
+        device = logits[0].device
+        given = matching_cuda.read_targets(targets, len(logits[0]), device)
+        solve = matching_traced.match if torch.compiler.is_compiling() else matching_cuda.launch
+        query_index, index = solve(logits, boxes, given, self._options())
+        if self.validate == "sync" and device.type == "cuda":
+            faults.check_faults(device)
+        return query_index, index, given
 
-_BOX_RULE = "but cx, cy, w, h must be finite and w, h not negative"
 
-
-def _raise_fault(
-    fault: tuple,
-    names: Sequence[str],
-    given: MatchingInput,
-    layers: Sequence[Mapping[str, Tensor]],
-    targets: Sequence[Mapping[str, Tensor]],
-    class_cost: str,
-) -> None:
-    status, problem, n, m = fault
-    if status == _C.Status.out_of_memory:
-        raise MemoryError("no memory for the costs of one image's queries x targets")
-    if status == _C.Status.invalid_label:
-        classes = given.shape[2] - (class_cost == "softmax")
-        raise ValueError(
-            f"targets[{problem}]['labels'][{m}] is {int(targets[problem]['labels'][m])}, but "
-            f"logits have {classes} classes (0..{classes - 1})"
-        )
-    if status == _C.Status.invalid_target_box:
-        box = targets[problem]["boxes"][m].tolist()
-        raise ValueError(f"targets[{problem}]['boxes'][{m}] is {box}, {_BOX_RULE}")
-    layer, b = divmod(problem, given.shape[0])
-    name = names[layer]
-    if status == _C.Status.invalid_logits:
-        reason = (
-            "has no softmax: it holds NaN, inf or only -inf"
-            if class_cost == "softmax"
-            else "has no focal cost: it holds NaN"
-        )
-        raise ValueError(f"{name}['pred_logits'][{b}, {n}] {reason}")
-    if status == _C.Status.invalid_box:
-        box = layers[layer]["pred_boxes"][b, n].tolist()
-        raise ValueError(f"{name}['pred_boxes'][{b}, {n}] is {box}, {_BOX_RULE}")
-    raise ValueError(
-        f"the cost of matching {name}['pred_boxes'][{b}] to targets[{b}]['boxes'][{m}] overflows"
-    )
+def _takes_flat(layers: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether targets are wanted in one tensor: by the GPU, and by an operator."""
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        return layers[0]["pred_logits"].is_cuda
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return False  # the CPU's path says what is wrong

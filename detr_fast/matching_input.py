@@ -9,6 +9,16 @@ from torch import Tensor
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}  # as _C.match
 
 
+class CostOptions(NamedTuple):
+    """As ``_C.match`` takes them, with ``nonfinite_last``."""
+
+    weights: tuple[float, float, float]  # class, L1, GIoU
+    focal: bool
+    focal_options: tuple[float, float, float]  # alpha, gamma, eps
+    giou_divisor: tuple[float, float]  # added, lowest
+    nonfinite_last: bool
+
+
 class MatchingInput(NamedTuple):
     """Addresses of contiguous CPU memory; the arguments of ``_C.match``."""
 

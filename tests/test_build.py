@@ -1,6 +1,7 @@
 """The build: what the compiled module links, and what setup.py says when it cannot build."""
 
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -61,8 +62,11 @@ def test_importing_touches_no_gpu(tmp_path):
     assert done.stdout.strip() == "False"
 
 
+READ = ("CXX", "CXXFLAGS", "CUDA_HOME", "CUDA_PATH", "CUDAHOSTCXX", "TORCH_CUDA_ARCH_LIST")
+
+
 def build(tree: Path, **environment: str) -> subprocess.CompletedProcess:
-    keep = {k: v for k, v in os.environ.items() if k not in ("CXX", "CXXFLAGS", "DETR_FAST_CUDA")}
+    keep = {k: v for k, v in os.environ.items() if k not in (*READ, "DETR_FAST_CUDA", "CMAKE_ARGS")}
     return subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=tree,
@@ -115,10 +119,135 @@ def test_broken_compiler_gives_one_line(tree, tmp_path):
     assert_one_line(build(tree, CXX=str(broken)), str(broken), "no cc1plus here")
 
 
-def test_cuda_demanded_but_impossible_gives_one_line(tree):
-    if list((ROOT / "csrc").glob("cuda/*.cu")):
-        pytest.skip("there are CUDA sources")
-    assert_one_line(build(tree, DETR_FAST_CUDA="1"), "DETR_FAST_CUDA=1", "no CUDA sources")
+def path_without_nvcc(folder: Path) -> str:
+    """A PATH with the C++ compiler alone."""
+    folder.mkdir()
+    for name in ("c++", "as", "ld"):
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    return str(folder)
+
+
+def fake_nvcc(home: Path, compiles: str) -> Path:
+    """A toolkit that lists two architectures, and whose compilation is the given shell command."""
+    nvcc = home / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    listing = "echo compute_80; echo compute_120"
+    nvcc.write_text(
+        f'#!/bin/sh\nif [ "$1" = --list-gpu-arch ]; then {listing}; exit 0; fi\n{compiles}\n'
+    )
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="CUDA is built on Linux only")
+
+
+@linux_only
+def test_cuda_demanded_without_nvcc_gives_one_line(tree, tmp_path):
+    done = build(tree, DETR_FAST_CUDA="1", PATH=path_without_nvcc(tmp_path / "bin"))
+    assert_one_line(done, "DETR_FAST_CUDA=1, but there is no nvcc", "CUDA_HOME")
+
+
+@linux_only
+@pytest.mark.parametrize("forced", ["", "1"])
+def test_nvcc_that_fails_gives_one_line(tree, tmp_path, forced):
+    complaint = "echo In file included >&2; echo '#error -- unsupported GNU version!' >&2; exit 1"
+    nvcc = fake_nvcc(tmp_path / "cuda", complaint)
+    done = build(tree, DETR_FAST_CUDA=forced, CUDA_HOME=str(tmp_path / "cuda"))
+    assert_one_line(done, str(nvcc), "#error -- unsupported GNU version!", "DETR_FAST_CUDA=0")
+
+
+@linux_only
+def test_cuda_home_without_nvcc_gives_one_line(tree, tmp_path):
+    done = build(tree, CUDA_HOME=str(tmp_path))
+    assert_one_line(done, f"CUDA_HOME={tmp_path} has no bin/nvcc", "DETR_FAST_CUDA=0")
+
+
+def test_wrong_switch_gives_one_line(tree):
+    assert_one_line(build(tree, DETR_FAST_CUDA="yes"), "DETR_FAST_CUDA=yes, expected 1, 0")
+
+
+@pytest.fixture
+def setup_script(tree, monkeypatch):
+    """setup.py as a module: its decisions without its build."""
+    for name in (*READ, "DETR_FAST_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+    spec = importlib.util.spec_from_file_location("setup_script", tree / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SUPPORTED = ["7.5", "8.0", "8.6", "9.0", "10.0", "12.0", "12.1"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "supported", "expected"),
+    [
+        ("", SUPPORTED, ("7.5", "8.0", "9.0", "10.0", "12.0+PTX")),
+        ("  ", ["7.0", "7.5", "8.0", "8.6", "8.9", "9.0"], ("7.0", "7.5", "8.0", "9.0+PTX")),
+        ("8.0;9.0+PTX", SUPPORTED, ("8.0", "9.0+PTX")),
+        (" 8.6 9.0a\t12.1+PTX; ", SUPPORTED, ("8.6", "9.0a", "12.1+PTX")),
+        ("9.0 9.0", SUPPORTED, ("9.0",)),
+    ],
+)
+def test_architectures(setup_script, wanted, supported, expected):
+    chosen, words = setup_script.choose_architectures(wanted, supported, "nvcc")
+    assert chosen == expected
+    assert words.startswith(" ".join(expected))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "supported", "message"),
+    [
+        (
+            "7.0 8.0",
+            SUPPORTED,
+            r"TORCH_CUDA_ARCH_LIST has 7\.0, but nvcc knows only 7\.5 8",
+        ),
+        ("sm_90", SUPPORTED, "'sm_90' is not of the form 9.0"),
+        ("9.0+ptx", SUPPORTED, "is not of the form"),
+        ("", ["3.5"], "knows none of 7.0"),
+    ],
+)
+def test_architectures_that_cannot_be(setup_script, wanted, supported, message):
+    with pytest.raises(SystemExit, match=message):
+        setup_script.choose_architectures(wanted, supported, "nvcc")
+
+
+@linux_only
+def test_cuda_is_built_where_there_is_nvcc(setup_script, tmp_path, monkeypatch):
+    nvcc = fake_nvcc(tmp_path / "cuda", "exit 0")
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "cuda"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # whether there is a GPU decides nothing
+    cuda = setup_script.decide_cuda("ccache g++-12")
+    assert cuda.nvcc == str(nvcc)
+    assert cuda.host == "g++-12"
+    assert cuda.architectures == ("8.0", "12.0+PTX")
+    assert "from CUDA_PATH" in cuda.reason and "8.0 12.0+PTX (default)" in cuda.reason
+    monkeypatch.setenv("DETR_FAST_CUDA", "0")
+    assert setup_script.decide_cuda("g++") == setup_script.Cuda("off: DETR_FAST_CUDA=0")
+    monkeypatch.setenv("DETR_FAST_CUDA", "")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "Linux only" in setup_script.decide_cuda("c++").reason
+
+
+def test_torch_is_not_imported(setup_script):
+    code = "import sys; sys.modules['torch'] = None; import setup"
+    done = subprocess.run([sys.executable, "-c", code], cwd=setup_script.ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_module_exports_nothing_of_the_cuda_runtime():
+    """Torch has its own in the same process."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("no nm on this system")
+    command = [nm, "--dynamic", "--defined-only", _C.__file__]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "PyInit__C" in listed
+    assert "cuda" not in listed
 
 
 def test_the_source_folder_without_a_build_says_so(tmp_path):

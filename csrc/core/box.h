@@ -1,15 +1,17 @@
 // Box maths on scalars, written without branches so that a loop over boxes becomes vector code.
 #pragma once
 
+#include "core/host_device.h"
+
 namespace detr_fast {
 
 template <class Real>
-inline Real smaller(Real a, Real b) {
+DETR_FAST_HD inline Real smaller(Real a, Real b) {
   return a < b ? a : b;
 }
 
 template <class Real>
-inline Real larger(Real a, Real b) {
+DETR_FAST_HD inline Real larger(Real a, Real b) {
   return a > b ? a : b;
 }
 
@@ -20,7 +22,7 @@ struct Box {
 };
 
 template <class Real>
-inline Box<Real> make_box(Real cx, Real cy, Real w, Real h) {
+DETR_FAST_HD inline Box<Real> make_box(Real cx, Real cy, Real w, Real h) {
   const Real half = Real(0.5);
   const Real x0 = cx - half * w, y0 = cy - half * h, x1 = cx + half * w, y1 = cy + half * h;
   return {cx, cy, w, h, x0, y0, x1, y1, (x1 - x0) * (y1 - y0)};
@@ -41,7 +43,8 @@ struct GiouGuard {
 // two points at different places give -1, and coincident ones give 0. No pair of finite boxes gives
 // NaN.
 template <class Real>
-inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b, const GiouGuard<Real>& guard) {
+DETR_FAST_HD inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b,
+                                         const GiouGuard<Real>& guard) {
   const Real zero = 0;
   const Real overlap_w = larger(smaller(a.x1, b.x1) - larger(a.x0, b.x0), zero);
   const Real overlap_h = larger(smaller(a.y1, b.y1) - larger(a.y0, b.y0), zero);

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The C++ tests under AddressSanitizer and UBSan, then the thread pool under ThreadSanitizer.
+# The C++ tests under AddressSanitizer and UBSan, then what has threads, real or emulated, under
+# ThreadSanitizer.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
@@ -7,10 +8,10 @@ trap 'rm -rf "$work"' EXIT
 
 run() { # sanitizers, which tests, and their target if not all
   cmake -S "$here" -B "$work/$1" -DSANITIZE="$1" >"$work/log" 2>&1 || { cat "$work/log"; return 1; }
-  cmake --build "$work/$1" --parallel 2 ${3:+--target "$3"} >"$work/log" 2>&1 ||
+  cmake --build "$work/$1" --parallel 2 ${3:+--target $3} >"$work/log" 2>&1 ||
     { cat "$work/log"; return 1; }
   (cd "$work/$1" && ctest --output-on-failure --tests-regex "$2")
 }
 
 run address,undefined '.*'
-run thread '^pool$' test_pool
+run thread "^(pool|team_.*)$" "test_pool test_team_assignment test_team_match"

@@ -1,4 +1,4 @@
-"""Public functions on arrays and tensors: check shapes, allocate, call the compiled code."""
+"""The assignment problem, on arrays and tensors of any kind."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import _C
+from detr_fast.ops import assignment_cuda
 
 Index = np.ndarray | Tensor  # int64
 
@@ -19,7 +20,7 @@ _MESSAGES = {  # SciPy's own, where SciPy has one
 
 
 def linear_sum_assignment(
-    cost: Any, maximize: bool = False
+    cost: Any, maximize: bool = False, *, validate: bool = True
 ) -> tuple[Index, Index] | list[tuple[Index, Index]]:
     """Solves the linear sum assignment problem, as ``scipy.optimize.linear_sum_assignment`` does.
 
@@ -35,6 +36,9 @@ def linear_sum_assignment(
             Costs may be ``inf`` to forbid a pair (``-inf`` if ``maximize``). They are compared in
             float64, whatever their dtype.
         maximize: look for the greatest total instead of the least.
+        validate: whether to wait for a GPU that solves the problem, to raise what it found. If
+            not, a problem without a solution gets the pairs (0, 0), (1, 1) and so on. What is
+            solved on the CPU is always checked.
 
     Returns:
         ``(row_index, col_index)``, int64, row indices ascending: [min(R, C)] for a matrix,
@@ -50,10 +54,15 @@ def linear_sum_assignment(
 
     The algorithm is that of Jonker and Volgenant (1987) as adapted to rectangular matrices by
     Crouse (2016). All problems are solved in one call of compiled code that releases the GIL and
-    uses as many threads as ``torch.get_num_threads()`` says, if the work is worth it.
+    uses as many threads as ``torch.get_num_threads()`` says, if the work is worth it. CUDA tensors
+    are solved on their GPU; a list, if all of it is on one.
     """
     if isinstance(cost, (list, tuple)) and any(_ndim(item) >= 2 for item in cost):
+        if all(isinstance(item, Tensor) and item.is_cuda for item in cost):
+            return _solve_ragged_on_gpu(cost, maximize, validate)
         return _solve_ragged(cost, maximize)
+    if isinstance(cost, Tensor) and cost.is_cuda:
+        return _solve_on_gpu(cost, maximize, validate)
     matrix = _to_matrix(cost)
     if matrix.ndim not in (2, 3):
         raise ValueError(f"expected a matrix (2-D array), got a {matrix.ndim} array")
@@ -65,6 +74,47 @@ def linear_sum_assignment(
     shape = (*matrix.shape[:-2], min(rows, cols))
     index = _solve(problems, count * shape[-1], matrix.dtype, maximize, named=matrix.ndim == 3)
     return _like(cost, index[0].reshape(shape), index[1].reshape(shape))
+
+
+def _solve_on_gpu(cost: Tensor, maximize: bool, validate: bool) -> tuple[Tensor, Tensor]:
+    if cost.dim() not in (2, 3):
+        raise ValueError(f"expected a matrix (2-D array), got a {cost.dim()} array")
+    _refuse_complex(cost)
+    named = cost.dim() == 3
+    problems = cost if named else cost[None]
+    if problems.numel() == 0:
+        shape = (*cost.shape[:-2], min(cost.shape[-2:]))
+        return tuple(cost.new_empty(shape, dtype=torch.int64) for _ in range(2))
+    rows, cols, status = assignment_cuda.solve_batch(problems, maximize)
+    if validate:
+        _raise_first(status, named)
+    return (rows, cols) if named else (rows[0], cols[0])
+
+
+def _solve_ragged_on_gpu(
+    costs: Sequence[Tensor], maximize: bool, validate: bool
+) -> list[tuple[Tensor, Tensor]]:
+    for p, cost in enumerate(costs):
+        if cost.dim() != 2:
+            raise ValueError(f"cost[{p}]: expected a matrix (2-D array), got a {cost.dim()} array")
+        if cost.device != costs[0].device:
+            raise ValueError(f"cost[{p}] is on {cost.device}, but cost[0] on {costs[0].device}")
+        _refuse_complex(cost)
+    pairs, status = assignment_cuda.solve_ragged(costs, maximize)
+    if validate:
+        _raise_first(status, named=True)
+    return pairs
+
+
+def _refuse_complex(cost: Tensor) -> None:
+    if cost.is_complex():
+        raise TypeError(f"costs must be real, not {cost.dtype}")
+
+
+def _raise_first(status: Tensor, named: bool) -> None:
+    for problem, code in enumerate(status.tolist()):
+        if code:
+            _raise(_C.Status(code), problem if named else None)
 
 
 def _solve_ragged(costs: Sequence[Any], maximize: bool) -> list[tuple[Index, Index]]:

@@ -1,0 +1,102 @@
+// A team: threads that solve one problem together. On a GPU it is a warp or a block
+// (cuda/team.cuh); in the tests it is emulated, its lanes run in shuffled order
+// (tests/cpp/emulated_team.h). Code for teams is written once, as a template, and runs in every
+// thread of the team. It may use:
+//
+//   Team    int rank(), size()   this thread's number, from 0, and how many there are
+//           void sync()          what any thread wrote before, all threads read afterwards
+//           Key<U> min(Key<U>)   the least of all threads' keys, given to all
+//           uint32_t sum(uint32_t)
+//   Warp    a Team of 32, with
+//           uint32_t ballot(bool)  bit k: the argument of rank k
+//           float sum(float)       in an order that is always the same
+//   Block   a Team of several warps, with
+//           Warp warp(), int warp_index(), warps()
+//           void lower(int32_t* x, int32_t value)   *x = min(*x, value), by several threads at once
+//
+// min, sum and ballot order no memory: only sync does. All threads of a team must call the same of
+// these functions in the same order.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/half.h"
+#include "core/host_device.h"
+
+namespace detr_fast {
+
+constexpr int kWarpSize = 32;
+
+// Compared by value, then by index. The default is larger than all others.
+template <class U>
+struct Key {
+  U value = static_cast<U>(~U(0));
+  uint32_t index = ~uint32_t(0);
+
+  DETR_FAST_HD bool operator<(const Key& other) const {
+    return value < other.value || (value == other.value && index < other.index);
+  }
+};
+
+// Unsigned integers of the same order as the numbers: GPUs find their minimum in one instruction.
+DETR_FAST_HD inline uint32_t ordered(float x) {
+  const uint32_t bits = bits_of_float(x);
+  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+DETR_FAST_HD inline uint64_t ordered(double x) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits ^ (bits >> 63 ? ~uint64_t(0) : uint64_t(1) << 63);
+}
+
+// The inverse of the above.
+DETR_FAST_HD inline float number_of(uint32_t key) {
+  return float_of_bits(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
+}
+
+DETR_FAST_HD inline double number_of(uint64_t key) {
+  const uint64_t bits = key ^ (key >> 63 ? uint64_t(1) << 63 : ~uint64_t(0));
+  double x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+template <class Real>
+using OrderedKey = Key<decltype(ordered(Real()))>;
+
+// How many bits below `rank` are set.
+DETR_FAST_HD inline int bits_below(uint32_t mask, int rank) {
+  const uint32_t below = mask & ((uint32_t(1) << rank) - 1);
+#ifdef __CUDA_ARCH__
+  return __popc(below);
+#else
+  return __builtin_popcount(below);
+#endif
+}
+
+DETR_FAST_HD inline int count_bits(uint32_t mask) {
+#ifdef __CUDA_ARCH__
+  return __popc(mask);
+#else
+  return __builtin_popcount(mask);
+#endif
+}
+
+// Writes the numbers i in 0..count-1 for which chosen(i) holds to put(position, i), ascending;
+// returns how many.
+template <class Warp, class Chosen, class Put>
+DETR_FAST_HD int32_t compact(const Warp& warp, int32_t count, Chosen chosen, Put put) {
+  int32_t found = 0;
+  for (int32_t first = 0; first < count; first += kWarpSize) {
+    const int32_t i = first + warp.rank();
+    const bool mine = i < count && chosen(i);
+    const uint32_t all = warp.ballot(mine);
+    if (mine) put(found + bits_below(all, warp.rank()), i);
+    found += count_bits(all);
+  }
+  return found;
+}
+
+}  // namespace detr_fast

@@ -1,0 +1,68 @@
+// The CUDA launchers, in types that need no CUDA header: bindings.cpp includes this file.
+//
+// A launcher is a plain function of device pointers, sizes, a device index and a stream (a
+// cudaStream_t as torch hands it out: a number). It makes the device current for the call, launches
+// into the stream, checks the launch and returns without waiting. It allocates nothing, so that it
+// can be captured into a CUDA graph. It throws std::runtime_error where CUDA reports an error.
+#pragma once
+
+#include <cstdint>
+
+#include "core/pair_cost.h"
+
+namespace detr_fast::cuda {
+
+// The stream's address; 0 is the default stream.
+using Stream = uintptr_t;
+
+// Versions as CUDA counts them: 1000 * major + 10 * minor.
+int runtime_version();  // linked into this module
+int driver_version();   // the newest CUDA that the installed driver runs; 0 without a driver
+
+struct AssignmentInput {
+  int64_t problems;
+  const void* const* cost;         // [P] addresses of contiguous [rows, cols]
+  const int32_t *rows, *cols;      // [P] rows <= cols
+  const bool* transposed;          // [P] whether the caller's rows are these columns
+  int64_t *row_index, *col_index;  // [sum of rows], written: the caller's, by the caller's row
+  int32_t* status;                 // [P], written: a Status; without kOk the pairs are (0, 0), ...
+  void* memory;  // [P * assignment_workspace(device, most rows, most cols)] bytes, or null if 0
+};
+
+// Solves every problem. Costs are float or double.
+void assign(const AssignmentInput& in, bool is_double, int device, Stream stream);
+
+// Bytes of device memory that each problem of a call needs, for the largest of its sizes: 0 unless
+// they exceed what a block has.
+int64_t assignment_workspace(int device, int64_t rows, int64_t cols);
+
+struct MatchInput {
+  const void* const* logits;      // [L] addresses of [B, N, C]
+  const void* const* boxes;       // [L] addresses of [B, N, 4] cxcywh
+  int logits_dtype, boxes_dtype;  // 0 float32, 1 float16, 2 bfloat16
+  int64_t layers, images, queries, classes;
+  const int64_t* labels;      // [T]
+  const float* target_boxes;  // [T, 4] cxcywh
+  int64_t targets;            // T; more than the images have: the rest is padding
+  // Targets of each image: counts [B] on the host, or where they begin and end, [B + 1] on the
+  // device.
+  const int64_t* counts;
+  const int32_t* device_offsets;
+  int64_t most_targets;  // of one image, at most
+  PairCostOptions options;
+  bool nonfinite_last;
+  float* cost;           // [L * T * N], scratch
+  int64_t* query_index;  // [L, T], written: each target's query, or -1
+  // For each layer, for each image min(N, M) queries, ascending, and then their targets; written
+  // if not null, which needs counts.
+  int64_t* pairs;
+  // [L * B] where the device can write it and the host can read it: encode_fault of a problem that
+  // has no match, written where it is 0.
+  uint64_t* faults;
+  void* memory;  // [L * B * assignment_workspace(device, min(N, most), max(N, most))], or null if 0
+};
+
+// Matches every layer and image.
+void match(const MatchInput& in, int device, Stream stream);
+
+}  // namespace detr_fast::cuda

@@ -1,0 +1,46 @@
+// Where a block keeps what the assignment solver needs: decided by the host for a whole launch.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/team_assignment.h"
+#include "cuda/launch.h"
+
+namespace detr_fast::cuda {
+
+// A block's shared memory holds SolverMemory, if that fits, and then as many costs as `room` says.
+struct SharedMemory {
+  size_t solver;  // bytes; 0: the solver's memory is in the workspace
+  size_t bytes;   // in all
+  int64_t room;   // costs
+
+  // For problems of at most rows x cols, `problems` at once. More shared memory makes each step of
+  // the search faster, but lets fewer problems run at once: all of them shall, as far as a
+  // multiprocessor can hold kResident.
+  SharedMemory(int device, int64_t problems, int64_t rows, int64_t cols, size_t size_of_cost) {
+    constexpr int64_t kResident = 8;
+    constexpr size_t kReserved = 3 << 10;  // the block's static memory and the system's, per block
+    const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, device);
+    const int64_t resident =
+        std::min(std::max<int64_t>((problems + processors - 1) / processors, 1), kResident);
+    const size_t of_processor =
+        device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    const size_t of_block = max_shared_memory(device) - kReserved;
+    const size_t share = std::min(of_block, of_processor / resident - kReserved);
+    const size_t wanted = (SolverMemory::bytes(rows, cols) + 15) / 16 * 16;
+    solver = wanted <= of_block ? wanted : 0;
+    const size_t left = share > solver ? share - solver : 0;
+    room = static_cast<int64_t>(std::min(left / size_of_cost, static_cast<size_t>(rows * cols)));
+    bytes = solver + room * size_of_cost;
+  }
+};
+
+// Bytes of workspace that each problem needs beside the block's shared memory.
+inline int64_t solver_workspace(int device, int64_t rows, int64_t cols) {
+  const SharedMemory shared(device, 1, rows, cols, sizeof(float));
+  return shared.solver ? 0 : (SolverMemory::bytes(rows, cols) + 15) / 16 * 16;
+}
+
+}  // namespace detr_fast::cuda

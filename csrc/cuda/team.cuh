@@ -1,0 +1,124 @@
+// The teams of core/team.h on a GPU.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/team.h"
+
+namespace detr_fast::cuda {
+
+class Warp {
+ public:
+  __device__ int rank() const { return static_cast<int>(threadIdx.x) % kWarpSize; }
+  __device__ int size() const { return kWarpSize; }
+  __device__ void sync() const { __syncwarp(); }
+  __device__ uint32_t ballot(bool x) const { return __ballot_sync(kAll, x); }
+
+  // On values of 64 bits the reductions of 32 bits run in turn: on the upper half, on the lower
+  // half of those that tie, on the index of those that still do.
+  __device__ Key<uint64_t> min(Key<uint64_t> key) const {
+#if __CUDA_ARCH__ >= 800
+    const uint32_t high = static_cast<uint32_t>(key.value >> 32);
+    const uint32_t low = static_cast<uint32_t>(key.value);
+    const uint32_t least_high = __reduce_min_sync(kAll, high);
+    const bool ties = high == least_high;
+    const uint32_t least_low = __reduce_min_sync(kAll, ties ? low : ~0u);
+    const uint32_t index = __reduce_min_sync(kAll, ties && low == least_low ? key.index : ~0u);
+    return {static_cast<uint64_t>(least_high) << 32 | least_low, index};
+#else
+    return min_by_shuffles(key);
+#endif
+  }
+
+  __device__ Key<uint32_t> min(Key<uint32_t> key) const {
+#if __CUDA_ARCH__ >= 800
+    const uint32_t least = __reduce_min_sync(kAll, key.value);
+    return {least, __reduce_min_sync(kAll, key.value == least ? key.index : ~0u)};
+#else
+    return min_by_shuffles(key);
+#endif
+  }
+
+  __device__ uint32_t sum(uint32_t x) const {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(kAll, x);
+#else
+    for (int step = kWarpSize / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
+    return x;
+#endif
+  }
+
+  __device__ float sum(float x) const {
+    for (int step = kWarpSize / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
+    return x;
+  }
+
+ private:
+  static constexpr unsigned kAll = 0xffffffffu;
+
+  template <class U>
+  __device__ static Key<U> min_by_shuffles(Key<U> key) {
+    for (int step = kWarpSize / 2; step > 0; step /= 2) {
+      Key<U> other;
+      other.value = __shfl_xor_sync(kAll, key.value, step);
+      other.index = __shfl_xor_sync(kAll, key.index, step);
+      if (other < key) key = other;
+    }
+    return key;
+  }
+};
+
+// All threads of a block of kWarps warps, one-dimensional.
+template <int kWarps>
+class Block {
+ public:
+  // What the warps exchange. Two of each: a value is read after the barrier that follows its
+  // writing, and overwritten only after the next one.
+  struct Memory {
+    uint64_t values[2][kWarps];
+    uint32_t indices[2][kWarps];
+  };
+
+  __device__ explicit Block(Memory& memory) : memory_(memory) {}
+  __device__ int rank() const { return static_cast<int>(threadIdx.x); }
+  __device__ int size() const { return kWarps * kWarpSize; }
+  __device__ void sync() const { __syncthreads(); }
+  __device__ Warp warp() const { return {}; }
+  __device__ int warp_index() const { return rank() / kWarpSize; }
+  __device__ int warps() const { return kWarps; }
+
+  __device__ Key<uint64_t> min(Key<uint64_t> key) {
+    turn_ ^= 1;
+    key = warp().min(key);
+    if (warp().rank() == 0) {
+      memory_.values[turn_][warp_index()] = key.value;
+      memory_.indices[turn_][warp_index()] = key.index;
+    }
+    sync();
+    key = {};
+    if (warp().rank() < kWarps)
+      key = {memory_.values[turn_][warp().rank()], memory_.indices[turn_][warp().rank()]};
+    return warp().min(key);
+  }
+
+  __device__ Key<uint32_t> min(Key<uint32_t> key) {
+    const Key<uint64_t> wide = min(Key<uint64_t>{key.value, key.index});
+    return {static_cast<uint32_t>(wide.value), wide.index};
+  }
+
+  __device__ uint32_t sum(uint32_t x) {
+    turn_ ^= 1;
+    x = warp().sum(x);
+    if (warp().rank() == 0) memory_.indices[turn_][warp_index()] = x;
+    sync();
+    return warp().sum(warp().rank() < kWarps ? memory_.indices[turn_][warp().rank()] : 0u);
+  }
+
+  __device__ void lower(int32_t* x, int32_t value) const { atomicMin(x, value); }
+
+ private:
+  Memory& memory_;
+  int turn_ = 0;
+};
+
+}  // namespace detr_fast::cuda

@@ -1,0 +1,103 @@
+"""FastMatcher's work on the CPU: one call of compiled code, and its faults as errors."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from detr_fast import _C
+from detr_fast.matching_input import CostOptions, MatchingInput, read
+
+
+def solve(
+    layers: Sequence[Mapping[str, Tensor]],
+    names: Sequence[str],  # what to call each layer in an error
+    targets: Sequence[Mapping[str, Tensor]],
+    options: CostOptions,
+) -> tuple[Tensor, list[int]]:
+    """Matches every layer and image.
+
+    Returns:
+        For each layer, for each image its min(N, M) queries, ascending, and then their targets, one
+        after the other: int64. And for each image min(N, M).
+
+    Raises:
+        ValueError: as ``FastMatcher.forward``.
+    """
+    given = read(layers, names, targets)
+    n = given.shape[1]
+    sizes = [min(n, m) for m in given.counts]
+    index = torch.empty(2 * sum(sizes) * len(layers), dtype=torch.int64, device="cpu")
+    fault = _C.match(
+        logits=given.logits,
+        boxes=given.boxes,
+        shape=given.shape,
+        dtypes=given.dtypes,
+        labels=given.labels,
+        target_boxes=given.target_boxes,
+        counts=given.counts,
+        cost=options[:4],
+        nonfinite_last=options.nonfinite_last,
+        index=index.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    if fault[0] != _C.Status.ok:
+        _raise_fault(fault, names, given, layers, targets, options.focal)
+    return index, sizes
+
+
+def query_index(
+    index: Tensor,  # [L, 2 * P]: for each image its queries, then their targets
+    sizes: Sequence[int],  # pairs of each image
+    counts: Sequence[int],  # targets of each image
+    total: int,  # T
+) -> Tensor:  # [L, T]
+    """The query of each target, -1 for none."""
+    result = index.new_full((len(index), total), -1)
+    begin = offset = 0
+    for size, count in zip(sizes, counts, strict=True):
+        end = begin + 2 * size
+        queries, of_image = index[:, begin : begin + size], index[:, begin + size : end]
+        result[:, offset : offset + count].scatter_(1, of_image, queries)
+        begin, offset = end, offset + count
+    return result
+
+
+_BOX_RULE = "but cx, cy, w, h must be finite and w, h not negative"
+
+
+def _raise_fault(
+    fault: tuple,
+    names: Sequence[str],
+    given: MatchingInput,
+    layers: Sequence[Mapping[str, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    focal: bool,
+) -> None:
+    status, problem, n, m = fault
+    if status == _C.Status.out_of_memory:
+        raise MemoryError("no memory for the costs of one image's queries x targets")
+    if status == _C.Status.invalid_label:
+        classes = given.shape[2] - (not focal)
+        raise ValueError(
+            f"targets[{problem}]['labels'][{m}] is {int(targets[problem]['labels'][m])}, but "
+            f"logits have {classes} classes (0..{classes - 1})"
+        )
+    if status == _C.Status.invalid_target_box:
+        box = targets[problem]["boxes"][m].tolist()
+        raise ValueError(f"targets[{problem}]['boxes'][{m}] is {box}, {_BOX_RULE}")
+    layer, b = divmod(problem, given.shape[0])
+    name = names[layer]
+    if status == _C.Status.invalid_logits:
+        reason = (
+            "has no softmax: it holds NaN, inf or only -inf"
+            if not focal
+            else "has no focal cost: it holds NaN"
+        )
+        raise ValueError(f"{name}['pred_logits'][{b}, {n}] {reason}")
+    if status == _C.Status.invalid_box:
+        box = layers[layer]["pred_boxes"][b, n].tolist()
+        raise ValueError(f"{name}['pred_boxes'][{b}, {n}] is {box}, {_BOX_RULE}")
+    raise ValueError(
+        f"the cost of matching {name}['pred_boxes'][{b}] to targets[{b}]['boxes'][{m}] overflows"
+    )

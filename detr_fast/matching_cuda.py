@@ -1,0 +1,166 @@
+"""FastMatcher's work on CUDA tensors: everything is launched, nothing waited for."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detr_fast import _C
+from detr_fast.faults import raise_found, slots_of
+from detr_fast.matching_input import CostOptions, check_layers, check_targets
+from detr_fast.packing import PackedTargets
+
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as _C.cuda.match
+
+
+class DeviceTargets(NamedTuple):
+    """Targets on the predictions' device."""
+
+    labels: Tensor  # [T] int64
+    boxes: Tensor  # [T, 4] float32 cxcywh
+    counts: Sequence[int] | None  # B times M; None: in offsets alone
+    offsets: Tensor | None  # [B + 1] int32
+    most: int  # targets of one image, at most
+
+
+def require_build() -> None:
+    """Raises RuntimeError if this build has no CUDA kernels."""
+    if _C.cuda_version is None:
+        raise RuntimeError(
+            "the predictions are CUDA tensors, but detr_fast was built without its CUDA kernels "
+            f"({_C.cuda_reason}): install it where nvcc is found, or match CPU copies"
+        )
+
+
+def read_layers(
+    layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The layers' logits [B, N, C] and boxes [B, N, 4], contiguous, of a dtype that kernels read.
+
+    Raises:
+        ValueError: as :func:`check_layers`, for tensors of several devices, and for float64.
+    """
+    check_layers(layers, names)
+    if layers[0]["pred_logits"].is_cuda:
+        require_build()
+    logits = [layer["pred_logits"].detach() for layer in layers]
+    boxes = [layer["pred_boxes"].detach() for layer in layers]
+    for name, tensors in (("pred_logits", logits), ("pred_boxes", boxes)):
+        for layer, tensor in zip(names, tensors, strict=True):
+            if tensor.device != logits[0].device:
+                raise ValueError(
+                    f"{layer}[{name!r}] is on {tensor.device}, but {names[0]}['pred_logits'] on "
+                    f"{logits[0].device}"
+                )
+            if tensor.is_cuda and tensor.dtype == torch.float64:
+                raise ValueError(
+                    f"{layer}[{name!r}] is float64, which the CPU alone matches: pass .float(), or "
+                    "copies on the CPU"
+                )
+    return _readable(logits), _readable(boxes)
+
+
+def _readable(tensors: list[Tensor]) -> list[Tensor]:
+    dtype = tensors[0].dtype
+    if dtype not in _DTYPES or any(t.dtype != dtype for t in tensors):
+        tensors = [t.float() for t in tensors]
+    return [t.contiguous() for t in tensors]
+
+
+def read_targets(
+    targets: PackedTargets | Sequence[Mapping[str, Tensor]], images: int, device: torch.device
+) -> DeviceTargets:
+    """Brings targets to the device, without a wait if they are packed, there, or on the CPU.
+
+    Raises:
+        ValueError: as :func:`check_targets`.
+    """
+    if not isinstance(targets, PackedTargets):
+        check_targets(targets, images)
+        if all(t[key].device == device for t in targets for key in ("labels", "boxes")):
+            counts = [len(target["labels"]) for target in targets]
+            labels = [t["labels"] for t in targets if len(t["labels"])]
+            boxes = [t["boxes"] for t in targets if len(t["labels"])]
+            if not labels:
+                labels, boxes = [torch.empty(0, device=device)], [torch.empty(0, 4, device=device)]
+            return DeviceTargets(
+                torch.cat(labels).long(),
+                torch.cat(boxes).detach().float(),
+                counts,
+                None,
+                max(counts, default=0),
+            )
+        targets = PackedTargets.pack(targets)
+    if len(targets) != images:
+        raise ValueError(f"predictions for {images} images, but {len(targets)} targets")
+    targets = targets.to(device)
+    return DeviceTargets(
+        targets.labels, targets.boxes, targets.counts, targets.offsets, targets.most
+    )
+
+
+def launch(
+    logits: Sequence[Tensor],  # L of [B, N, C]
+    boxes: Sequence[Tensor],  # L of [B, N, 4]
+    targets: DeviceTargets,
+    options: CostOptions,
+) -> tuple[Tensor, Tensor]:  # [L, T] int64, [L * 2 * sum of min(N, M)] int64
+    """Matches every layer and image on the current stream.
+
+    Returns:
+        The query of each target, -1 for none; and if sizes are known to the host, for each layer,
+        for each image its min(N, M) queries, ascending, and then their targets (otherwise an empty
+        tensor).
+
+    Raises:
+        ValueError: what earlier calls found.
+    """
+    device = logits[0].device
+    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        raise_found(device)
+    b, n, c = logits[0].shape
+    layers, total = len(logits), len(targets.labels)
+    known = targets.counts is not None
+    pairs = layers * sum(2 * min(n, m) for m in targets.counts) if known else 0
+    query_index = torch.empty(layers, total, dtype=torch.int64, device=device)
+    pair_index = torch.empty(pairs, dtype=torch.int64, device=device)
+    if b and total:
+        rows, cols = min(n, targets.most), max(n, targets.most)
+        # Rounded up, so that few sizes are asked for.
+        workspace = layers * b * _workspace(device.index or 0, -(-rows // 64) * 64, cols)
+        scratch = torch.empty(layers * total * n * 4 + workspace, dtype=torch.uint8, device=device)
+        address = scratch.data_ptr()
+        _C.cuda.match(
+            logits=[t.data_ptr() for t in logits],
+            boxes=[t.data_ptr() for t in boxes],
+            shape=(b, n, c),
+            dtypes=(_DTYPES[logits[0].dtype], _DTYPES[boxes[0].dtype]),
+            labels=targets.labels.data_ptr(),
+            target_boxes=targets.boxes.data_ptr(),
+            targets=total,
+            counts=targets.counts or [],
+            device_offsets=0 if known else targets.offsets.data_ptr(),
+            most_targets=targets.most,
+            cost=options[:4],
+            nonfinite_last=options.nonfinite_last,
+            scratch=address,
+            query_index=query_index.data_ptr(),
+            pairs=pair_index.data_ptr() if pairs else 0,
+            faults=slots_of(device, layers, b).address,
+            memory=address + layers * total * n * 4 if workspace else 0,
+            device=device.index or 0,
+            stream=stream_of(device),
+        )
+    return query_index, pair_index
+
+
+def stream_of(device: torch.device) -> int:
+    """The address of the current stream."""
+    return torch.cuda.currentstream_of(device).cuda_stream if device.type == "cuda" else 0
+
+
+@lru_cache(maxsize=256)
+def _workspace(device: int, rows: int, cols: int) -> int:
+    return _C.cuda.assignment_workspace(device, rows, cols)

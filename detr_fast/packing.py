@@ -1,0 +1,149 @@
+"""A batch's targets in flat tensors, and its matches likewise: what a GPU can use without waiting.
+
+Letters: B images, N queries, M targets of one image, T of all images, L decoder layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedTargets:
+    """The targets of B images, one after the other, in one buffer: one copy takes them to a GPU.
+
+    Made by :meth:`pack`, from the list of dicts that DETR code passes around. ``pin_memory`` and
+    ``to`` are what ``DataLoader`` and training loops call.
+
+    With a ``capacity`` the tensors have that many rows whatever the batch, the last of them
+    padding, and sizes are known to the device alone: so a CUDA graph that was captured with one
+    batch can be replayed with others, copied into the same memory by :meth:`copy_`.
+    """
+
+    buffer: Tensor  # uint8; the others are views of it
+    labels: Tensor  # [T] int64
+    boxes: Tensor  # [T, 4] float32 cxcywh
+    offsets: Tensor  # [B + 1] int32: where each image's targets begin, and the last one's end
+    counts: tuple[int, ...] | None  # M of each image; None: known to the device alone
+    most: int  # targets of one image, at most
+
+    @classmethod
+    def pack(
+        cls, targets: Sequence[Mapping[str, Tensor]], capacity: int | None = None
+    ) -> PackedTargets:
+        """Packs targets where they are, on the CPU if they are not all on one device.
+
+        Args:
+            targets: B dicts ``{"labels": [M] integers, "boxes": [M, 4] cxcywh}``; other entries are
+                left out.
+            capacity: T of the result, if not the number of targets.
+
+        Raises:
+            ValueError: for a missing key, a wrong shape or dtype, or more targets than
+                ``capacity``.
+        """
+        from detr_fast.matching_input import check_targets
+
+        check_targets(targets, len(targets))
+        counts = tuple(len(target["labels"]) for target in targets)
+        total = sum(counts)
+        if capacity is not None and total > capacity:
+            raise ValueError(
+                f"{total} targets in {len(targets)} images, but the capacity is {capacity}"
+            )
+        rows = total if capacity is None else capacity
+        devices = {target[key].device for target in targets for key in ("labels", "boxes")}
+        device = devices.pop() if len(devices) == 1 else torch.device("cpu")
+        buffer = torch.zeros(_size(rows, len(counts)), dtype=torch.uint8, device=device)
+        labels, boxes, offsets = _views(buffer, rows, len(counts))
+        filled = [target for target, count in zip(targets, counts, strict=True) if count]
+        if filled:
+            labels[:total] = torch.cat([target["labels"].to(device) for target in filled])
+            boxes[:total] = torch.cat([target["boxes"].detach().to(device) for target in filled])
+        begins = torch.tensor(_offsets(counts), dtype=torch.int32)
+        offsets.copy_(begins.pin_memory() if device.type == "cuda" else begins, non_blocking=True)
+        if capacity is not None:
+            return cls(buffer, labels, boxes, offsets, None, capacity)
+        return cls(buffer, labels, boxes, offsets, counts, max(counts, default=0))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.buffer.device
+
+    def pin_memory(self) -> PackedTargets:
+        """The same in page-locked memory, from which copies to a GPU need no wait."""
+        return self._of(self.buffer.pin_memory())
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> PackedTargets:
+        """The same on another device, by one copy, through page-locked memory to a GPU."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        buffer = self.buffer
+        if device.type == "cuda" and buffer.is_cpu and not buffer.is_pinned():
+            buffer = buffer.pin_memory()
+        return self._of(buffer.to(device, non_blocking=non_blocking))
+
+    def copy_(self, other: PackedTargets) -> None:
+        """Takes over another batch of the same capacity and number of images, without a wait.
+
+        Raises:
+            ValueError: if either differs, or if one of both was packed without a capacity.
+        """
+        mine, theirs = ((len(t), len(t.labels), t.counts is None) for t in (self, other))
+        if mine != theirs or self.counts is not None:
+            raise ValueError(
+                f"{theirs[0]} images with room for {theirs[1]} targets do not fit into {mine[0]} "
+                f"images with room for {mine[1]}: pack both with the same capacity"
+            )
+        self.buffer.copy_(other.buffer, non_blocking=True)
+
+    def unpack(self) -> list[dict[str, Tensor]]:
+        """The B dicts ``{"labels": [M], "boxes": [M, 4]}``, views of this. Waits for sizes that are
+        known to the device alone."""
+        offsets = self.offsets.tolist() if self.counts is None else _offsets(self.counts)
+        return [
+            {"labels": self.labels[begin:end], "boxes": self.boxes[begin:end]}
+            for begin, end in pairwise(offsets)
+        ]
+
+    def _of(self, buffer: Tensor) -> PackedTargets:
+        parts = _views(buffer, len(self.labels), len(self))
+        return PackedTargets(buffer, *parts, self.counts, self.most)
+
+
+def _size(rows: int, images: int) -> int:
+    return 24 * rows + 4 * (images + 1)
+
+
+def _views(buffer: Tensor, rows: int, images: int) -> tuple[Tensor, Tensor, Tensor]:
+    # Wider elements first, to be aligned.
+    labels, boxes, offsets = buffer.split_with_sizes([8 * rows, 16 * rows, 4 * (images + 1)])
+    boxes = boxes.view(torch.float32).view(rows, 4)
+    return labels.view(torch.int64), boxes, offsets.view(torch.int32)
+
+
+def _offsets(counts: Sequence[int]) -> list[int]:
+    offsets = [0]
+    for count in counts:
+        offsets.append(offsets[-1] + count)
+    return offsets
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which query answers for which target, for all layers and images.
+
+    With more targets than queries some targets have none.
+    """
+
+    query_index: Tensor  # [L, T] int64: the target's query in its image; -1 = none
+    targets: PackedTargets  # on the device of query_index

@@ -1,0 +1,74 @@
+"""FastMatcher inside torch.compile, as an operator."""
+
+import pytest
+import torch
+
+from detr_fast import FastMatcher, PackedTargets, matching_traced
+from detr_fast.matching_cuda import read_layers, read_targets
+from tests.test_matching import predictions, targets_of
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+
+
+def sample(sizes=(4, 0, 25), n=20, layers=2):
+    return [predictions(len(sizes), n, seed=seed) for seed in range(layers)], targets_of(sizes)
+
+
+@pytest.mark.parametrize("options", [{}, {"class_cost": "focal", "giou_guard": "eps"}])
+def test_compiled_without_a_graph_break(options) -> None:
+    layers, targets = sample()
+    matcher = FastMatcher(**options)
+    compiled = torch.compile(matcher.match_layers, fullgraph=True, backend="aot_eager")
+    for expected, found in zip(
+        matcher.match_layers(layers, targets), compiled(layers, targets), strict=True
+    ):
+        for (i, j), (i2, j2) in zip(expected, found, strict=True):
+            assert torch.equal(i, i2) and torch.equal(j, j2)
+
+
+def test_sizes_do_not_recompile_for_ever() -> None:
+    matcher = FastMatcher()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(matcher.match_packed, fullgraph=True, dynamic=True, backend=backend)
+    for seed, sizes in enumerate([(3, 2), (5, 7), (2, 9), (8, 3), (4, 6)]):
+        layers = [predictions(2, 20, seed=seed)]
+        packed = PackedTargets.pack(targets_of(sizes, seed=seed), capacity=20)
+        found = compiled(layers, packed).query_index
+        assert torch.equal(found, matcher.match_packed(layers, packed).query_index)
+    assert len(graphs) == 1
+
+
+def test_bad_values_are_named() -> None:
+    layers, targets = sample()
+    targets[2]["labels"][5] = 77
+    compiled = torch.compile(FastMatcher().match_layers, fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match=r"targets\[2\]\['labels'\]\[5\] is 77"):
+        compiled(layers, targets)
+
+
+@pytest.mark.parametrize("capacity", [None, 40])
+def test_the_operator_is_registered_right(capacity) -> None:
+    layers, targets = sample()
+    logits, boxes = read_layers(layers, ["layers[0]", "layers[1]"])
+    given = read_targets(PackedTargets.pack(targets, capacity), 3, torch.device("cpu"))
+    matcher = FastMatcher()
+    called = []
+    operator = torch.ops.detr_fast.match
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append((function, args))
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        matching_traced.match(logits, boxes, given, matcher._options())
+    ((function, args),) = [(f, a) for f, a in called if f is operator.default]
+    torch.library.opcheck(function, args)

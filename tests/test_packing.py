@@ -1,0 +1,104 @@
+"""Targets in flat tensors, and matches in that form."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from detr_fast import FastMatcher, PackedTargets
+from tests.test_matching import CASES, predictions, targets_of
+
+
+def assert_equal(packed, targets) -> None:
+    images = packed.unpack()
+    assert len(packed) == len(images) == len(targets)
+    for image, target in zip(images, targets, strict=True):
+        assert torch.equal(image["labels"], target["labels"])
+        assert torch.equal(image["boxes"], target["boxes"])
+
+
+@pytest.mark.parametrize("sizes", [[3, 0, 2], [0, 0], [], [5]])
+@pytest.mark.parametrize("spare", [None, 0, 7])
+def test_packing_keeps_every_target(sizes, spare) -> None:
+    targets = targets_of(sizes)
+    capacity = None if spare is None else sum(sizes) + spare
+    packed = PackedTargets.pack(targets, capacity)
+    assert_equal(packed, targets)
+    assert len(packed.labels) == len(packed.boxes) == sum(sizes) + (spare or 0)
+    assert packed.counts == (tuple(sizes) if spare is None else None)
+    assert_equal(packed.to("cpu"), targets)
+
+
+def test_packing_converts() -> None:
+    packed = PackedTargets.pack(
+        [
+            {"labels": torch.tensor([2], dtype=torch.int32), "boxes": torch.ones(1, 4).double()},
+            {"labels": torch.tensor([]), "boxes": torch.tensor([])},
+        ]
+    )
+    assert packed.labels.tolist() == [2] and packed.labels.dtype == torch.int64
+    assert packed.boxes.dtype == torch.float32 and packed.offsets.tolist() == [0, 1, 1]
+
+
+def test_packing_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="5 targets in 2 images, but the capacity is 4"):
+        PackedTargets.pack(targets_of([3, 2]), capacity=4)
+    with pytest.raises(ValueError, match=r"targets\[1\] has no 'boxes'"):
+        PackedTargets.pack([*targets_of([2]), {"labels": torch.tensor([1])}])
+    with pytest.raises(ValueError, match=r"targets\[0\]\['boxes'\] has shape \[2, 3\]"):
+        PackedTargets.pack([{"labels": torch.tensor([1, 2]), "boxes": torch.ones(2, 3)}])
+
+
+def test_copy_takes_over_another_batch() -> None:
+    static = PackedTargets.pack(targets_of([3, 1], seed=1), capacity=10)
+    labels = static.labels
+    other = targets_of([0, 9], seed=2)
+    static.copy_(PackedTargets.pack(other, capacity=10))
+    assert static.labels is labels
+    assert_equal(static, other)
+    for wrong in (
+        PackedTargets.pack(other, capacity=11),
+        PackedTargets.pack(other[:1], capacity=10),
+        PackedTargets.pack(other),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            static.copy_(wrong)
+
+
+def _pack_all(batch):
+    return PackedTargets.pack(batch)
+
+
+def test_packing_in_a_loader_worker() -> None:
+    targets = targets_of([2, 0, 4, 1])
+    loader = DataLoader(targets, batch_size=4, collate_fn=_pack_all, num_workers=1)
+    (packed,) = list(loader)
+    assert_equal(packed, targets)
+    assert_equal(copy.deepcopy(packed), targets)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("form", ["list", "packed", "capacity"])
+def test_packed_matches_are_the_lists(name, form) -> None:
+    b, n, sizes = CASES[name]
+    layers = [predictions(b, n, seed=seed) for seed in range(3)]
+    targets = targets_of(sizes)
+    matcher = FastMatcher()
+    given = targets
+    if form != "list":
+        given = PackedTargets.pack(targets, sum(sizes) + 5 if form == "capacity" else None)
+    matches = matcher.match_packed(layers, given)
+    assert matches.query_index.shape == (3, len(matches.targets.labels))
+    expected = torch.full_like(matches.query_index, -1)
+    for layer, pairs in enumerate(matcher.match_layers(layers, targets)):
+        for b, (i, j) in enumerate(pairs):
+            expected[layer, int(matches.targets.offsets[b]) + j] = i
+    assert torch.equal(matches.query_index, expected)
+
+
+def test_lists_from_packed_targets() -> None:
+    outputs, targets = predictions(3, 20), targets_of([4, 0, 25])
+    packed = FastMatcher()(outputs, PackedTargets.pack(targets))
+    for (i, j), (i2, j2) in zip(packed, FastMatcher()(outputs, targets), strict=True):
+        assert torch.equal(i, i2) and torch.equal(j, j2)
