@@ -57,8 +57,8 @@ def plot_sizes(rows: list[Row], path: Path) -> None:
                         text = f"{float(ratio):.0f}x"
                         axes.text(x, time * 1.08, text, ha="center", va="bottom", fontsize=8)
         axes.set_title(FAMILIES[family])
-        axes.set_xticks(range(len(sizes)), [size.replace(" ", "\n") for size in sizes], fontsize=8)
-        axes.set_xlabel("images x queries\nx targets (up to)")
+        axes.set_xticks(range(len(sizes)), sizes, fontsize=8)
+        axes.set_xlabel("images x queries x targets (up to)")
         axes.set_yscale("log")
         _tidy(axes)
     panels[0][0].set_ylabel(f"ms per training step, {rows[0]['layers']} decoder layers")
@@ -71,22 +71,36 @@ def plot_headline(rows: list[Row], path: Path) -> None:
     """The bare solver against SciPy: bars by family, a panel per number of queries."""
     rows = [row for row in rows if row["set"] == "headline" and row["dtype"] == "float32"]
     sizes = list(dict.fromkeys(row["queries"] for row in rows))
-    figure, panels = _figure(1, len(sizes), 5.6, 4.4, sharey=True)
+    others = [variant for variant in SOLVERS if variant != "SciPy"]
+    figure, panels = _figure(1, len(sizes), 5.2, 4.4, sharey=True)
     for axes, size in zip(panels[0], sizes, strict=True):
         chosen = [row for row in rows if row["queries"] == size]
         families = [family for family in FAMILIES if any(r["family"] == family for r in chosen)]
-        for k, variant in enumerate(SOLVERS):
+        for k, variant in enumerate(others):
             mine = {row["family"]: row for row in chosen if row["variant"] == variant}
             for at, family in enumerate(families):
                 row = mine.get(family)
                 if row is None or not row["speedup_to_scipy"]:
                     continue
-                ratio, x = float(row["speedup_to_scipy"]), at + (k - 2) * 0.17
-                label = variant if at == 0 else None
-                colour = STYLES[variant][0]
-                axes.bar(x, ratio, width=0.16, color=colour, label=label)
-                text = f"{ratio:.1f}" if ratio >= 0.95 else f"{ratio:.2f}"
-                axes.text(x, ratio * 1.04, text, ha="center", va="bottom", fontsize=8)
+                ratio, x = float(row["speedup_to_scipy"]), at + (k - 1.5) * 0.21
+                axes.bar(
+                    x,
+                    ratio - 1,
+                    bottom=1,
+                    width=0.2,
+                    color=STYLES[variant][0],
+                    label=variant if at == 0 else None,
+                )
+                up = ratio >= 1
+                axes.annotate(
+                    f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}",
+                    (x, ratio),
+                    (0, 2 if up else -2),
+                    textcoords="offset points",
+                    ha="center",
+                    va="bottom" if up else "top",
+                    fontsize=8,
+                )
         axes.axhline(1, color="black", linewidth=0.8, zorder=3)
         axes.set_xticks(range(len(families)), [FAMILIES[family] for family in families])
         axes.set_title(
@@ -94,10 +108,9 @@ def plot_headline(rows: list[Row], path: Path) -> None:
         )
         axes.set_xlabel("predictions")
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        _tidy(axes)
-    panels[0][0].set_ylabel("times as fast as SciPy")
+        axes.margins(y=0.1)
+        _tidy(axes, "x")
+    panels[0][0].set_ylabel("times as fast as SciPy (the line at 1x)")
     _legend(figure, panels[0][0])
     _title(figure, "Bare assignment, float32 costs", rows[0], 1)
     figure.savefig(path)
@@ -195,7 +208,9 @@ def _title(figure: Figure, text: str, row: Row, threads: int) -> None:
     figure.suptitle(f"{text} ({much}, {row['cpu']})", fontsize=11)
 
 
-def _tidy(axes: Axes) -> None:
+def _tidy(axes: Axes, unit: str = "") -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -203,10 +218,10 @@ def _tidy(axes: Axes) -> None:
 
 def _spread(values: list[int]) -> list[int]:
     """Those of ascending values that are far enough apart to be labelled on a log axis."""
-    kept = values[:1]
-    for value in values[1:]:
-        if np.log(value / kept[-1]) > 0.06 * np.log(values[-1] / values[0]):
-            kept.append(value)
+    kept = values[-1:]
+    for value in values[-2::-1]:
+        if np.log(kept[0] / value) > 0.06 * np.log(values[-1] / values[0]):
+            kept.insert(0, value)
     return kept
 
 
@@ -215,7 +230,7 @@ def _ms(row: Row) -> float:
 
 
 def _size(row: Row) -> str:
-    return f"{row['images']} x {row['queries']} x {row['targets']}"
+    return f"{row['images']}x{row['queries']}x{row['targets']}"
 
 
 PICTURES = {  # name -> rows, how it is drawn
