@@ -25,7 +25,7 @@ def _one_thread():
 )
 def test_assignment(benchmark, count, queries, targets, family):
     """The bare solver, problems of different sizes."""
-    matrices = cost_matrices(family, *size, exact=False, seed=0)
+    matrices = cost_matrices(family, count, queries, targets, exact=False, seed=0)
     benchmark(linear_sum_assignment, matrices)
 
 

@@ -54,7 +54,7 @@ DETR_FAST_KERNEL_PART void query_gradient(const BoxLossInput<T>& in, int64_t pla
 // targets' the last one's; `no_object` without a target, or with one whose label is not in
 // 0..no_object-1.
 DETR_FAST_KERNEL_PART int64_t wanted_class(const Matched& m, const int64_t* labels,
-                                                  int64_t no_object, int64_t place) {
+                                           int64_t no_object, int64_t place) {
   const int64_t query = place % m.queries, problem = place / m.queries;
   const int64_t image = problem % m.images, layer = problem / m.images;
   int64_t wanted = no_object;
