@@ -241,7 +241,7 @@ class FastMatcher(nn.Module):
             sizes = [min(n, m) for m in given.counts]
             if self.index_device == "cpu":
                 index = index.cpu()  # waits, so that faults are known
-                faults.raise_found(given.labels.device)
+                faults.raise_found(given.labels.device, when="")
         else:
             if isinstance(targets, PackedTargets):
                 targets = targets.unpack()
