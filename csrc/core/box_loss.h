@@ -55,12 +55,17 @@ struct Matched {
     return low < images && offset(low) <= t ? low : -1;
   }
 
-  // The place in [L, B, N] of the query of target t in a layer, or -1.
+  // In [L, B, N].
+  DETR_FAST_HD int64_t place(int64_t layer, int64_t image, int64_t query) const {
+    return (layer * images + image) * queries + query;
+  }
+
+  // The place of the query of target t in a layer, or -1.
   DETR_FAST_HD int64_t place_of(int64_t layer, int64_t t) const {
     const int64_t query = query_index[layer * targets + t];
     if (query < 0 || query >= queries) return -1;
     const int64_t image = image_of(t);
-    return image < 0 ? -1 : (layer * images + image) * queries + query;
+    return image < 0 ? -1 : place(layer, image, query);
   }
 };
 

@@ -33,33 +33,32 @@ DETR_FAST_KERNEL_PART void sum_box_losses(const Team& team, const BoxLossInput<T
   }
 }
 
-// The gradient of one query's box, at `place` in [L, B, N]; `by` are the layer's.
+// The gradient of one query's box, written to the boxes' gradient [L, B, N, 4]; `by` are the
+// layer's.
 template <class T>
-DETR_FAST_KERNEL_PART void query_gradient(const BoxLossInput<T>& in, int64_t place,
-                                          const BoxLoss<RealOf<T>>& by, T* gradient) {
-  using Real = RealOf<T>;
+DETR_FAST_KERNEL_PART void query_gradient(const BoxLossInput<T>& in, int64_t layer, int64_t image,
+                                          int64_t query, const BoxLoss<RealOf<T>>& by,
+                                          T* gradient) {
   const Matched& m = in.matched;
-  const int64_t query = place % m.queries, problem = place / m.queries;
-  const int64_t image = problem % m.images, layer = problem / m.images;
-  Real sum[4] = {0, 0, 0, 0};
-  for (int64_t t = m.begin(image), end = m.end(image); t < end; ++t) {
-    if (m.query_index[layer * m.targets + t] != query) continue;
-    add_pair_gradient(load_box(in.boxes + place * 4), load_box(in.target_boxes + t * 4), in.kind,
-                      by, sum);
-  }
-  for (int k = 0; k < 4; ++k) store(gradient + k, sum[k]);
+  const int64_t* const query_index = m.query_index + layer * m.targets;
+  const int64_t place = m.place(layer, image, query) * 4;
+  RealOf<T> sum[4] = {0, 0, 0, 0};
+  for (int64_t t = m.begin(image), end = m.end(image); t < end; ++t)
+    if (query_index[t] == query)
+      add_pair_gradient(load_box(in.boxes + place), load_box(in.target_boxes + t * 4), in.kind, by,
+                        sum);
+  for (int k = 0; k < 4; ++k) store(gradient + place + k, sum[k]);
 }
 
-// The class that the query at `place` in [L, B, N] should have: its target's label, of several
-// targets' the last one's; `no_object` without a target, or with one whose label is not in
-// 0..no_object-1.
+// The class that a query should have: its target's label, of several targets' the last one's;
+// `no_object` without a target, or with one whose label is not in 0..no_object-1.
 DETR_FAST_KERNEL_PART int64_t wanted_class(const Matched& m, const int64_t* labels,
-                                           int64_t no_object, int64_t place) {
-  const int64_t query = place % m.queries, problem = place / m.queries;
-  const int64_t image = problem % m.images, layer = problem / m.images;
+                                           int64_t no_object, int64_t layer, int64_t image,
+                                           int64_t query) {
+  const int64_t* const query_index = m.query_index + layer * m.targets;
   int64_t wanted = no_object;
   for (int64_t t = m.begin(image), end = m.end(image); t < end; ++t)
-    if (m.query_index[layer * m.targets + t] == query) wanted = labels[t];
+    if (query_index[t] == query) wanted = labels[t];
   return wanted < 0 || wanted >= no_object ? no_object : wanted;
 }
 

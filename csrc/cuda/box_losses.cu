@@ -25,33 +25,36 @@ __global__ void __launch_bounds__(kSumWarps* kWarpSize)
   }
 }
 
-// One thread per query.
+// One thread per query: queries in x, images in y, layers in z.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     loss_gradient(const BoxLossInput<T> in, const RealOf<T>* by_coordinates,
                   int64_t coordinates_stride, const RealOf<T>* by_giou, int64_t giou_stride,
                   T* gradient) {
-  const int64_t per_layer = in.matched.images * in.matched.queries;
-  const int64_t place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (place >= in.matched.layers * per_layer) return;
-  const int64_t layer = place / per_layer;
+  const int64_t query = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t image = blockIdx.y, layer = blockIdx.z;
+  if (query >= in.matched.queries) return;
   const BoxLoss<RealOf<T>> by = {by_coordinates[layer * coordinates_stride],
                                  by_giou[layer * giou_stride]};
-  query_gradient(in, place, by, gradient + place * 4);
+  query_gradient(in, layer, image, query, by, gradient);
 }
 
 __global__ void __launch_bounds__(kThreads)
     wanted_classes(const Matched matched, const int64_t* labels, int64_t no_object,
                    int64_t* classes) {
-  const int64_t place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (place < matched.layers * matched.images * matched.queries)
-    classes[place] = wanted_class(matched, labels, no_object, place);
+  const int64_t query = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t image = blockIdx.y, layer = blockIdx.z;
+  if (query >= matched.queries) return;
+  classes[matched.place(layer, image, query)] =
+      wanted_class(matched, labels, no_object, layer, image, query);
 }
 
-// For one thread per query of all images and layers.
-unsigned blocks_for(const Matched& matched) {
-  const int64_t places = matched.layers * matched.images * matched.queries;
-  return static_cast<unsigned>((places + kThreads - 1) / kThreads);
+bool is_empty(const Matched& m) { return m.layers * m.images * m.queries == 0; }
+
+// More than 65535 images or layers make the launch an error.
+dim3 blocks_for(const Matched& m) {
+  return dim3(static_cast<unsigned>((m.queries + kThreads - 1) / kThreads),
+              static_cast<unsigned>(m.images), static_cast<unsigned>(m.layers));
 }
 
 }  // namespace
@@ -70,20 +73,19 @@ template <class T>
 void box_losses_backward(const BoxLossInput<T>& in, const RealOf<T>* by_coordinates,
                          int64_t coordinates_stride, const RealOf<T>* by_giou, int64_t giou_stride,
                          T* gradient, int device, Stream stream) {
-  const unsigned blocks = blocks_for(in.matched);
-  if (blocks == 0) return;
+  if (is_empty(in.matched)) return;
   const DeviceGuard guard(device);
-  loss_gradient<<<blocks, kThreads, 0, stream_at(stream)>>>(in, by_coordinates, coordinates_stride,
-                                                            by_giou, giou_stride, gradient);
+  loss_gradient<<<blocks_for(in.matched), kThreads, 0, stream_at(stream)>>>(
+      in, by_coordinates, coordinates_stride, by_giou, giou_stride, gradient);
   check_launch("loss_gradient");
 }
 
 void target_classes(const Matched& matched, const int64_t* labels, int64_t no_object,
                     int64_t* classes, int device, Stream stream) {
-  const unsigned blocks = blocks_for(matched);
-  if (blocks == 0) return;
+  if (is_empty(matched)) return;
   const DeviceGuard guard(device);
-  wanted_classes<<<blocks, kThreads, 0, stream_at(stream)>>>(matched, labels, no_object, classes);
+  wanted_classes<<<blocks_for(matched), kThreads, 0, stream_at(stream)>>>(matched, labels,
+                                                                          no_object, classes);
   check_launch("wanted_classes");
 }
 

@@ -59,6 +59,13 @@ bool near(Real a, Real b) {
   return std::fabs(a - b) <= (sizeof(Real) == 4 ? 1e-4 : 1e-11) * (1 + std::fabs(b));
 }
 
+template <class Work>
+void for_queries(const Matched& m, Work work) {
+  for (int64_t layer = 0; layer < m.layers; ++layer)
+    for (int64_t image = 0; image < m.images; ++image)
+      for (int64_t query = 0; query < m.queries; ++query) work(layer, image, query);
+}
+
 // A number that T holds exactly.
 template <class T>
 RealOf<T> number(std::mt19937& random) {
@@ -100,8 +107,9 @@ void check_losses(std::mt19937& random, const Case& c, int warps, bool sensible)
         CHECK(partial[0].coordinates == first.coordinates && partial[0].giou == first.giou);
       }
     }
-    for (int64_t place = 0; place < places; ++place)
-      query_gradient(in, place, by[place / (m.images * m.queries)], gradient.data() + place * 4);
+    for_queries(m, [&](int64_t layer, int64_t image, int64_t query) {
+      query_gradient(in, layer, image, query, by[layer], gradient.data());
+    });
     // With nonsensical offsets an image may have targets of another, and the forms differ.
     for (int64_t k = 0; sensible && k < places * 4; ++k)
       CHECK(near(to_real(gradient[k]), to_real(expected_gradient[k])));
@@ -112,11 +120,11 @@ void check_classes(const Case& c, bool sensible) {
   const Matched& m = c.matched;
   std::vector<int64_t> expected(m.layers * m.images * m.queries);
   cpu::target_classes(m, c.labels.data(), 6, expected.data());
-  for (size_t place = 0; place < expected.size(); ++place) {
-    const int64_t found = wanted_class(m, c.labels.data(), 6, static_cast<int64_t>(place));
+  for_queries(m, [&](int64_t layer, int64_t image, int64_t query) {
+    const int64_t found = wanted_class(m, c.labels.data(), 6, layer, image, query);
     CHECK(found >= 0 && found <= 6);
-    if (sensible) CHECK(found == expected[place]);
-  }
+    if (sensible) CHECK(found == expected[m.place(layer, image, query)]);
+  });
 }
 
 }  // namespace
