@@ -245,7 +245,8 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
 def _finish(trainer: Trainer, val_set: DetectionDataset, row: dict[str, Any]) -> None:
     folder = trainer.run_dir
     print("\n" + format_metrics(row, row["per_class"], val_set.boxes_per_class()) + "\n")
-    plot_training(list(read_metrics(folder / "metrics.jsonl")), folder / "curves.png", folder.name)
+    rows = list(read_metrics(folder / "metrics.jsonl"))
+    plot_training(rows, folder.name).save(folder / "curves.png")
     grid = prediction_grid(trainer.eval_model, val_set, trainer.device, trainer.amp)
     grid.save(folder / "predictions.png")
     files = ("last.pt", "best.pt", "metrics.jsonl", "tensorboard", "curves.png", "predictions.png")

@@ -1,10 +1,10 @@
-"""Pictures: what is drawn where."""
+"""Pictures of detections: what is drawn where."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from detr_fast.visualize import PALETTE, draw_detections, enlarge, image_grid, plot_training
+from detr_fast.visualize import PALETTE, draw_detections, enlarge, image_grid
 
 
 def rgb(colour: str) -> tuple[int, ...]:
@@ -58,19 +58,3 @@ def test_grid():
         image_grid([], 2)
     enlarged, factor = enlarge(images[0], 60)
     assert enlarged.size == (30, 60) and factor == 3
-
-
-def test_curves(tmp_path):
-    rows = [
-        {"kind": "train", "step": s, "epoch": s / 10, "loss_ce": 2 / s, "loss_bbox": 1 / s}
-        | {"loss_giou": 1 / s}
-        for s in range(1, 100)
-    ]
-    rows += [{"kind": "val", "epoch": e, "AP": 0.1 * e, "AP50": 0.1, "AP75": 0} for e in range(9)]
-    plot_training(rows, tmp_path / "all.png", "a run")
-    plot_training(rows[:1], tmp_path / "one.png")
-    pixels = np.array(Image.open(tmp_path / "all.png").convert("RGB"))
-    assert pixels.shape[:2] == (480, 1200)
-    for colour in PALETTE[:3]:  # three curves on each side
-        found = (abs(pixels.astype(int) - rgb(colour)).sum(-1) < 30).nonzero()[1]
-        assert (found < 600).any() and (found > 600).any()

@@ -1,11 +1,9 @@
-"""Pictures of detections and of a training run."""
+"""Detections drawn into their image."""
 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -102,60 +100,3 @@ def enlarge(image: Image.Image, longest: int) -> tuple[Image.Image, float]:
     factor = longest / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.BICUBIC), factor
-
-
-def plot_training(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
-    """Draw the losses and the AP of a run over its epochs.
-
-    Args:
-        rows: of ``metrics.jsonl``, of kinds ``"train"`` and ``"val"``.
-        path: of the PNG.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    train = [row for row in rows if row["kind"] == "train"]
-    val = [row for row in rows if row["kind"] == "val"]
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # no window system, whatever backend the user has set
-    losses, accuracy = figure.subplots(1, 2)
-    parts = (
-        ("loss_ce", "class (cross-entropy)"),
-        ("loss_bbox", "box (L1)"),
-        ("loss_giou", "box (1 - GIoU)"),
-    )
-    for index, (name, label) in enumerate(parts):
-        epochs = np.array([row["epoch"] for row in train])
-        values = np.array([row[name] for row in train], dtype=float)
-        marker = "." if len(values) <= 3 else None  # a point has no line
-        losses.plot(epochs, values, color=PALETTE[index], alpha=0.25, linewidth=0.8)
-        losses.plot(*_smooth(epochs, values), color=PALETTE[index], label=label, marker=marker)
-    losses.set(xlabel="epoch", ylabel="loss of the last decoder layer, unweighted", yscale="log")
-    losses.legend(frameon=False)
-    for index, name in enumerate(("AP", "AP50", "AP75")):
-        accuracy.plot(
-            [row["epoch"] for row in val],
-            [row[name] for row in val],
-            color=PALETTE[index],
-            marker="." if len(val) <= 40 else None,
-            label=name,
-        )
-    if val:
-        accuracy.set_title(f"last: AP {val[-1]['AP']:.3f}, AP50 {val[-1]['AP50']:.3f}", fontsize=10)
-    accuracy.set(xlabel="epoch", ylabel="validation", ylim=(0, 1))
-    accuracy.legend(frameon=False, loc="upper left")
-    for axes in (losses, accuracy):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        figure.suptitle(title)
-    figure.savefig(path)
-
-
-def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A running mean over a fortieth of the curve."""
-    if not len(y):
-        return x, y
-    window = max(1, len(y) // 40)
-    kernel = np.ones(window) / window
-    return np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")

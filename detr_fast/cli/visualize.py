@@ -1,0 +1,203 @@
+"""``detr-fast visualize``: pictures of what a trained model sees, decides and has learned."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ..data import DetectionDataset, denormalize, read_image
+from ..precision import amp_dtype, autocast
+from ..training import TrainConfig, distributed, load_checkpoint, load_model
+from ..training.loader import make_loader
+from ..training.logs import read_metrics
+from ..training.recipes import eval_recipe
+from ..visualize import (
+    collect_predictions,
+    plot_decoder_attention,
+    plot_encoder_attention,
+    plot_matching,
+    plot_query_boxes,
+    plot_query_use,
+    plot_training,
+)
+from .train import open_val_data
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command's options, and those of its four kinds of picture."""
+    parser = subparsers.add_parser(
+        "visualize",
+        help="pictures of attention, queries, matching and training",
+        description="Pictures of what a trained model sees, decides and has learned.",
+    )
+    kinds = parser.add_subparsers(required=True, metavar="WHAT", title="pictures")
+
+    attention = _add_kind(kinds, "attention", _attention, "where queries and encoder cells look")
+    attention.add_argument("image", type=Path)
+    attention.add_argument(
+        "--threshold", type=float, default=0.5, help="lowest score shown; default: %(default)s"
+    )
+    attention.add_argument("--most", type=int, default=8, help="detections shown; default: 8")
+    attention.add_argument(
+        "--layer", default="-1", help="decoder layer from 0, or 'all'; default: -1, the last"
+    )
+    attention.add_argument("--head", default="mean", help="a head from 0, 'each' or 'mean'")
+    attention.add_argument(
+        "--point",
+        type=_point,
+        action="append",
+        metavar="X,Y",
+        help="of the encoder's picture, in pixels, repeatable; default: four detections",
+    )
+
+    queries = _add_kind(kinds, "queries", _queries, "what each query has specialised in")
+    queries.add_argument("--images", type=int, default=500, help="the first ones; default: 500")
+    queries.add_argument("--most", type=int, default=20, help="queries shown; default: 20")
+    queries.add_argument(
+        "--threshold", type=float, default=0.0, help="lowest score of the boxes drawn; default: 0"
+    )
+
+    matching = _add_kind(kinds, "matching", _matching, "what the matcher decided in an image")
+    matching.add_argument("--index", type=int, default=0, help="of the image in the data")
+    matching.add_argument("--layer", type=int, default=-1, help="decoder layer; default: the last")
+
+    for kind in (queries, matching):
+        kind.add_argument("--data", metavar="SPEC", help="default: what it was validated on")
+        kind.add_argument("--split", help="default: the split it was validated on")
+
+    curves = kinds.add_parser("curves", help="losses, AP, matching, rates of a run, on one page")
+    curves.add_argument("run", type=Path, help="the run's folder")
+    curves.add_argument("--out", type=Path, default=None, help="a PNG; default: RUN/curves.png")
+    curves.set_defaults(draw=_curves)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw."""
+    args.draw(args)
+    return 0
+
+
+def _add_kind(kinds: Any, name: str, draw: Any, text: str) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), help="the folder for the pictures; default: here"
+    )
+    parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="none")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.set_defaults(draw=draw)
+    return parser
+
+
+def _point(text: str) -> tuple[float, float]:
+    x, _, y = text.partition(",")
+    return float(x), float(y)
+
+
+def _attention(args: argparse.Namespace) -> None:
+    checkpoint = load_checkpoint(args.checkpoint)
+    device = distributed.start(args.device)
+    model = load_model(checkpoint).to(device)
+    pixels = read_image(args.image)
+    image, _ = eval_recipe(TrainConfig.from_dict(checkpoint["config"]))(pixels)
+    picture = F.to_pil_image(pixels)
+    layer = args.layer if args.layer == "all" else _number("layer", args.layer)
+    head = args.head if args.head in ("mean", "each") else _number("head", args.head)
+    with autocast(device, amp_dtype(args.amp, device)):
+        decoder = plot_decoder_attention(
+            model,
+            image.to(device),
+            picture,
+            checkpoint["class_names"],
+            threshold=args.threshold,
+            layer=layer,
+            head=head,
+            most=args.most,
+        )
+        encoder = plot_encoder_attention(
+            model,
+            image.to(device),
+            picture,
+            args.point,
+            head="mean" if head == "each" else head,
+        )
+    _save(args.out, {f"{args.image.stem}-decoder": decoder, f"{args.image.stem}-encoder": encoder})
+
+
+def _number(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--{name} is {text!r}, expected a number or a word of --help") from None
+
+
+def _queries(args: argparse.Namespace) -> None:
+    model, dataset, device, _ = _open(args)
+    chosen = torch.utils.data.Subset(dataset, range(min(args.images, len(dataset))))
+    predictions = collect_predictions(model, _batches(chosen, device), amp_dtype(args.amp, device))
+    _save(
+        args.out,
+        {
+            "queries": plot_query_boxes(predictions, args.most, args.threshold),
+            "query-use": plot_query_use(predictions),
+        },
+    )
+
+
+@torch.no_grad()
+def _matching(args: argparse.Namespace) -> None:
+    model, dataset, device, names = _open(args)
+    if not 0 <= args.index < len(dataset):
+        raise ValueError(f"--index is {args.index}, the data has images 0..{len(dataset) - 1}")
+    chosen = torch.utils.data.Subset(dataset, [args.index])
+    ((images, mask, targets),) = _batches(chosen, device)
+    with autocast(device, amp_dtype(args.amp, device)):
+        outputs = model(images, mask)
+    layers = [*outputs.get("aux_outputs", ()), outputs]
+    picture = plot_matching(_picture(images[0]), layers, targets[0], names, layer=args.layer)
+    _save(args.out, {f"matching-{args.index}": picture})
+
+
+def _curves(args: argparse.Namespace) -> None:
+    rows = list(read_metrics(args.run / "metrics.jsonl"))
+    if not rows:
+        raise ValueError(f"{args.run / 'metrics.jsonl'} is missing, or has no row")
+    out = args.out or args.run / "curves.png"
+    plot_training(rows, args.run.resolve().name).save(out)
+    print(f"wrote {out}")
+
+
+def _open(
+    args: argparse.Namespace,
+) -> tuple[torch.nn.Module, DetectionDataset, torch.device, list[str]]:
+    checkpoint = load_checkpoint(args.checkpoint)
+    device = distributed.start(args.device)
+    config = TrainConfig.from_dict(checkpoint["config"])
+    dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
+    return load_model(checkpoint).to(device).eval(), dataset, device, checkpoint["class_names"]
+
+
+def _batches(
+    dataset: torch.utils.data.Dataset, device: torch.device, size: int = 16
+) -> Iterator[tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]]:
+    """Batches on the device, as the model takes them."""
+    for images, mask, targets in make_loader(dataset, 0, batch_size=size):
+        yield images.to(device), mask.to(device) if mask.any() else None, targets
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """What the model was given, as it looked before normalisation."""
+    return F.to_pil_image(denormalize(image).cpu())
+
+
+def _save(folder: Path, pictures: dict[str, Image.Image]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        picture.save(folder / f"{name}.png")
+        print(f"wrote {folder / name}.png")

@@ -1,0 +1,39 @@
+"""Pictures of what a DETR sees, decides and learns. Each function returns a ``PIL.Image``."""
+
+from .attention import AttentionRecord, attention_weights, record_attention
+from .attention_figures import plot_decoder_attention, plot_encoder_attention
+from .curves import plot_training
+from .detections import PALETTE, draw_detections, enlarge, image_grid
+from .heatmap import CellGrid, overlay
+from .matching import ImageMatching, changed_share, explain_matching, plot_matching
+from .queries import (
+    QueryPredictions,
+    collect_predictions,
+    effective_queries,
+    plot_query_boxes,
+    plot_query_use,
+)
+
+__all__ = [
+    "PALETTE",
+    "AttentionRecord",
+    "CellGrid",
+    "ImageMatching",
+    "QueryPredictions",
+    "attention_weights",
+    "changed_share",
+    "collect_predictions",
+    "draw_detections",
+    "effective_queries",
+    "enlarge",
+    "explain_matching",
+    "image_grid",
+    "overlay",
+    "plot_decoder_attention",
+    "plot_encoder_attention",
+    "plot_matching",
+    "plot_query_boxes",
+    "plot_query_use",
+    "plot_training",
+    "record_attention",
+]

@@ -1,0 +1,158 @@
+"""Where a model looks: its attention weights, computed only when somebody asks.
+
+Training and prediction use ``scaled_dot_product_attention``, which returns no weights. Here hooks
+keep the inputs of the attention modules during one forward pass, and the weights are computed
+again from those: ``softmax(q k^T / sqrt(d))`` (Vaswani et al. 2017, section 3.2.1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..models.transformer import Attention
+
+
+@torch.no_grad()
+def attention_weights(
+    attention: Attention,
+    query: Tensor,  # [B, Q, D], as the module is called with
+    key: Tensor,  # [B, S, D]
+    key_mask: Tensor | None = None,  # [B, S] bool, True = may not be attended to
+) -> Tensor:  # [B, heads, Q, S]; each row sums to 1
+    """The weights that an attention module gives to the keys, in float32 at least."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        q, k = (
+            F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+            .unflatten(-1, (attention.num_heads, -1))
+            .transpose(1, 2)
+            for x, weight, bias in zip(
+                (query, key),
+                attention.in_proj_weight.chunk(3)[:2],
+                attention.in_proj_bias.chunk(3)[:2],
+                strict=True,
+            )
+        )
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        if key_mask is not None:
+            scores = scores.masked_fill(key_mask[:, None, None, :], -math.inf)
+        return scores.softmax(-1)
+
+
+class AttentionRecord:
+    """What one forward pass fed to the attention modules; see ``record_attention``.
+
+    Attributes:
+        image_size: (height, width) of the padded batch.
+        feature_size: (h, w) of the feature map; h * w = S.
+        mask: [B, h, w] bool, True = padding; None where nothing is padded.
+        decoder_layers: the modules that are recorded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._encoder = [layer.self_attn for layer in model.transformer.encoder.layers]
+        self.decoder_layers = list(model.transformer.decoder.layers)
+        self._inputs: dict[nn.Module, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.image_size = self.feature_size = (0, 0)
+        self.mask: Tensor | None = None
+
+    def decoder_attention(self, layer: int = -1) -> Tensor:
+        """Cross-attention of every query over the feature map: [B, heads, N, h, w].
+
+        Raises:
+            ValueError: no such decoder layer, or no forward pass was recorded.
+        """
+        module = _layer(self.decoder_layers, layer, "decoder").multihead_attn
+        query, key, mask = self._of(module)
+        return attention_weights(module, query, key, mask).unflatten(-1, self.feature_size)
+
+    def query_attention(self, layer: int = -1) -> Tensor:
+        """Self-attention among the queries: [B, heads, N, N].
+
+        Raises:
+            ValueError: no such decoder layer, or one without self-attention.
+        """
+        module = _layer(self.decoder_layers, layer, "decoder").self_attn
+        if module is None:
+            raise ValueError("this decoder has no self-attention")
+        query, key, mask = self._of(module)
+        return attention_weights(module, query, key, mask)
+
+    def encoder_attention(
+        self,
+        cells: Tensor,  # [P, 2] (row, column) in the feature map
+        layer: int = -1,
+    ) -> Tensor:
+        """Self-attention of chosen cells over the feature map: [B, heads, P, h, w].
+
+        Only these rows are computed: all of them would be S * S weights.
+
+        Raises:
+            ValueError: no such encoder layer, or a cell outside the feature map.
+        """
+        module = _layer(self._encoder, layer, "encoder")
+        query, key, mask = self._of(module)
+        rows, columns = cells.to(query.device).unbind(-1)
+        h, w = self.feature_size
+        for place, (row, column) in enumerate(cells.tolist()):
+            if not (0 <= row < h and 0 <= column < w):
+                raise ValueError(f"cells[{place}] is ({row}, {column}), the map is {h} x {w}")
+        chosen = query[:, rows * w + columns]
+        return attention_weights(module, chosen, key, mask).unflatten(-1, self.feature_size)
+
+    def _of(self, module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+        if module not in self._inputs:
+            raise ValueError("no forward pass was recorded: call the model inside the with block")
+        return self._inputs[module]
+
+
+def _layer(layers: list[nn.Module], index: int, kind: str) -> nn.Module:
+    if not -len(layers) <= index < len(layers):
+        raise ValueError(f"{kind} layer {index}, but there are {len(layers)}")
+    return layers[index]
+
+
+@contextlib.contextmanager
+def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
+    """Keep what the attention modules of a DETR are fed, from the forward passes in this block.
+
+    Nothing is computed until a weight is asked for, and outside the block nothing has changed::
+
+        with record_attention(model) as record:
+            outputs = model(images)
+        heat = record.decoder_attention(layer=-1)  # [B, heads, N, h, w]
+
+    Of several forward passes the last one counts. Under autocast the weights are those of the
+    recorded inputs, computed in float32.
+    """
+    record = AttentionRecord(model)
+
+    def keep(module: nn.Module, args: tuple) -> None:
+        query, key, _, *mask = args
+        record._inputs[module] = (query.detach(), key.detach(), mask[0] if mask else None)
+
+    def see_features(module: nn.Module, args: tuple, features: Tensor) -> None:
+        record.image_size = tuple(args[0].shape[-2:])
+        record.feature_size = tuple(features.shape[-2:])
+
+    def see_mask(module: nn.Module, args: tuple) -> None:
+        # The position encoding is told which cells are padding.
+        record.mask = args[1]
+
+    hooks = [model.backbone[0].register_forward_hook(see_features)]
+    hooks.append(model.backbone[1].register_forward_pre_hook(see_mask))
+    modules = list(record._encoder)
+    for layer in record.decoder_layers:
+        modules += [m for m in (layer.self_attn, layer.multihead_attn) if m is not None]
+    hooks += [module.register_forward_pre_hook(keep) for module in modules]
+    try:
+        yield record
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,232 @@
+"""Pictures of attention: what each detection's query looks at, and what encoder cells look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from ..models import PostProcess
+from .attention import AttentionRecord, record_attention
+from .detections import PALETTE
+from .figures import draw_box, new_figure, show_picture, to_image
+from .heatmap import CellGrid, overlay
+
+LONGEST = 480  # pixels of a picture's longer side in a figure
+
+Views = list[tuple[str, Tensor, Tensor]]  # title, weights [n, h, w], boxes [n, 4] xyxy in pixels
+
+
+@torch.no_grad()
+def plot_decoder_attention(
+    model: nn.Module,
+    image: Tensor,  # [3, h', w'] as the model takes it
+    picture: Image.Image,  # the same image, of any size
+    class_names: Sequence[str],
+    *,
+    threshold: float = 0.5,
+    layer: int | str = -1,
+    head: int | str = "mean",
+    most: int = 8,
+) -> Image.Image:
+    """Cross-attention of each detection's query as a heat map, beside its box (paper, figure 6).
+
+    Args:
+        threshold: lowest score of the detections shown.
+        layer: a decoder layer, or ``"all"``: one heat map per layer, with that layer's box.
+        head: an attention head, ``"mean"``, or ``"each"``: one heat map per head.
+        most: detections shown, the surest first.
+
+    Raises:
+        ValueError: no detection above the threshold, no such layer or head, or all layers and
+            each head at once.
+    """
+    if layer == "all" and head == "each":
+        raise ValueError("choose either all layers or each head: the figure has one row per query")
+    model.eval()
+    with record_attention(model) as record:
+        outputs = model(image[None])
+    picture = fit(picture)
+    height, width = picture.height, picture.width
+    found = PostProcess()(outputs, torch.tensor([[height, width]], device=image.device))[0]
+    scores, queries = found["scores"].sort(descending=True)
+    kept = queries[scores >= threshold][:most]
+    if not len(kept):
+        raise ValueError(
+            f"no detection reaches {threshold}, the best is {float(scores[0]):.3f}: "
+            "lower the threshold"
+        )
+    layers = [*outputs.get("aux_outputs", ()), outputs]
+    views = _views(record, layers, kept, (height, width), layer, head)
+    grid = CellGrid(record.feature_size, record.image_size, (height, width))
+    captions = [
+        f"query {int(q)}: {class_names[int(found['labels'][q])]} {float(found['scores'][q]):.2f}"
+        for q in kept
+    ]
+    return _rows(picture, found["boxes"][kept].cpu(), captions, views, grid)
+
+
+def _views(
+    record: AttentionRecord,
+    layers: list[dict[str, Tensor]],
+    kept: Tensor,
+    size: tuple[int, int],
+    layer: int | str,
+    head: int | str,
+) -> Views:
+    """One heat map per column, with the boxes that the layer predicts."""
+
+    def weights(index: int) -> Tensor:
+        return record.decoder_attention(index)[0][:, kept].cpu()  # [heads, n, h, w]
+
+    def boxes(index: int) -> Tensor:
+        scale = torch.tensor([size[1], size[0]] * 2)
+        boxes = layers[index if len(layers) > 1 else -1]["pred_boxes"][0, kept].float().cpu()
+        return box_convert(boxes, "cxcywh", "xyxy") * scale
+
+    if layer == "all":
+        count = len(record.decoder_layers)
+        return [
+            (f"layer {i + 1}", _head(weights(i), head), boxes(i if len(layers) > 1 else -1))
+            for i in range(count)
+        ]
+    maps = weights(int(layer))
+    if head == "each":
+        return [(f"head {i + 1}", one, boxes(int(layer))) for i, one in enumerate(maps)]
+    return [("", _head(maps, head), boxes(int(layer)))]
+
+
+def _head(weights: Tensor, head: int | str) -> Tensor:  # [heads, n, h, w] -> [n, h, w]
+    if head in ("mean", "each"):
+        return weights.mean(0)
+    if not 0 <= int(head) < len(weights):
+        raise ValueError(f"head {head}, but there are {len(weights)}, counted from 0")
+    return weights[int(head)]
+
+
+def _rows(
+    picture: Image.Image,
+    boxes: Tensor,  # [n, 4] xyxy in pixels
+    captions: list[str],
+    views: Views,
+    grid: CellGrid,
+) -> Image.Image:
+    """One row per detection, or several detections per row while there is room."""
+    columns = 1 + len(views)
+    per_row = max(1, min(len(captions), 6 // columns))
+    rows = -(-len(captions) // per_row)
+    cell = 2.5 if columns <= 6 else 1.9
+    tall = cell * picture.height / picture.width
+    figure = new_figure(cell * columns * per_row, (tall + 0.25) * rows)
+    axes = figure.subplots(rows, columns * per_row, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for n, caption in enumerate(captions):
+        row, first = divmod(n, per_row)
+        colour = PALETTE[n % len(PALETTE)]
+        left = axes[row, first * columns]
+        show_picture(left, picture, caption)
+        draw_box(left, boxes[n], colour)
+        for ax, (title, maps, view_boxes) in zip(
+            axes[row, first * columns + 1 : (first + 1) * columns], views, strict=True
+        ):
+            show_picture(ax, overlay(picture, grid.to_picture(maps[n])), title)
+            draw_box(ax, view_boxes[n], colour, linewidth=1.1)
+    return to_image(figure)
+
+
+@torch.no_grad()
+def plot_encoder_attention(
+    model: nn.Module,
+    image: Tensor,  # [3, h', w'] as the model takes it
+    picture: Image.Image,  # the same image, of any size
+    points: Sequence[tuple[float, float]] | None = None,
+    *,
+    layer: int = -1,
+    head: int | str = "mean",
+) -> Image.Image:
+    """Encoder self-attention of the cells at some points (paper, figure 3).
+
+    Args:
+        points: (x, y) in pixels of ``picture``; default: the middles of the four surest detections
+            that do not overlap, and where there are fewer, of the image's quarters.
+
+    Raises:
+        ValueError: a point outside the picture, no such layer or head.
+    """
+    model.eval()
+    with record_attention(model) as record:
+        outputs = model(image[None])
+    shown = fit(picture)
+    if points is None:
+        points = _default_points(outputs, shown)
+    else:
+        for index, (x, y) in enumerate(points):
+            if not (0 <= x <= picture.width and 0 <= y <= picture.height):
+                raise ValueError(
+                    f"points[{index}] is ({x:g}, {y:g}), outside the {picture.width} x "
+                    f"{picture.height} image"
+                )
+        factor = shown.width / picture.width
+        points = [(x * factor, y * factor) for x, y in points]
+    grid = CellGrid(record.feature_size, record.image_size, (shown.height, shown.width))
+    cells = torch.tensor([grid.cell_at(x, y) for x, y in points])
+    maps = _head(record.encoder_attention(cells, layer)[0].cpu(), head)  # [P, h, w]
+
+    rows = -(-len(points) // 2)
+    side = 2.6
+    tall = side * shown.height / shown.width
+    figure = new_figure(side * 4, max(tall + 0.3, (tall + 0.3) * rows))
+    layout = figure.add_gridspec(rows, 4)
+    middle = figure.add_subplot(layout[:, 1:3])
+    show_picture(middle, shown)
+    for n, point in enumerate(points):
+        colour = PALETTE[n % len(PALETTE)]
+        row, right = divmod(n, 2)
+        ax = figure.add_subplot(layout[row, 3 * right])
+        show_picture(ax, overlay(shown, grid.to_picture(maps[n])))
+        ax.set_title(f"point {n + 1}", fontsize=9, color=colour, fontweight="bold")
+        ax.spines[:].set_visible(True)
+        ax.spines[:].set(color=colour, linewidth=2)
+        for at in (ax, middle):
+            at.plot(*point, "o", color=colour, markersize=8, markeredgecolor="white")
+        middle.annotate(
+            str(n + 1), point, (6, 6), textcoords="offset points", color="white", fontsize=10,
+            fontweight="bold", path_effects=_outline(colour),
+        )  # fmt: skip
+    return to_image(figure)
+
+
+def _default_points(outputs: dict[str, Tensor], picture: Image.Image) -> list[tuple[float, float]]:
+    """Four points worth asking about."""
+    size = torch.tensor([[picture.height, picture.width]])
+    outputs = {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
+    found = PostProcess()(outputs, size)[0]
+    kept: list[Tensor] = []
+    for index in found["scores"].argsort(descending=True).tolist():
+        box = found["boxes"][index]
+        apart = all(
+            box[0] >= o[2] or o[0] >= box[2] or box[1] >= o[3] or o[1] >= box[3] for o in kept
+        )
+        if apart and found["scores"][index] >= 0.5 and len(kept) < 4:
+            kept.append(box)
+    points = [(float(b[0] + b[2]) / 2, float(b[1] + b[3]) / 2) for b in kept]
+    points = [(min(max(x, 0), picture.width), min(max(y, 0), picture.height)) for x, y in points]
+    quarters = [(x * picture.width, y * picture.height) for y in (0.25, 0.75) for x in (0.25, 0.75)]
+    return points + quarters[len(points) :]
+
+
+def fit(picture: Image.Image) -> Image.Image:
+    """The picture as it is shown: in colour, and neither tiny nor huge."""
+    factor = LONGEST / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _outline(colour: str) -> list:
+    from matplotlib import patheffects
+
+    return [patheffects.withStroke(linewidth=3, foreground=colour)]

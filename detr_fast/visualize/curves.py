@@ -1,0 +1,194 @@
+"""The curves of a training run, from the rows of its metrics file, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from .detections import PALETTE
+from .figures import new_figure, open_axes, to_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Rows = list[dict[str, Any]]
+
+LOSSES = (
+    ("loss_ce", "class loss (cross-entropy)"),
+    ("loss_bbox", "box loss (L1)"),
+    ("loss_giou", "box loss (1 - GIoU)"),
+)
+SIZES = (("AP_small", "small"), ("AP_medium", "medium"), ("AP_large", "large"))
+
+
+def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Image:
+    """Losses per decoder layer, AP, matching and optimizer of a run over its epochs.
+
+    Args:
+        rows: of ``metrics.jsonl``, of kinds ``"train"`` and ``"val"``. What they do not have,
+            because the model has one decoder layer or an older version wrote them, is left out.
+    """
+    train = [row for row in rows if row["kind"] == "train"]
+    val = [row for row in rows if row["kind"] == "val"]
+    panels: list[Callable[[Axes], None]] = [
+        *(
+            lambda axes, name=name, label=label: _loss(axes, train, name, label)
+            for name, label in LOSSES
+        ),
+        lambda axes: _accuracy(axes, val),
+        lambda axes: _classes(axes, val),
+        lambda axes: _sizes(axes, val),
+    ]
+    if any("no_object_matched" in row for row in train):
+        panels.append(lambda axes: _no_object(axes, train))
+    if any("rematched_1" in row for row in train) or any("rematched_epoch" in row for row in val):
+        panels.append(lambda axes: _instability(axes, train, val))
+    panels.append(lambda axes: _optimizer(axes, train))
+    columns = 3
+    lines = -(-len(panels) // columns)
+    figure = new_figure(12.5, 3.2 * lines + (0.3 if title else 0))
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes, draw in zip(grid.flat, panels, strict=False):
+        open_axes(axes)
+        draw(axes)
+        axes.set_xlabel("epoch")
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_axis_off()
+    if title:
+        figure.suptitle(title)
+    return to_image(figure)
+
+
+def _loss(axes: Axes, train: Rows, name: str, label: str) -> None:
+    aux = sorted(
+        (key for key in (train[0] if train else {}) if key.startswith(name + "_")),
+        key=lambda key: int(key.rsplit("_", 1)[1]),
+    )
+    names = [*aux, name]
+    for index, key in enumerate(names):
+        x, y = _series(train, key)
+        last = key == name
+        colour = PALETTE[0] if last else _shade(index, len(aux))
+        marker = "." if len(y) <= 3 else None  # a point has no line
+        if last:
+            axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+        text = f"layer {index + 1}" + (" (last)" if last and aux else "")
+        axes.plot(
+            *_smooth(x, y), color=colour, label=text, marker=marker, linewidth=1.2 + 0.6 * last
+        )
+    axes.set_yscale("log")
+    _title(axes, label)
+    if aux:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _accuracy(axes: Axes, val: Rows) -> None:
+    for index, name in enumerate(("AP", "AP50", "AP75")):
+        _line(axes, val, name, name, PALETTE[index])
+    axes.set_ylim(0, 1)
+    last = f"last: AP {val[-1]['AP']:.3f}, AP50 {val[-1]['AP50']:.3f}" if val else ""
+    _title(axes, f"validation; {last}" if last else "validation")
+    _legend(axes)
+
+
+def _classes(axes: Axes, val: Rows) -> None:
+    names = list(val[-1].get("per_class", {})) if val else []
+    if len(names) > 10:  # the extremes tell most
+        order = sorted(names, key=lambda name: -val[-1]["per_class"][name])
+        names = [*order[:5], *order[-5:]]
+    for index, name in enumerate(names):
+        rows = [
+            {"epoch": row["epoch"], name: row["per_class"][name]}
+            for row in val
+            if row.get("per_class", {}).get(name, -1) >= 0
+        ]
+        _line(axes, rows, name, name, PALETTE[index % len(PALETTE)])
+    axes.set_ylim(0, 1)
+    _title(axes, "AP by class")
+    _legend(axes)
+
+
+def _sizes(axes: Axes, val: Rows) -> None:
+    for index, (name, label) in enumerate(SIZES):
+        rows = [row for row in val if row.get(name, -1) >= 0]  # -1: there is no such object
+        _line(axes, rows, name, label, PALETTE[index])
+    axes.set_ylim(0, 1)
+    _title(axes, "AP by size (COCO: 32 and 96 pixels)")
+    _legend(axes)
+
+
+def _no_object(axes: Axes, train: Rows) -> None:
+    for index, (name, label) in enumerate(
+        (("no_object_matched", "matched queries"), ("no_object_unmatched", "unmatched queries"))
+    ):
+        _line(axes, train, name, label, PALETTE[index])
+    axes.set_ylim(0, 1)
+    _title(axes, 'probability of "no object"')
+    _legend(axes)
+
+
+def _instability(axes: Axes, train: Rows, val: Rows) -> None:
+    keys = sorted({key for row in train for key in row if key.startswith("rematched_")})
+    for index, key in enumerate(keys):
+        layer = int(key.rsplit("_", 1)[1])
+        label = f"from layer {layer} to {layer + 1}"
+        x, y = _series(train, key)
+        axes.plot(*_smooth(x, y), color=_shade(index, len(keys)), label=label)
+    _line(axes, val, "rematched_epoch", "since the last evaluation", PALETTE[1])
+    axes.set_ylim(0, None)
+    _title(axes, "share of targets whose query changes")
+    _legend(axes)
+
+
+def _optimizer(axes: Axes, train: Rows) -> None:
+    x, y = _series(train, "grad_norm")
+    axes.plot(x, y, color=PALETTE[0], alpha=0.25, linewidth=0.8)
+    axes.plot(*_smooth(x, y), color=PALETTE[0])
+    axes.set_yscale("log")
+    axes.tick_params(axis="y", labelcolor=PALETTE[0])
+    other = axes.twinx()
+    other.plot(*_series(train, "lr"), color=PALETTE[1])
+    other.set_ylim(0, None)
+    other.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    other.tick_params(axis="y", labelcolor=PALETTE[1])
+    other.spines["top"].set_visible(False)
+    _title(axes, "gradient norm (blue), learning rate (red)")
+
+
+def _line(axes: Axes, rows: Rows, name: str, label: str, colour: str) -> None:
+    x, y = _series(rows, name)
+    if len(y):
+        axes.plot(x, y, color=colour, label=label, marker="." if len(y) <= 40 else None)
+
+
+def _series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+    return tuple(np.array(pairs, dtype=float).reshape(-1, 2).T)
+
+
+def _shade(index: int, count: int) -> tuple[float, ...]:
+    """Earlier layers paler, in one hue."""
+    import matplotlib
+
+    return matplotlib.colormaps["Oranges"](0.35 + 0.5 * index / max(1, count - 1))
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=10)
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A running mean over a fortieth of the curve."""
+    if not len(y):
+        return x, y
+    window = max(1, len(y) // 40)
+    kernel = np.ones(window) / window
+    return np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")

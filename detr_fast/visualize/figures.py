@@ -1,0 +1,65 @@
+"""What every figure here shares: a canvas without a window system, and a picture out of it."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 110
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches, whatever backend the user has set."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def to_image(figure: Figure) -> Image.Image:
+    """The figure as an RGB picture: to save, to show in a notebook, to put into a page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def open_axes(axes: Axes) -> None:
+    """A light grid, and no frame above and to the right."""
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def show_picture(axes: Axes, picture: Image.Image | np.ndarray, title: str = "") -> None:
+    """A picture in its own pixels: (0, 0) is its upper left corner, not the first pixel's centre.
+
+    So boxes in pixels are drawn where they are meant.
+    """
+    pixels = np.asarray(picture)
+    height, width = pixels.shape[:2]
+    axes.imshow(pixels, extent=(0, width, height, 0), interpolation="bilinear")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=9)
+
+
+def draw_box(axes: Axes, box: Any, colour: str, halo: bool = True, **options: Any) -> None:
+    """The outline of a box xyxy in pixels; with a halo, white around it, it shows on any ground."""
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = (float(v) for v in box)
+    style = {"linewidth": 1.6, **options}
+    wide = {"edgecolor": "white", "linewidth": style["linewidth"] + 1.2, "alpha": 0.8}
+    for look in ([wide] if halo else []) + [{"edgecolor": colour, **style}]:
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **look))

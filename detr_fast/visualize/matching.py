@@ -1,0 +1,279 @@
+"""What the matcher decided in one image, why, and what a greedy choice would have done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from ..matching import FastMatcher
+from ..reference import matching_cost
+from .attention_figures import fit
+from .detections import PALETTE
+from .figures import draw_box, new_figure, open_axes, show_picture, to_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PARTS = (("class", "#9467bd"), ("L1", "#1f77b4"), ("GIoU", "#2ca02c"))
+
+
+@dataclass(frozen=True)
+class ImageMatching:
+    """The costs of one image's queries and targets, and two ways to choose.
+
+    Costs are weighted as the matcher weights them: ``class_cost + l1_cost + giou_cost`` is what it
+    minimises.
+    """
+
+    class_cost: Tensor  # [N, M]
+    l1_cost: Tensor  # [N, M]
+    giou_cost: Tensor  # [N, M]
+    query_index: Tensor  # [M] the query of each target; -1 = none, with more targets than queries
+    greedy_index: Tensor  # [M] each target's cheapest query, whether or not another has it too
+
+    @property
+    def cost(self) -> Tensor:  # [N, M]
+        return self.class_cost + self.l1_cost + self.giou_cost
+
+    @property
+    def duplicates(self) -> int:
+        """Targets whose cheapest query is also another target's, less one per such query."""
+        return len(self.greedy_index) - len(self.greedy_index.unique())
+
+
+@torch.no_grad()
+def explain_matching(
+    matcher: FastMatcher,
+    outputs: Mapping[str, Tensor],  # of one decoder layer
+    target: Mapping[str, Tensor],  # labels [M], boxes [M, 4] cxcywh
+    image: int = 0,  # which of the batch
+) -> ImageMatching:
+    """The parts of the cost matrix, what the matcher chose, and the arg-min of each target.
+
+    Raises:
+        ValueError: what the matcher finds wrong; or an image without targets.
+    """
+    labels, boxes = target["labels"].cpu(), target["boxes"].float().cpu()
+    if not len(labels):
+        raise ValueError("this image has no target: there is nothing to match")
+    one = {
+        name: outputs[name][image : image + 1].float().cpu()
+        for name in outputs
+        if name != "aux_outputs"
+    }
+    queries, targets = matcher(one, [{"labels": labels, "boxes": boxes}])[0]
+    query_index = torch.full((len(labels),), -1)
+    query_index[targets] = queries
+    options = {
+        name: getattr(matcher, name)
+        for name in (
+            "class_cost",
+            "focal_alpha",
+            "focal_gamma",
+            "focal_eps",
+            "giou_guard",
+            "giou_eps",
+        )
+    }
+    weights = (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou)
+    logits, predicted = one["pred_logits"][0], one["pred_boxes"][0]
+    parts = [
+        matching_cost(
+            logits,
+            predicted,
+            labels,
+            boxes,
+            *(w * (i == part) for i, w in enumerate(weights)),
+            **options,
+        )
+        for part in range(3)
+    ]
+    return ImageMatching(*parts, query_index, sum(parts).argmin(0))
+
+
+def changed_share(before: Tensor, after: Tensor) -> float:
+    """Matching instability: the share of targets that have another query than before.
+
+    Args:
+        before, after: [T] the query of each target, of two layers or two epochs. 0 without target.
+    """
+    if before.shape != after.shape:
+        raise ValueError(f"{list(before.shape)} targets before, {list(after.shape)} after")
+    return float((before != after).float().mean()) if len(before) else 0.0
+
+
+def plot_matching(
+    picture: Image.Image,
+    layers: Sequence[Mapping[str, Tensor]],  # all decoder layers' outputs, the last one last
+    target: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    matcher: FastMatcher | None = None,
+    *,
+    image: int = 0,
+    layer: int = -1,
+    most_queries: int = 40,
+) -> Image.Image:
+    """One image's matching: boxes, cost matrix, cost parts, and the query of each layer.
+
+    Args:
+        picture: the image, of any size.
+        layers: outputs as ``[*outputs["aux_outputs"], outputs]``.
+        target: of this image: labels [M], boxes [M, 4] cxcywh.
+        image: which image of the batch it is.
+        layer: the decoder layer explained.
+        most_queries: columns of the cost matrix; beyond that, the cheapest ones are shown.
+
+    Raises:
+        ValueError: an image without targets, no such layer.
+    """
+    matcher = matcher or FastMatcher()
+    if not -len(layers) <= layer < len(layers):
+        raise ValueError(f"decoder layer {layer}, but there are outputs of {len(layers)}")
+    every = [explain_matching(matcher, one, target, image) for one in layers]
+    found = every[layer]
+    count = len(found.query_index)
+    names = [f"{t}: {class_names[int(k)]}" for t, k in enumerate(target["labels"])]
+    figure = new_figure(12.5, 7.6 + 0.16 * max(0, count - 6))
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.5), height_ratios=(1.25, 1))
+    boxes = layers[layer]["pred_boxes"][image].float().cpu()
+    _pairs(figure.add_subplot(grid[0, 0]), picture, target, boxes, found)
+    _matrix(figure.add_subplot(grid[0, 1]), found, names, most_queries)
+    _layers(figure.add_subplot(grid[1, 0]), every, names)
+    _parts(figure.add_subplot(grid[1, 1]), found, names, matcher)
+    return to_image(figure)
+
+
+def _pairs(
+    axes: Axes,
+    picture: Image.Image,
+    target: Mapping[str, Tensor],
+    boxes: Tensor,  # [N, 4] cxcywh
+    found: ImageMatching,
+) -> None:
+    shown = fit(picture)
+    scale = torch.tensor([shown.width, shown.height] * 2)
+    show_picture(axes, shown, "targets (solid) and their matched queries (dashed)")
+    wanted = box_convert(target["boxes"].float().cpu(), "cxcywh", "xyxy") * scale
+    predicted = box_convert(boxes, "cxcywh", "xyxy") * scale
+    for t, query in enumerate(found.query_index.tolist()):
+        colour = PALETTE[t % len(PALETTE)]
+        draw_box(axes, wanted[t], colour)
+        if query >= 0:
+            draw_box(axes, predicted[query], colour, halo=False, linestyle=(0, (3, 2)))
+        x, y = wanted[t, :2].tolist()
+        text = f"{t}" if query < 0 else f"{t}: query {query}"
+        axes.annotate(
+            text, (max(x, 2), max(y, 2)), (2, -2), textcoords="offset points", va="top",
+            fontsize=7, color="white", bbox={"facecolor": colour, "pad": 1.2, "linewidth": 0},
+        )  # fmt: skip
+
+
+def _matrix(axes: Axes, found: ImageMatching, names: list[str], most: int) -> None:
+    cost = found.cost.numpy().T  # [M, N]
+    columns = np.arange(cost.shape[1])
+    if len(columns) > most:
+        chosen = np.concatenate([found.query_index, found.greedy_index])
+        chosen = np.unique(chosen[chosen >= 0])
+        others = [q for q in cost.min(0).argsort(kind="stable") if q not in set(chosen)]
+        columns = np.sort(np.concatenate([chosen, others[: max(0, most - len(chosen))]])).astype(
+            int
+        )
+    place = {int(q): x for x, q in enumerate(columns)}
+    shown = axes.imshow(cost[:, columns], aspect="auto", cmap="viridis_r", interpolation="nearest")
+    axes.figure.colorbar(shown, ax=axes, label="cost", shrink=0.9, pad=0.01)
+    for t, (query, greedy) in enumerate(
+        zip(found.query_index.tolist(), found.greedy_index.tolist(), strict=True)
+    ):
+        axes.plot(place[greedy], t, "x", color="#d62728", markersize=8, markeredgewidth=2)
+        if query >= 0:
+            axes.plot(
+                place[query], t, "o", markerfacecolor="none", markeredgecolor="black",
+                markersize=12, markeredgewidth=1.8,
+            )  # fmt: skip
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    size = 7 if len(columns) <= 40 else 5
+    axes.set_xticks(
+        range(len(columns)), columns, fontsize=size, rotation=90 if len(columns) > 20 else 0
+    )
+    left_out = (
+        "" if len(columns) == cost.shape[1] else f", the cheapest {len(columns)} of {cost.shape[1]}"
+    )
+    axes.set_xlabel(f"query{left_out}", fontsize=9)
+    shared = found.duplicates
+    said = (
+        "no query is taken twice" if not shared else f"{shared} of {len(names)} take a query twice"
+    )
+    axes.set_title(
+        f"cost; circle: the assignment, cross: arg-min of each target ({said})", fontsize=9
+    )
+
+
+def _parts(axes: Axes, found: ImageMatching, names: list[str], matcher: FastMatcher) -> None:
+    """What each target pays, part by part: for its matched query, and for the arg-min."""
+    # With the constant that leaves every part at 0 for a perfect prediction; no matching changes.
+    perfect = (
+        matcher.cost_class if matcher.class_cost == "softmax" else 0.0,
+        0.0,
+        matcher.cost_giou,
+    )
+    open_axes(axes)
+    height = 0.36
+    for offset, index, hatch in (
+        (-height / 2, found.query_index, None),
+        (height / 2, found.greedy_index, "////"),
+    ):
+        left = np.zeros(len(names))
+        for (label, colour), cost, constant in zip(
+            PARTS, (found.class_cost, found.l1_cost, found.giou_cost), perfect, strict=True
+        ):
+            value = np.array(
+                [
+                    float(cost[q, t]) + constant if q >= 0 else 0.0
+                    for t, q in enumerate(index.tolist())
+                ]
+            )
+            axes.barh(
+                np.arange(len(names)) + offset, value, height * 0.95, left=left, color=colour,
+                hatch=hatch, edgecolor="white", linewidth=0.5, label=None if hatch else label,
+            )  # fmt: skip
+            left += value
+        for t, query in enumerate(index.tolist()):
+            text = "no query" if query < 0 else f"query {query}"
+            axes.annotate(
+                text, (left[t], t + offset), (3, 0), textcoords="offset points", va="center",
+                fontsize=7,
+            )  # fmt: skip
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_title(
+        "cost of the matched query (plain) and of the arg-min (hatched), by part", fontsize=9
+    )
+    axes.legend(frameon=False, fontsize=8, loc="best")
+
+
+def _layers(axes: Axes, every: list[ImageMatching], names: list[str]) -> None:
+    """The query of each target in each decoder layer; changes are marked."""
+    from matplotlib.colors import ListedColormap
+
+    index = torch.stack([one.query_index for one in every]).numpy()  # [L, M]
+    changed = np.zeros_like(index, dtype=float)
+    changed[1:] = index[1:] != index[:-1]
+    axes.imshow(changed.T, aspect="auto", cmap=ListedColormap(["white", "#f4a582"]), vmin=0, vmax=1)
+    for layer, row in enumerate(index):
+        for t, query in enumerate(row):
+            text = "-" if query < 0 else str(query)
+            axes.text(layer, t, text, ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(every)), [f"layer {i + 1}" for i in range(len(every))], fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    share = "" if len(every) < 2 else f"; it changes in {changed[1:].mean():.0%} of the steps"
+    axes.set_title(f"matched query by decoder layer{share}", fontsize=9)
