@@ -1,4 +1,4 @@
-"""The command line: ``detr-fast train | eval | predict | visualize``; one file per command."""
+"""The command line: ``detr-fast COMMAND``; one file per command."""
 
 import argparse
 import sys
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from .. import __version__
 from ..data import clean_message
 from ..training import distributed
-from . import evaluate, predict, train, visualize
+from . import ablate, evaluate, predict, train, visualize
 
-COMMANDS = (train, evaluate, predict, visualize)
+COMMANDS = (train, evaluate, predict, visualize, ablate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,9 +8,15 @@ from torch import nn
 from .backbone import ConvBackbone, ResNetBackbone
 from .detr import DETR
 from .mlp import MLP
-from .position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from .position_encoding import LearnedPositionEncoding, NoPositionEncoding, SinePositionEncoding
 from .queries import AnchorQueries, LearnedQueries, attend_nearby
 from .transformer import Decoder, Encoder, Transformer
+
+POSITION_ENCODINGS = {
+    "sine": SinePositionEncoding,
+    "learned": LearnedPositionEncoding,
+    "none": NoPositionEncoding,
+}
 
 
 def build_detr(
@@ -27,6 +33,8 @@ def build_detr(
     dim_feedforward: int = 2048,
     dropout: float = 0.1,
     aux_loss: bool = True,
+    position_at: str = "attention",
+    decoder_self_attention: bool = True,
 ) -> DETR:
     """A DETR around any backbone that has ``num_channels``; the defaults are the paper's.
 
@@ -34,7 +42,9 @@ def build_detr(
         num_classes: K, without "no object". COCO's 80 categories have ids up to 90, hence 91.
         num_queries: N, the largest number of detections in one image.
         query_mode: ``"learned"`` (the paper) or ``"anchor"``; see ``queries.py``.
-        position_encoding: ``"sine"`` or ``"learned"``.
+        position_encoding: ``"sine"``, ``"learned"`` or ``"none"``.
+        aux_loss, position_at: see ``DETR``.
+        decoder_self_attention: whether queries see each other.
 
     Raises:
         ValueError: an unknown mode, or sizes that do not fit together.
@@ -45,13 +55,16 @@ def build_detr(
         )
     if query_mode not in ("learned", "anchor"):
         raise ValueError(f"query_mode is {query_mode!r}, expected learned or anchor")
-    if position_encoding not in ("sine", "learned"):
-        raise ValueError(f"position_encoding is {position_encoding!r}, expected sine or learned")
+    if position_encoding not in POSITION_ENCODINGS:
+        expected = ", ".join(POSITION_ENCODINGS)
+        raise ValueError(f"position_encoding is {position_encoding!r}, expected one of {expected}")
     # Anchors have to tell neighbouring places apart: a lower temperature gives higher frequencies.
     temperature = 20.0 if query_mode == "anchor" else 10000.0
     transformer = Transformer(
         Encoder(dim, num_heads, num_encoder_layers, dim_feedforward, dropout),
-        Decoder(dim, num_heads, num_decoder_layers, dim_feedforward, dropout),
+        Decoder(
+            dim, num_heads, num_decoder_layers, dim_feedforward, dropout, decoder_self_attention
+        ),
     )
     box_head = MLP(dim, dim, 4, num_layers=3)
     if query_mode == "learned":
@@ -68,7 +81,7 @@ def build_detr(
         position_encoding=(
             SinePositionEncoding(dim, temperature)
             if position_encoding == "sine"
-            else LearnedPositionEncoding(dim)
+            else POSITION_ENCODINGS[position_encoding](dim)
         ),
         transformer=transformer,
         queries=queries,
@@ -76,6 +89,7 @@ def build_detr(
         box_head=box_head,
         dim=dim,
         aux_loss=aux_loss,
+        position_at=position_at,
     )
 
 

@@ -23,6 +23,8 @@ class DETR(nn.Module):
         box_head: [B, N, D] -> [B, N, 4].
         dim: D.
         aux_loss: also return the predictions of every decoder layer but the last.
+        position_at: where the position encoding is added: to queries and keys of every
+            ``"attention"`` (the paper), or once to the encoder's ``"input"`` (paper, table 3).
 
     The names of the parts are those of published checkpoints.
     """
@@ -37,8 +39,11 @@ class DETR(nn.Module):
         box_head: nn.Module,
         dim: int,
         aux_loss: bool = True,
+        position_at: str = "attention",
     ) -> None:
         super().__init__()
+        if position_at not in ("attention", "input"):
+            raise ValueError(f"position_at is {position_at!r}, expected attention or input")
         self.transformer = transformer
         self.class_embed = class_head
         self.bbox_embed = box_head
@@ -46,6 +51,7 @@ class DETR(nn.Module):
         self.input_proj = nn.Conv2d(backbone.num_channels, dim, kernel_size=1)
         self.backbone = nn.Sequential(backbone, position_encoding)
         self.aux_loss = aux_loss
+        self.position_at = position_at
 
     def forward(
         self,
@@ -76,6 +82,8 @@ class DETR(nn.Module):
         features = self.input_proj(features)
         # From maps [B, D, h, w] to sequences [B, S, D].
         sequence, position = features.flatten(2).mT, position.flatten(2).mT
+        if self.position_at == "input":
+            sequence, position = sequence + position, torch.zeros_like(position)
         if mask is not None:
             mask = mask.flatten(1)
         memory = self.transformer.encoder(sequence, position, mask)

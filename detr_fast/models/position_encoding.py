@@ -51,6 +51,21 @@ class SinePositionEncoding(nn.Module):
         return encoded.permute(0, 3, 1, 2)
 
 
+class NoPositionEncoding(nn.Module):
+    """Zeros: the features do not say where they are. For ablations (paper, table 3)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(
+        self,
+        features: Tensor,  # [B, C, h, w]
+        mask: Tensor | None,  # unused
+    ) -> Tensor:  # [1, D, h, w]
+        return features.new_zeros(1, self.dim, *features.shape[-2:])
+
+
 class LearnedPositionEncoding(nn.Module):
     """One learned embedding per row and one per column, concatenated: D/2 features each.
 

@@ -82,15 +82,25 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries attend to each other, then to the image, then pass a feed-forward network."""
+    """Queries attend to each other, then to the image, then pass a feed-forward network.
 
-    def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float) -> None:
+    Without ``self_attention`` no query knows of the others: for ablations.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        dim_feedforward: int,
+        dropout: float,
+        self_attention: bool = True,
+    ) -> None:
         super().__init__()
-        self.self_attn = Attention(dim, num_heads, dropout)
+        self.self_attn = Attention(dim, num_heads, dropout) if self_attention else None
         self.multihead_attn = Attention(dim, num_heads, dropout)
         self.linear1 = nn.Linear(dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, dim)
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim) if self_attention else None
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
@@ -103,9 +113,10 @@ class DecoderLayer(nn.Module):
         located_memory: Tensor,  # [B, S, D]: memory + position, the keys
         mask: Tensor | None,  # [B, S] bool, True = padding
     ) -> Tensor:  # [B, N, D]
-        located = content + query_position
-        attended = self.self_attn(located, located, content)
-        content = self.norm1(content + self.dropout(attended))
+        if self.self_attn is not None:
+            located = content + query_position
+            attended = self.self_attn(located, located, content)
+            content = self.norm1(content + self.dropout(attended))
         attended = self.multihead_attn(content + query_position, located_memory, memory, mask)
         content = self.norm2(content + self.dropout(attended))
         hidden = self.dropout(F.relu(self.linear1(content)))
@@ -159,10 +170,12 @@ class Decoder(nn.Module):
         num_layers: int = 6,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
+        self_attention: bool = True,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            DecoderLayer(dim, num_heads, dim_feedforward, dropout) for _ in range(num_layers)
+            DecoderLayer(dim, num_heads, dim_feedforward, dropout, self_attention)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..losses import BOX_LOSSES
 from ..models import MODELS
+from ..models.builders import POSITION_ENCODINGS
 
 # What the paper trains with (section 4 and appendix A.4). The defaults of TrainConfig itself train
 # a small model from scratch: batch norm allows larger steps, so that the backbone needs no rate of
@@ -24,6 +25,9 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "num_queries": 100,
     "backbone_weights": "imagenet",
 }
+LOSS_PARTS = ("class", "bbox", "giou")
+# Arguments of the model that only ablations change.
+ABLATIONS = ("position_encoding", "position_at", "decoder_self_attention", "aux_loss")
 MIN_IMAGE_SIZE = 32  # the coarsest feature map, at stride 32, has one place then
 
 
@@ -44,6 +48,10 @@ class TrainConfig:
     num_queries: int = 20
     stride: int | None = None  # of the tiny model's feature map; default: its own
     dropout: float | None = None  # of the transformer; default: the model's own
+    position_encoding: str = "sine"  # "sine", "learned" or "none"
+    position_at: str = "attention"  # where it is added: at every "attention" or at the "input"
+    decoder_self_attention: bool = True
+    aux_loss: bool = True  # train every decoder layer
     backbone_weights: str | None = None  # None, "imagenet" or a path
     recipe: str = "small"  # image transforms: "small" or "detr"
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
@@ -62,6 +70,12 @@ class TrainConfig:
     ema: float = 0.998  # decay of the averaged weights that are evaluated; 0 = none
     box_loss: str = "l1"
     eos_coef: float = 0.1
+    cost_class: float = 1.0  # weights in the matching
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    weight_class: float = 1.0  # weights in the loss
+    weight_bbox: float = 5.0
+    weight_giou: float = 2.0
     amp: str = "auto"  # "none", "bf16", or "auto": bf16 where the hardware multiplies it faster
     seed: int = 0
     workers: int | None = None  # processes that load images; None: see loader.default_workers
@@ -105,6 +119,9 @@ class TrainConfig:
         for name in ("query_mode", "dropout"):
             if getattr(self, name) is not None:
                 args[name] = getattr(self, name)
+        for name in ABLATIONS:
+            if getattr(self, name) != getattr(type(self), name):
+                args[name] = getattr(self, name)
         if self.model == "tiny":
             if self.stride is not None:
                 args["stride"] = self.stride
@@ -127,7 +144,8 @@ class TrainConfig:
                 continue
             if not isinstance(value, int) or value < minimum:
                 raise ValueError(f"{name} is {value!r}, expected a whole number from {minimum} on")
-        for name in ("lr", "lr_backbone", "weight_decay", "clip", "eos_coef"):
+        weights = [f"{kind}_{part}" for kind in ("cost", "weight") for part in LOSS_PARTS]
+        for name in ("lr", "lr_backbone", "weight_decay", "clip", "eos_coef", *weights):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.image_size is not None and min(self.image_size) < MIN_IMAGE_SIZE:
@@ -145,6 +163,8 @@ class TrainConfig:
             ("box_loss", BOX_LOSSES),
             ("query_mode", (None, "learned", "anchor")),
             ("stride", (None, 8, 16)),
+            ("position_encoding", tuple(POSITION_ENCODINGS)),
+            ("position_at", ("attention", "input")),
         ):
             if getattr(self, name) not in choices:
                 expected = ", ".join(str(choice) for choice in choices if choice is not None)

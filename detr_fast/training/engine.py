@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..data import DetectionDataset
 from ..evaluation import coco_metrics, detect
 from ..losses import SetCriterion
+from ..matching import FastMatcher
 from ..models import MODELS
 from ..models.weights import CheckpointError
 from ..precision import amp_dtype, autocast
@@ -82,7 +83,13 @@ class Trainer:
         self.model.to(device, memory_format=torch.channels_last)
         self.amp = amp_dtype(config.amp, device)
         self.criterion = SetCriterion(
-            len(train_set.class_names), eos_coef=config.eos_coef, box_loss=config.box_loss
+            len(train_set.class_names),
+            FastMatcher(config.cost_class, config.cost_bbox, config.cost_giou),
+            eos_coef=config.eos_coef,
+            weight_class=config.weight_class,
+            weight_bbox=config.weight_bbox,
+            weight_giou=config.weight_giou,
+            box_loss=config.box_loss,
         ).to(device)
         self.ema = _averaged(self.model, config.ema) if config.ema else None
         self.optimizer = make_optimizer(

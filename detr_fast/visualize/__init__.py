@@ -1,5 +1,6 @@
 """Pictures of what a DETR sees, decides and learns. Each function returns a ``PIL.Image``."""
 
+from .ablation import ablation_report, plot_ablation
 from .attention import AttentionRecord, attention_weights, record_attention
 from .attention_figures import plot_decoder_attention, plot_encoder_attention
 from .curves import plot_training
@@ -20,6 +21,7 @@ __all__ = [
     "CellGrid",
     "ImageMatching",
     "QueryPredictions",
+    "ablation_report",
     "attention_weights",
     "changed_share",
     "collect_predictions",
@@ -29,6 +31,7 @@ __all__ = [
     "explain_matching",
     "image_grid",
     "overlay",
+    "plot_ablation",
     "plot_decoder_attention",
     "plot_encoder_attention",
     "plot_matching",

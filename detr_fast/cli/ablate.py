@@ -1,0 +1,71 @@
+"""``detr-fast ablate``: train with one thing changed at a time, and say what it did."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..training import TrainConfig, distributed
+from ..training.ablation import VARIANTS, Ablation, changed_variants
+from ..visualize import ablation_report, plot_ablation
+from .train import open_data
+
+DESCRIPTION = """\
+Train the tiny model again and again with one thing changed: the number of queries, the decoder's
+self-attention, the losses and matching costs, the position encoding, the weight of "no object", the
+kind of query. Every variant has the same budget and seeds. Writes results.jsonl, a table with a
+short reading (README.md) and curves. Called again, it goes on where it stopped.
+"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command's options."""
+    parser = subparsers.add_parser(
+        "ablate",
+        help="what each part of DETR is good for, measured",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", default="shapes", metavar="SPEC", help="default: shapes")
+    parser.add_argument("--val-data", metavar="SPEC", help="default: the val split of --data")
+    parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"))
+    parser.add_argument("--stride", type=int, choices=(8, 16))
+    parser.add_argument("--num-queries", type=int, default=20, help="of the baseline; default: 20")
+    parser.add_argument("--query-mode", choices=("learned", "anchor"), default="anchor")
+    parser.add_argument("--epochs", type=int, default=6, help="of each training; default: 6")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--eval-every", type=int, default=1, metavar="EPOCHS")
+    parser.add_argument("--repeats", type=int, default=3, help="seeds 0, 1, ...; default: 3")
+    names = ", ".join(variant.name for variant in VARIANTS)
+    parser.add_argument(
+        "--only", nargs="+", metavar="VARIANT", help=f"beside the baseline; there are {names}"
+    )
+    parser.add_argument("--out", type=Path, default=Path("ablation"), help="default: ablation")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is missing, then write the table and the curves."""
+    if args.repeats < 1:
+        raise ValueError(f"repeats is {args.repeats}, expected at least 1")
+    given = ("data", "val_data", "stride", "num_queries", "query_mode", "epochs", "batch_size")
+    options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
+    if args.image_size is not None:
+        options["image_size"] = tuple(args.image_size)
+    config = TrainConfig.create(**options, eval_every=args.eval_every)
+    variants = changed_variants(config, args.only)
+    device = distributed.start(args.device)
+    ablation = Ablation(config, open_data, args.out, device)
+    total = len(variants) * args.repeats
+    print(f"{len(variants)} variants, {args.repeats} seeds each: {total} trainings", flush=True)
+    for row in ablation.run(variants, range(args.repeats)):
+        print(
+            f"{row['variant']:<20} seed {row['seed']}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
+            f"duplicates {row['duplicates']:.2f}  ({row['train_seconds']:.0f} s)",
+            flush=True,
+        )
+    rows = ablation.rows()
+    (args.out / "README.md").write_text(ablation_report(rows, config))
+    plot_ablation(rows).save(args.out / "curves.png")
+    print(f"\nwrote {args.out}/: results.jsonl, README.md, curves.png")
+    return 0

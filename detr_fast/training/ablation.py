@@ -1,0 +1,212 @@
+"""Ablations: the same training with one thing changed, several times over (paper, section 4.2)."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from ..data import DetectionDataset
+from ..evaluation import coco_metrics, detect
+from .config import TrainConfig
+from .engine import Trainer
+from .loader import make_loader
+from .logs import read_metrics
+
+BASELINE = "baseline"
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The baseline with some options changed."""
+
+    name: str
+    group: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = (
+    Variant(BASELINE, BASELINE),
+    *(
+        Variant(f"queries-{n}", "number of queries", {"num_queries": n})
+        for n in (1, 5, 10, 20, 100)
+    ),
+    Variant("no-self-attention", "decoder", {"decoder_self_attention": False}),
+    Variant("no-aux-loss", "decoder", {"aux_loss": False}),
+    Variant("learned-queries", "decoder", {"query_mode": "learned"}),
+    Variant("anchor-queries", "decoder", {"query_mode": "anchor"}),
+    Variant("no-l1", "matching and loss", {"cost_bbox": 0.0, "weight_bbox": 0.0}),
+    Variant("no-l1-cost", "matching and loss", {"cost_bbox": 0.0}),
+    Variant("no-l1-loss", "matching and loss", {"weight_bbox": 0.0}),
+    Variant("no-giou", "matching and loss", {"cost_giou": 0.0, "weight_giou": 0.0}),
+    Variant("no-giou-cost", "matching and loss", {"cost_giou": 0.0}),
+    Variant("no-giou-loss", "matching and loss", {"weight_giou": 0.0}),
+    # The class loss itself has to stay: nothing else teaches which class a box has.
+    Variant("no-class-cost", "matching and loss", {"cost_class": 0.0}),
+    Variant("position-at-input", "position encoding", {"position_at": "input"}),
+    Variant("no-position", "position encoding", {"position_encoding": "none"}),
+    *(
+        Variant(f"eos-{c:g}", 'weight of "no object"', {"eos_coef": c})
+        for c in (0.02, 0.1, 0.4, 1.0)
+    ),
+)
+
+
+def changed_variants(config: TrainConfig, names: Sequence[str] | None = None) -> list[Variant]:
+    """The baseline and the variants that differ from it, or those of them that are named.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = {variant.name: variant for variant in VARIANTS}
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"unknown variant {name!r}, there are {', '.join(known)}")
+    effective = config.to_dict() | {"query_mode": query_mode(config)}
+    chosen = [known[name] for name in known if not names or name in (BASELINE, *names)]
+    return [
+        variant
+        for variant in chosen
+        if variant.name == BASELINE
+        or any(effective[name] != value for name, value in variant.options.items())
+    ]
+
+
+def query_mode(config: TrainConfig) -> str:
+    """What queries a configuration's model has."""
+    return config.query_mode or ("anchor" if config.model == "tiny" else "learned")
+
+
+class Ablation:
+    """Trains every variant with every seed, and keeps a row of each in ``results.jsonl``.
+
+    What is there already is not trained again, so that an interrupted ablation goes on.
+
+    Args:
+        config: the baseline; every variant has its budget, and its data in the same order.
+        open_data: a configuration's training and validation data.
+        folder: for results; checkpoints are deleted once they are measured.
+
+    Raises:
+        ValueError: the folder holds results of another baseline.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        open_data: Callable[[TrainConfig], tuple[DetectionDataset, DetectionDataset]],
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.open_data = open_data
+        self.folder = folder
+        self.device = device
+        folder.mkdir(parents=True, exist_ok=True)
+        baseline = json.loads(json.dumps({**config.to_dict(), "seed": None, "workers": None}))
+        path = folder / "config.json"
+        if path.exists() and json.loads(path.read_text()) != baseline:
+            raise ValueError(f"{path} is of another baseline: take another folder")
+        path.write_text(json.dumps(baseline, indent=1) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The results so far."""
+        return read_results(self.folder)
+
+    def run(self, variants: Sequence[Variant], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Train what is missing, all variants of a seed before the next one, and yield its row."""
+        done = {(row["variant"], row["seed"]) for row in self.rows()}
+        for seed in seeds:
+            for variant in variants:
+                if (variant.name, seed) in done:
+                    continue
+                row = self._train(variant, seed)
+                with (self.folder / RESULTS).open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                yield row
+
+    def _train(self, variant: Variant, seed: int) -> dict[str, Any]:
+        config = replace(self.config, **variant.options, seed=seed)
+        train_set, val_set = self.open_data(config)
+        run = self.folder / "run"
+        shutil.rmtree(run, ignore_errors=True)  # of a training that was interrupted
+        trainer = Trainer(config, train_set, val_set, run, self.device, quiet=True)
+        row = trainer.run()
+        loader = make_loader(val_set, trainer.workers, batch_size=config.batch_size)
+        found = detect(trainer.eval_model, loader, self.device, trainer.amp)
+        kept = {image: without_duplicates(one) for image, one in found.items()}
+        suppressed, _ = coco_metrics(val_set.coco, kept, val_set.category_ids)
+        curve = [
+            {"epoch": r["epoch"], "AP": r["AP"], "AP50": r["AP50"]}
+            for r in read_metrics(run / "metrics.jsonl")
+            if r["kind"] == "val"
+        ]
+        shutil.rmtree(run)
+        return {
+            "variant": variant.name,
+            "group": variant.group,
+            "options": variant.options,
+            "seed": seed,
+            "steps": trainer.step,
+            "images": trainer.images_seen,
+            **{name: row[name] for name in ("AP", "AP50", "AP75", "AR_100")},
+            "AP_nms": suppressed["AP"],
+            "duplicates": duplicates_per_image(found),
+            "train_seconds": round(trainer.seconds, 1),
+            "curve": curve,
+        }
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``results.jsonl``; a line cut off by a crash is left out."""
+    path = folder / RESULTS
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def without_duplicates(
+    found: dict[str, Tensor],  # scores, labels, boxes xyxy of one image
+    iou: float = 0.5,
+) -> dict[str, Tensor]:
+    """What non-maximum suppression per class leaves over; DETR should need none."""
+    kept = batched_nms(found["boxes"], found["scores"], found["labels"], iou)
+    return {name: value[kept] for name, value in found.items()}
+
+
+def duplicates_per_image(
+    detections: dict[int, dict[str, Tensor]], score: float = 0.5, iou: float = 0.5
+) -> float:
+    """How many detections of an image, on average, repeat a surer one of the same class.
+
+    Args:
+        detections: image id -> scores, labels, boxes xyxy.
+        score: detections below it do not count.
+        iou: overlap from which two boxes are one object.
+    """
+    count = 0
+    for found in detections.values():
+        sure = {name: value[found["scores"] >= score] for name, value in found.items()}
+        count += len(sure["scores"]) - len(without_duplicates(sure, iou)["scores"])
+    return count / max(1, len(detections))
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; 0 of a single value."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, 0.0
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
