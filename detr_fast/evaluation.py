@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,12 @@ def detect(
     loader: Iterable[tuple[Tensor, Tensor, list[dict[str, Any]]]],
     device: torch.device,
     amp: torch.dtype | None = None,
+    observe: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
 ) -> dict[int, dict[str, Tensor]]:
     """The model's detections of every image of a loader: image id -> scores, labels, boxes xyxy.
 
     Boxes are in the pixels of the original images. Leaves the model in evaluation mode.
+    ``observe``, if given, is called with each batch's outputs and targets.
     """
     model.eval()
     postprocess = PostProcess()
@@ -53,6 +55,8 @@ def detect(
         mask = mask.to(device, non_blocking=True) if padded else None
         with autocast(device, amp):
             outputs = model(images.to(device, non_blocking=True), mask)
+        if observe is not None:
+            observe(outputs, targets)
         # Boxes are relative to each image without its padding, as the position encoding is.
         original = torch.stack([target["orig_size"] for target in targets]).to(device)
         results = postprocess(outputs, original)

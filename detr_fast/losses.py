@@ -76,8 +76,12 @@ class SetCriterion(nn.Module):
             ``loss``, the weighted total to differentiate; every part unweighted: ``loss_ce``,
             ``loss_bbox``, ``loss_giou`` of the last decoder layer and the same with ``_0``,
             ``_1``, ... of the earlier ones; and without gradient ``class_error`` (percent of
-            matched queries of the last layer whose best class is wrong) and ``cardinality_error``
-            (mean over images of | number of non-empty predictions - number of targets |).
+            matched queries of the last layer whose best class is wrong), ``cardinality_error``
+            (mean over images of | number of non-empty predictions - number of targets |),
+            ``no_object_matched`` and ``no_object_unmatched`` (mean probability of "no object" of
+            the last layer's queries with and without a target) and, of each layer l from 1 on,
+            ``rematched_l`` (share of the targets to which layer l + 1 gives another query, counting
+            layers from 1). A mean over nothing is 0.
 
         Raises:
             ValueError: what the matcher finds wrong with the outputs or targets, with its place;
@@ -114,6 +118,7 @@ class SetCriterion(nn.Module):
             losses[name] = part[-1].detach()
             losses |= {f"{name}_{i}": part[i].detach() for i in range(len(layers) - 1)}
         losses |= _diagnostics(logits[-1], classes[-1], wanted.offsets)
+        losses |= _instability(matches.query_index, wanted.offsets)
         return losses
 
     def _match(
@@ -186,12 +191,27 @@ def _diagnostics(
     classes: Tensor,  # [B, N]
     offsets: Tensor,  # [B + 1]
 ) -> dict[str, Tensor]:
-    """``class_error`` and ``cardinality_error`` of the last layer, to be read, not trained."""
+    """What tells how the last layer's classes come along, to be read, not trained."""
     best, no_object = logits.argmax(-1), logits.shape[-1] - 1
     matched = classes != no_object
     wrong = (matched & (best != classes)).sum()
     found = (best != no_object).sum(1)
+    count = matched.sum()
+    empty = logits.softmax(-1)[..., -1]
+    of_matched = (empty * matched).sum()
     return {
-        "class_error": 100 * wrong / matched.sum().clamp(min=1),
+        "class_error": 100 * wrong / count.clamp(min=1),
         "cardinality_error": (found - offsets.diff()).abs().float().mean(),
+        "no_object_matched": of_matched / count.clamp(min=1),
+        "no_object_unmatched": (empty.sum() - of_matched) / (matched.numel() - count).clamp(min=1),
     }
+
+
+@torch.no_grad()
+def _instability(
+    query_index: Tensor,  # [L, T]; rows of padding are -1 in every layer
+    offsets: Tensor,  # [B + 1]
+) -> dict[str, Tensor]:
+    """How many targets change their query from each layer to the next."""
+    changed = (query_index[1:] != query_index[:-1]).sum(1) / offsets[-1].clamp(min=1)
+    return {f"rematched_{layer}": share for layer, share in enumerate(changed.unbind(), start=1)}

@@ -26,6 +26,9 @@ def predictions(layers: int, batch: int, queries: int, seed: int = 0) -> dict:
     return {**layer(), "aux_outputs": [layer() for _ in range(layers - 1)]}
 
 
+DIAGNOSTICS = {"class_error", "cardinality_error", "no_object_matched", "no_object_unmatched"}
+
+
 def some_targets(counts: list[int], seed: int = 1) -> list[dict]:
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -53,7 +56,7 @@ def test_equals_the_twin(layers, counts):
     expected = reference.set_criterion(outputs, targets, K)
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, msg=lambda m, n=name: f"{n}: {m}")
-    assert set(losses) == set(expected) | {"class_error", "cardinality_error"}
+    assert set(losses) == set(expected) | DIAGNOSTICS | {f"rematched_{i}" for i in range(1, layers)}
 
     gradients = torch.autograd.grad(losses["loss"], leaves(outputs))
     expected_gradients = torch.autograd.grad(expected["loss"], leaves(outputs))
@@ -68,7 +71,8 @@ def test_names_are_the_published_ones():
         for kind in ("ce", "bbox", "giou")
         for layer in ("", "_0", "_1", "_2", "_3", "_4")
     }
-    assert set(losses) == names | {"loss", "class_error", "cardinality_error"}
+    more = {f"rematched_{layer}" for layer in range(1, 6)}
+    assert set(losses) == names | {"loss"} | DIAGNOSTICS | more
 
 
 def test_weights_and_eos_coef():
@@ -105,6 +109,7 @@ def test_perfect_predictions():
         logits[b, torch.arange(count), target["labels"]] = 50.0
         boxes[b, :count] = target["boxes"]
     losses = SetCriterion(K)({"pred_logits": logits, "pred_boxes": boxes}, targets)
+    assert losses.pop("no_object_unmatched") == 1
     for name, value in losses.items():
         assert value.abs() < 1e-5, name
     logits[0, 0], logits[0, 4] = logits[0, 4].clone(), logits[0, 0].clone()  # one right class lost

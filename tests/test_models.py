@@ -354,7 +354,8 @@ class TestPostProcess:
     ("options", "message"),
     [
         ({"query_mode": "random"}, "query_mode is 'random'"),
-        ({"position_encoding": "none"}, "position_encoding is 'none'"),
+        ({"position_encoding": "polar"}, "position_encoding is 'polar'"),
+        ({"position_at": "output"}, "position_at is 'output'"),
         ({"num_queries": 0}, "num_queries 0"),
         ({"dim": 130}, "divisible"),
         ({"stride": 4}, "stride is 4"),

@@ -1,11 +1,13 @@
 """``detr-fast ablate``: train with one thing changed at a time, and say what it did."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from ..training import TrainConfig, distributed
 from ..training.ablation import VARIANTS, Ablation, changed_variants
+from ..training.engine import Interrupted
 from ..visualize import ablation_report, plot_ablation
 from .train import open_data
 
@@ -58,12 +60,16 @@ def run(args: argparse.Namespace) -> int:
     ablation = Ablation(config, open_data, args.out, device)
     total = len(variants) * args.repeats
     print(f"{len(variants)} variants, {args.repeats} seeds each: {total} trainings", flush=True)
-    for row in ablation.run(variants, range(args.repeats)):
-        print(
-            f"{row['variant']:<20} seed {row['seed']}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
-            f"duplicates {row['duplicates']:.2f}  ({row['train_seconds']:.0f} s)",
-            flush=True,
-        )
+    try:
+        for row in ablation.run(variants, range(args.repeats)):
+            print(
+                f"{row['variant']:<20} seed {row['seed']}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
+                f"duplicates {row['duplicates']:.2f}  ({row['train_seconds']:.0f} s)",
+                flush=True,
+            )
+    except Interrupted:
+        print("detr-fast: stopped; the same command goes on", file=sys.stderr)
+        return 130
     rows = ablation.rows()
     (args.out / "README.md").write_text(ablation_report(rows, config))
     plot_ablation(rows).save(args.out / "curves.png")

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,14 +25,10 @@ from ..precision import amp_dtype, autocast
 from . import distributed
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
+from .instability import MatchingWatch
 from .loader import TrainLoader, default_workers, make_loader
 from .logs import ProgressBar, RunLog
 from .schedule import make_optimizer, make_scheduler
-
-LOGGED = (
-    *("loss", "loss_ce", "loss_bbox", "loss_giou"),
-    *("class_error", "cardinality_error", "grad_norm"),
-)
 
 
 class Interrupted(Exception):
@@ -117,6 +114,7 @@ class Trainer:
         self.scheduler = make_scheduler(
             self.optimizer, config.schedule, self.total_steps, config.warmup_steps, config.lr_drop
         )
+        self.watch = MatchingWatch(self.criterion.matcher)
         self.step = 0
         self.best_ap = -math.inf
         self.images_seen, self.seconds = 0, 0.0
@@ -194,8 +192,10 @@ class Trainer:
             before, clock = clock, time.perf_counter()
             self.seconds += clock - before
             summed += 1
-            for name in LOGGED:
-                sums[name] = sums.get(name, 0) + losses[name]
+            if not sums:
+                sums = {name: value.clone() for name, value in losses.items()}
+            else:
+                torch._foreach_add_(list(sums.values()), [losses[name] for name in sums])
             bar.advance()
             if self.step % config.log_every == 0 or self.step % self.steps_per_epoch == 0:
                 means = {name: float(value) / summed for name, value in sums.items()}
@@ -279,7 +279,9 @@ class Trainer:
             self.config.batch_size,
             self.workers,
             self.amp,
+            self.watch.observe,
         )
+        row |= self.watch.finish()
         seconds = time.perf_counter() - started
         row |= {"seconds": round(seconds, 2), "train_seconds": round(self.seconds, 1)}
         if log is not None:
@@ -318,6 +320,7 @@ class Trainer:
                 "best_ap": self.best_ap,
                 "images_seen": self.images_seen,
                 "seconds": self.seconds,
+                "matching": self.watch.state(),
                 "config": self.config.to_dict(),
                 "model_args": self.model_args,
                 "class_names": list(self.train_set.class_names),
@@ -341,6 +344,7 @@ class Trainer:
         self.step = checkpoint["step"]
         self.scheduler.last_epoch = self.step  # the rates themselves are the optimizer's
         self.best_ap = checkpoint["best_ap"]
+        self.watch = MatchingWatch(self.criterion.matcher, checkpoint.get("matching"))
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
         _set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
 
@@ -352,8 +356,11 @@ def evaluate(
     batch_size: int,
     workers: int = 0,
     amp: torch.dtype | None = None,
+    observe: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
     """COCO figures of a model, and ``per_class``: class name -> AP. Equal on every process.
+
+    ``observe``: see ``detect``.
 
     Each process detects in its share of the images, none of them twice.
     """
@@ -361,7 +368,7 @@ def evaluate(
     loader = make_loader(
         torch.utils.data.Subset(dataset, list(shares)), workers, batch_size=batch_size
     )
-    found = detect(model, loader, device, amp)
+    found = detect(model, loader, device, amp, observe)
     row: dict[str, Any] = {}
     detections: dict[int, dict[str, Tensor]] = {}
     for part in distributed.gather(found):

@@ -44,13 +44,15 @@ class RunLog:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, Any]) -> None:
-        """Add a row; numbers among ``values`` go to TensorBoard too."""
+        """Add a row; numbers among ``values``, and in its dicts, go to TensorBoard too."""
         row = {"kind": kind, "step": step, "epoch": round(epoch, 4), **values}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            for part, number in value.items() if isinstance(value, dict) else (("", value),):
+                if isinstance(number, (int, float)):
+                    tag = f"{kind}/{name}/{part}" if part else f"{kind}/{name}"
+                    self._board.add_scalar(tag, number, step)
 
     def close(self) -> None:
         self._file.close()

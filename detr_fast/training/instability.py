@@ -1,0 +1,72 @@
+"""Matching instability: how many targets get another query than at the last evaluation.
+
+After DN-DETR (Li et al. 2022, section 3.1), which counts it between epochs of training images. Here
+the validation images are asked, since training images differ from epoch to epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..matching import FastMatcher
+from . import distributed
+
+
+class MatchingWatch:
+    """Notes which query answers for each validation target, from outputs that exist anyway.
+
+    Args:
+        matcher: that of training.
+        state: what ``state`` gave when the run was saved, to go on from there.
+    """
+
+    def __init__(self, matcher: FastMatcher, state: dict[str, Tensor] | None = None) -> None:
+        self.matcher = FastMatcher(
+            matcher.cost_class, matcher.cost_bbox, matcher.cost_giou, nonfinite="last"
+        )
+        self._seen: dict[int, Tensor] = {}  # image id -> [M] query of each target; -1 = none
+        self._before: dict[int, Tensor] | None = None
+        if state is not None:
+            rows = state["query_index"].split(state["counts"].tolist())
+            self._before = dict(zip(state["image_ids"].tolist(), rows, strict=True))
+
+    def observe(self, outputs: dict[str, Any], targets: Sequence[dict[str, Tensor]]) -> None:
+        """Match one batch of an evaluation: outputs of the last layer, targets with image ids."""
+        layer = {name: outputs[name] for name in ("pred_logits", "pred_boxes")}
+        wanted = [{name: target[name] for name in ("labels", "boxes")} for target in targets]
+        for target, (queries, index) in zip(targets, self.matcher(layer, wanted), strict=True):
+            row = torch.full((len(target["labels"]),), -1)
+            row[index.cpu()] = queries.cpu()
+            self._seen[int(target["image_id"])] = row
+
+    def finish(self) -> dict[str, float]:
+        """At the end of an evaluation, on every process: ``rematched_epoch``, on rank 0.
+
+        The share of the targets of all processes whose query changed; empty after the first
+        evaluation, and without targets.
+        """
+        now: dict[int, Tensor] = {}
+        for part in distributed.gather(self._seen):
+            now |= part
+        self._seen = {}
+        before, self._before = self._before, now or None
+        if before is None or before.keys() != now.keys():
+            return {}
+        total = sum(len(row) for row in now.values())
+        changed = sum(int((row != before[image]).sum()) for image, row in now.items())
+        return {"rematched_epoch": changed / total} if total else {}
+
+    def state(self) -> dict[str, Tensor] | None:
+        """The last evaluation's matching, as tensors for a checkpoint."""
+        if self._before is None:
+            return None
+        rows = list(self._before.values())
+        return {
+            "image_ids": torch.tensor(list(self._before)),
+            "counts": torch.tensor([len(row) for row in rows]),
+            "query_index": torch.cat(rows),
+        }

@@ -1,0 +1,155 @@
+"""Matching instability: between decoder layers by the criterion, between evaluations by a watch."""
+
+import json
+
+import pytest
+import torch
+
+from detr_fast import FastMatcher
+from detr_fast.data import Shapes
+from detr_fast.losses import SetCriterion
+from detr_fast.reference import HungarianMatcher
+from detr_fast.training import TrainConfig, Trainer, load_checkpoint
+from detr_fast.training.instability import MatchingWatch
+from detr_fast.training.recipes import eval_recipe, train_recipe
+
+
+def batch(seed: int, n: int = 7, counts: tuple[int, ...] = (3, 0, 5)):
+    generator = torch.Generator().manual_seed(seed)
+    layers = [
+        {
+            "pred_logits": torch.randn(len(counts), n, 4, generator=generator),
+            "pred_boxes": torch.rand(len(counts), n, 4, generator=generator) * 0.3 + 0.3,
+        }
+        for _ in range(3)
+    ]
+    targets = [
+        {
+            "labels": torch.randint(0, 3, (m,), generator=generator),
+            "boxes": torch.rand(m, 4, generator=generator) * 0.3 + 0.3,
+            "image_id": torch.tensor(10 + b),
+        }
+        for b, m in enumerate(counts)
+    ]
+    return layers, targets
+
+
+def queries(layer, targets) -> list[list[int]]:
+    """By SciPy, one image after the other; -1 = none."""
+    rows = []
+    for target, (chosen, index) in zip(targets, HungarianMatcher()(layer, targets), strict=True):
+        row = [-1] * len(target["labels"])
+        for q, t in zip(chosen.tolist(), index.tolist(), strict=True):
+            row[t] = q
+        rows.append(row)
+    return rows
+
+
+def flat(rows: list[list[int]]) -> list[int]:
+    return [query for row in rows for query in row]
+
+
+@pytest.mark.parametrize("n", [7, 2])
+def test_between_layers(n):
+    layers, targets = batch(0, n)
+    outputs = {**layers[-1], "aux_outputs": layers[:-1]}
+    losses = SetCriterion(3)(outputs, targets)
+    rows = [flat(queries(layer, targets)) for layer in layers]
+    for i in (1, 2):
+        changed = sum(a != b for a, b in zip(rows[i - 1], rows[i], strict=True))
+        assert float(losses[f"rematched_{i}"]) == pytest.approx(changed / 8)
+    assert "rematched_3" not in losses
+
+
+def test_probability_of_no_object():
+    layers, targets = batch(1)
+    losses = SetCriterion(3)(layers[0], targets)
+    empty = layers[0]["pred_logits"].softmax(-1)[..., -1]
+    matched = torch.zeros(3, 7, dtype=torch.bool)
+    for image, row in enumerate(queries(layers[0], targets)):
+        matched[image, row] = True
+    assert float(losses["no_object_matched"]) == pytest.approx(float(empty[matched].mean()))
+    assert float(losses["no_object_unmatched"]) == pytest.approx(float(empty[~matched].mean()))
+    assert "rematched_1" not in losses  # one layer
+
+
+def test_without_targets_everything_is_zero():
+    layers, targets = batch(2, counts=(0, 0))
+    losses = SetCriterion(3)({**layers[0], "aux_outputs": layers[1:]}, targets)
+    assert losses["rematched_1"] == 0 and losses["no_object_matched"] == 0
+
+
+class TestWatch:
+    def test_between_evaluations(self):
+        layers, targets = batch(3)
+        watch = MatchingWatch(FastMatcher())
+        for number, layer in enumerate(layers[:2]):
+            parts = [{k: v[b : b + 1] for k, v in layer.items()} for b in range(3)]
+            for part, target in zip(parts, targets, strict=True):
+                watch.observe(part, [target])
+            found = watch.finish()
+            assert number or found == {}
+        before, after = (flat(queries(layer, targets)) for layer in layers[:2])
+        changed = sum(a != b for a, b in zip(before, after, strict=True))
+        assert found == {"rematched_epoch": changed / 8} and changed
+
+    def test_goes_on_from_its_state(self):
+        layers, targets = batch(4)
+        watch = MatchingWatch(FastMatcher())
+        assert watch.state() is None
+        watch.observe(layers[0], targets)
+        watch.finish()
+        resumed = MatchingWatch(FastMatcher(), watch.state())
+        for one in (watch, resumed):
+            one.observe(layers[1], targets)
+        assert watch.finish() == resumed.finish() != {}
+
+    def test_other_images_are_not_compared(self):
+        layers, targets = batch(5)
+        watch = MatchingWatch(FastMatcher())
+        watch.observe(layers[0], targets)
+        watch.finish()
+        watch.observe({k: v[:2] for k, v in layers[0].items()}, targets[:2])
+        assert watch.finish() == {}
+
+
+def test_a_run_logs_it(tmp_path):
+    config = TrainConfig.create(epochs=2, batch_size=4, num_queries=6, amp="none", log_every=2)
+    train, val = (
+        Shapes(8, 64, seed, t(config)) for seed, t in ((0, train_recipe), (1, eval_recipe))
+    )
+    trainer = Trainer(config, train, val, tmp_path / "run", torch.device("cpu"), quiet=True)
+    trainer.run()
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    wanted = {
+        f"{part}{layer}"
+        for part in ("loss_ce", "loss_bbox", "loss_giou")
+        for layer in ("", "_0", "_1")
+    }
+    wanted |= {
+        "rematched_1",
+        "rematched_2",
+        "no_object_matched",
+        "no_object_unmatched",
+        "grad_norm",
+    }
+    for row in rows:
+        if row["kind"] == "train":
+            assert wanted <= set(row)
+            assert 0 <= row["rematched_1"] <= 1 and 0 < row["no_object_unmatched"] < 1
+    first, second = [row for row in rows if row["kind"] == "val"]
+    assert "rematched_epoch" not in first and 0 <= second["rematched_epoch"] <= 1
+    state = load_checkpoint(tmp_path / "run")["matching"]
+    assert (
+        int(state["counts"].sum())
+        == len(state["query_index"])
+        == sum(val.boxes_per_class().values())
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()["scalars"]
+    assert {"train/loss_ce_0", "val/per_class/circle", "train/rematched_1", "val/AP"} <= set(tags)

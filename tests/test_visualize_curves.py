@@ -1,0 +1,99 @@
+"""The page of a run's curves: every panel has its curve, and rows of older runs still draw."""
+
+import numpy as np
+import pytest
+
+from detr_fast.visualize import PALETTE, plot_training
+from detr_fast.visualize import curves as module
+
+
+def rows(layers: int = 3, matching: bool = True, classes: int = 3) -> list[dict]:
+    train = []
+    for step in range(1, 100):
+        row = {
+            "kind": "train",
+            "step": step,
+            "epoch": step / 10,
+            "grad_norm": 10 / step,
+            "lr": 1e-4,
+        }
+        for name in ("loss_ce", "loss_bbox", "loss_giou"):
+            row[name] = 1 / step
+            row |= {f"{name}_{i}": (2 - 0.1 * i) / step for i in range(layers - 1)}
+        if matching:
+            row |= {f"rematched_{i}": 0.5 / step for i in range(1, layers)}
+            row |= {"no_object_matched": 0.5, "no_object_unmatched": 0.9}
+        train.append(row)
+    val = [
+        {"kind": "val", "epoch": e, "AP": 0.1 * e, "AP50": 0.1, "AP75": 0.0}
+        | {"AP_small": 0.05 * e, "AP_medium": 0.1 * e, "AP_large": -1.0}
+        | {"per_class": {f"class {k}": 0.1 * e / (k + 1) for k in range(classes)}}
+        | ({"rematched_epoch": 0.5 / e} if e > 1 and matching else {})
+        for e in range(1, 10)
+    ]
+    return [*train, *val]
+
+
+def drawn(monkeypatch, *args) -> tuple[list, object]:
+    """The axes of the figure, and the picture."""
+    figures = []
+    new_figure = module.new_figure
+    monkeypatch.setattr(
+        module, "new_figure", lambda *a, **k: figures.append(new_figure(*a, **k)) or figures[0]
+    )
+    picture = plot_training(*args)
+    return figures[0].axes, picture
+
+
+def curve(axes, label: str) -> np.ndarray:
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return line.get_xydata()
+
+
+def test_every_panel(monkeypatch):
+    data = rows()
+    axes, picture = drawn(monkeypatch, data, "a run")
+    assert picture.width > 1200
+    panels = {ax.get_title(): ax for ax in axes}
+    losses = panels["class loss (cross-entropy)"]
+    assert losses.get_legend_handles_labels()[1] == ["layer 1", "layer 2", "layer 3 (last)"]
+    smoothed = curve(losses, "layer 1")
+    assert smoothed[0] == pytest.approx([0.15, 1.5])  # of steps 1 and 2: a fortieth of 99
+    accuracy = panels["validation; last: AP 0.900, AP50 0.100"]
+    assert curve(accuracy, "AP").tolist() == pytest.approx(
+        np.array([[e, 0.1 * e] for e in range(1, 10)])
+    )
+    assert len(panels["AP by class"].lines) == 3
+    sizes = panels["AP by size (COCO: 32 and 96 pixels)"]
+    assert sizes.get_legend_handles_labels()[1] == ["small", "medium"]  # no large object
+    assert len(panels['probability of "no object"'].lines) == 2
+    instability = panels["share of targets whose query changes"]
+    assert instability.get_legend_handles_labels()[1] == [
+        *("from layer 1 to 2", "from layer 2 to 3", "since the last evaluation")
+    ]
+    assert curve(instability, "since the last evaluation")[0].tolist() == [2, 0.25]
+    assert panels["gradient norm (blue), learning rate (red)"].lines
+
+
+def test_rows_of_an_older_version(monkeypatch):
+    axes, _ = drawn(monkeypatch, rows(layers=1, matching=False))
+    titles = {ax.get_title() for ax in axes}
+    assert 'probability of "no object"' not in titles
+    assert "share of targets whose query changes" not in titles
+
+
+def test_short_and_many(monkeypatch):
+    data = rows()
+    plot_training(data[:1])
+    plot_training([])
+    axes, _ = drawn(monkeypatch, rows(classes=80))
+    (classes,) = [ax for ax in axes if ax.get_title() == "AP by class"]
+    labels = classes.get_legend_handles_labels()[1]
+    assert labels[0] == "class 0" and labels[-1] == "class 79" and len(labels) == 10
+
+
+def test_colours_are_there():
+    pixels = np.array(plot_training(rows())).astype(int)
+    for colour in PALETTE[:3]:
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (abs(pixels - wanted).sum(-1) < 30).any()
