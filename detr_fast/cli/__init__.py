@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from .. import __version__
 from ..data import clean_message
 from ..training import distributed
-from . import ablate, evaluate, predict, train, visualize
+from . import ablate, evaluate, predict, report, train, visualize
 
-COMMANDS = (train, evaluate, predict, visualize, ablate)
+COMMANDS = (train, evaluate, predict, visualize, report, ablate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         for row in ablation.run(variants, range(args.repeats)):
             print(
-                f"{row['variant']:<20} seed {row['seed']}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
-                f"duplicates {row['duplicates']:.2f}  ({row['train_seconds']:.0f} s)",
+                f"{row['variant']:<20} seed {row['seed']}  AP {row['AP']:.3f}  "
+                f"AP50 {row['AP50']:.3f}  duplicates {row['duplicates']:.2f}  "
+                f"({row['train_seconds']:.0f} s)",
                 flush=True,
             )
     except Interrupted:

@@ -1,13 +1,16 @@
-"""Pictures of a model's predictions in a data set."""
+"""Pictures of a model's predictions in a data set, and its images as model and reader want them."""
+
+from collections.abc import Iterator
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from ..data import DetectionDataset, denormalize
 from ..models import PostProcess
 from ..precision import autocast
+from ..training.loader import make_loader
 from ..visualize import draw_detections, enlarge, image_grid
 
 
@@ -42,3 +45,16 @@ def prediction_grid(
             )
         )
     return image_grid(cells, columns=4)
+
+
+def batches(
+    dataset: torch.utils.data.Dataset, device: torch.device, size: int = 16
+) -> Iterator[tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]]:
+    """Batches on the device as the model takes them: images, mask or None, targets."""
+    for images, mask, targets in make_loader(dataset, 0, batch_size=size):
+        yield images.to(device), mask.to(device) if mask.any() else None, targets
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """What the model was given, [3, H, W], as it looked before normalisation."""
+    return F.to_pil_image(denormalize(image).cpu())

@@ -1,19 +1,16 @@
 """``detr-fast visualize``: pictures of what a trained model sees, decides and has learned."""
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..data import DetectionDataset, denormalize, read_image
+from ..data import DetectionDataset, read_image
 from ..precision import amp_dtype, autocast
 from ..training import TrainConfig, distributed, load_checkpoint, load_model
-from ..training.loader import make_loader
 from ..training.logs import read_metrics
 from ..training.recipes import eval_recipe
 from ..visualize import (
@@ -25,6 +22,7 @@ from ..visualize import (
     plot_query_use,
     plot_training,
 )
+from .pictures import as_picture, batches
 from .train import open_val_data
 
 
@@ -140,7 +138,7 @@ def _number(name: str, text: str) -> int:
 def _queries(args: argparse.Namespace) -> None:
     model, dataset, device, _ = _open(args)
     chosen = torch.utils.data.Subset(dataset, range(min(args.images, len(dataset))))
-    predictions = collect_predictions(model, _batches(chosen, device), amp_dtype(args.amp, device))
+    predictions = collect_predictions(model, batches(chosen, device), amp_dtype(args.amp, device))
     _save(
         args.out,
         {
@@ -156,11 +154,11 @@ def _matching(args: argparse.Namespace) -> None:
     if not 0 <= args.index < len(dataset):
         raise ValueError(f"--index is {args.index}, the data has images 0..{len(dataset) - 1}")
     chosen = torch.utils.data.Subset(dataset, [args.index])
-    ((images, mask, targets),) = _batches(chosen, device)
+    ((images, mask, targets),) = batches(chosen, device)
     with autocast(device, amp_dtype(args.amp, device)):
         outputs = model(images, mask)
     layers = [*outputs.get("aux_outputs", ()), outputs]
-    picture = plot_matching(_picture(images[0]), layers, targets[0], names, layer=args.layer)
+    picture = plot_matching(as_picture(images[0]), layers, targets[0], names, layer=args.layer)
     _save(args.out, {f"matching-{args.index}": picture})
 
 
@@ -181,19 +179,6 @@ def _open(
     config = TrainConfig.from_dict(checkpoint["config"])
     dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
     return load_model(checkpoint).to(device).eval(), dataset, device, checkpoint["class_names"]
-
-
-def _batches(
-    dataset: torch.utils.data.Dataset, device: torch.device, size: int = 16
-) -> Iterator[tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]]:
-    """Batches on the device, as the model takes them."""
-    for images, mask, targets in make_loader(dataset, 0, batch_size=size):
-        yield images.to(device), mask.to(device) if mask.any() else None, targets
-
-
-def _picture(image: Tensor) -> Image.Image:
-    """What the model was given, as it looked before normalisation."""
-    return F.to_pil_image(denormalize(image).cpu())
 
 
 def _save(folder: Path, pictures: dict[str, Image.Image]) -> None:

@@ -1,0 +1,212 @@
+"""``detr-fast report``: everything about a run in one HTML file."""
+
+import argparse
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from .. import __version__
+from ..data import DetectionDataset
+from ..evaluation import METRICS
+from ..models import PostProcess
+from ..training import TrainConfig, distributed, load_checkpoint, load_model
+from ..training.logs import read_metrics
+from ..visualize import (
+    collect_predictions,
+    image_grid,
+    plot_decoder_attention,
+    plot_encoder_attention,
+    plot_query_boxes,
+    plot_query_use,
+    plot_training,
+)
+from ..visualize.report import Page, image_quality, plot_dataset, truth_and_detections
+from .pictures import as_picture, batches
+from .train import open_data
+
+Found = tuple[float, int, dict[str, Tensor]]  # quality, index in the data, detections in 0..1
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command's options."""
+    parser = subparsers.add_parser(
+        "report",
+        help="one HTML page about a run",
+        description="Write one self-contained HTML page about a run: RUN/report.html.",
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--out", type=Path, help="default: RUN/report.html")
+    parser.add_argument(
+        "--images", type=int, default=200, help="validation images looked at; default: 200"
+    )
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page."""
+    rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
+    if args.images < 1:
+        raise ValueError(f"images is {args.images}, expected at least 1")
+    checkpoint = load_checkpoint(args.run_dir)
+    config = TrainConfig.from_dict(checkpoint["config"])
+    device = distributed.start(args.device)
+    model = load_model(checkpoint).to(device)
+    train_set, val_set = open_data(config, checkpoint["class_names"])
+    page = Page(f"{args.run_dir.resolve().name}: {config.model} on {config.data}")
+    vals = [row for row in rows if row["kind"] == "val"]
+    _results(page, vals, val_set)
+    page.section("Training")
+    page.picture(plot_training(rows), "losses, accuracy, matching and optimizer over the epochs")
+    chosen = torch.utils.data.Subset(val_set, range(min(args.images, len(val_set))))
+    _images(page, model, val_set, chosen, device)
+    predictions = collect_predictions(model, batches(chosen, device))
+    page.section("Queries")
+    page.picture(plot_query_boxes(predictions), "centres of each query's boxes")
+    page.picture(plot_query_use(predictions), "how often each query is used")
+    page.section("Data")
+    page.tables((("split", "what"), [("train", train_set.describe()), ("val", val_set.describe())]))
+    page.picture(plot_dataset({"train": train_set, "val": val_set}), "classes, counts, box sizes")
+    _speed(page, rows, vals, model, checkpoint)
+    page.section("Configuration")
+    settings = [(name, str(value)) for name, value in sorted(config.to_dict().items())]
+    third = -(-len(settings) // 3)
+    page.tables(
+        *((("option", "value"), settings[i : i + third]) for i in range(0, len(settings), third))
+    )
+    page.text(f"Written by detr_fast {__version__}, torch {torch.__version__}.")
+    out = args.out or args.run_dir / "report.html"
+    out.write_text(page.html(), encoding="utf-8")
+    print(f"wrote {out}")
+    return 0
+
+
+def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset) -> None:
+    page.section("Results")
+    if not vals:
+        page.text("This run has not been evaluated yet.")
+        return
+    last, best = vals[-1], max(vals, key=lambda row: row["AP"])
+    page.numbers(
+        {
+            "AP": _figure(last["AP"]),
+            "AP50": _figure(last["AP50"]),
+            "AP75": _figure(last["AP75"]),
+            "epochs": f"{last['epoch']:g}",
+            "of training": _duration(last["train_seconds"]),
+        }
+    )
+    page.text(
+        f"After epoch {last['epoch']:g}; the best AP was {_figure(best['AP'])}, after epoch "
+        f"{best['epoch']:g}. COCO figures on the {len(val_set):,} validation images; '-' where "
+        "there is no such object."
+    )
+    boxes = val_set.boxes_per_class()
+    classes = sorted(last["per_class"].items(), key=lambda item: -item[1])
+    page.tables(
+        (("COCO figure", "value"), [(name, _figure(last[name])) for name in METRICS]),
+        (
+            ("class", "boxes", "AP"),
+            [(name, f"{boxes.get(name, 0):,}", _figure(ap)) for name, ap in classes],
+        ),
+    )
+
+
+@torch.no_grad()
+def _images(
+    page: Page,
+    model: nn.Module,
+    val_set: DetectionDataset,
+    chosen: torch.utils.data.Dataset,
+    device: torch.device,
+) -> None:
+    """The best and the worst images, and attention in some."""
+    postprocess = PostProcess()
+    found: list[Found] = []
+    model.eval()
+    for images, mask, targets in batches(chosen, device):
+        outputs = model(images, mask)
+        unit = torch.ones(len(targets), 2, device=device)
+        for target, one in zip(targets, postprocess(outputs, unit), strict=True):
+            one = {name: value.cpu() for name, value in one.items()}
+            corners = box_convert(target["boxes"], "cxcywh", "xyxy")
+            found.append((image_quality(one, target["labels"], corners), len(found), one))
+    found.sort(key=lambda item: (item[0], item[1]))
+    page.section("Images")
+    page.text(
+        "Targets left, detections above 0.5 right. Sorted by the IoU of detections and targets of "
+        f"one class, paired one to one, over the larger of their numbers; of {len(found):,} images."
+    )
+    few = min(6, -(-len(found) // 2))
+    for title, group in (("Worst", found[:few]), ("Best", found[::-1][:few])):
+        page.text(f"{title}: {', '.join(f'{quality:.2f}' for quality, _, _ in group)}")
+        pictures = [_pair(val_set, index, one) for _, index, one in group]
+        page.picture(image_grid(pictures, 2), f"{title} images", photograph=True)
+    page.section("Attention")
+    shown = 0
+    for _, index, one in found[::-1]:
+        if float(one["scores"].max()) < 0.5 or shown == 2:
+            continue
+        image = _image(val_set, index, device)
+        picture = as_picture(image)
+        if not shown:
+            page.text("What encoder cells at four points attend to:")
+            page.picture(plot_encoder_attention(model, image, picture), "encoder attention")
+            page.text("Detections, and the cross-attention of their queries, layer by layer:")
+        drawn = plot_decoder_attention(
+            model, image, picture, val_set.class_names, layer="all", most=4
+        )
+        page.picture(drawn, "decoder attention")
+        shown += 1
+    if not shown:
+        page.text("No detection reaches a score of 0.5 in these images.")
+
+
+def _image(val_set: DetectionDataset, index: int, device: torch.device) -> Tensor:
+    ((images, _, _),) = batches(torch.utils.data.Subset(val_set, [index]), device)
+    return images[0]
+
+
+def _pair(val_set: DetectionDataset, index: int, found: dict[str, Tensor]) -> Any:
+    ((images, _, targets),) = batches(
+        torch.utils.data.Subset(val_set, [index]), torch.device("cpu")
+    )
+    return truth_and_detections(
+        as_picture(images[0]), targets[0]["labels"], targets[0]["boxes"], found, val_set.class_names
+    )
+
+
+def _speed(
+    page: Page,
+    rows: list[dict[str, Any]],
+    vals: list[dict[str, Any]],
+    model: nn.Module,
+    checkpoint: dict[str, Any],
+) -> None:
+    page.section("Speed")
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    table = [
+        ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
+        ("optimizer steps", f"{checkpoint['step']:,}"),
+        ("images trained on", f"{checkpoint['images_seen']:,}"),
+        ("seconds of training", f"{checkpoint['seconds']:,.0f}"),
+    ]
+    if speeds:
+        table.append(("images per second, median", f"{median(speeds):,.1f}"))
+    if vals:
+        table.append(("seconds of the last evaluation", f"{vals[-1]['seconds']:,.1f}"))
+    page.tables((("", ""), table))
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if value >= 0 else "-"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
