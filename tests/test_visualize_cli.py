@@ -1,0 +1,61 @@
+"""``detr-fast visualize``, end to end, for both kinds of queries."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from detr_fast.cli import main
+
+
+@pytest.fixture(scope="module", params=["anchor", "learned"])
+def run(request, voc_folder, tmp_path_factory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    options = ["--data", f"voc:{voc_folder}", "--epochs", "1", "--runs", str(runs), "--name", "r"]
+    options += ["--batch-size", "4", "--num-queries", "6", "--query-mode", request.param]
+    assert main(["train", *options, "--device", "cpu", "--workers", "0"]) == 0
+    return runs / "r"
+
+
+def test_attention(run, voc_folder, tmp_path, capsys):
+    image = sorted((voc_folder / "JPEGImages").iterdir())[0]
+    options = ["visualize", "attention", str(run), str(image), "--out", str(tmp_path)]
+    assert main([*options, "--threshold", "0", "--most", "2"]) == 0
+    names = {f"{image.stem}-{kind}.png" for kind in ("decoder", "encoder")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for extra in (
+        ["--layer", "all"],
+        ["--head", "each"],
+        ["--head", "0", "--layer", "1"],
+        ["--point", "10,20", "--point", "30,5.5"],
+    ):
+        assert main([*options, "--threshold", "0", *extra]) == 0
+    capsys.readouterr()
+    for extra, message in (
+        (["--threshold", "1"], "no detection reaches 1.0"),
+        (["--threshold", "0", "--layer", "some"], "--layer is 'some'"),
+        (["--threshold", "0", "--point", "100,3"], "outside the 64 x 64 image"),
+    ):
+        assert main([*options, *extra]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*options, "--point", "5"])
+
+
+def test_queries_and_matching(run, voc_folder, tmp_path, capsys):
+    assert main(["visualize", "queries", str(run), "--out", str(tmp_path)]) == 0
+    assert main(["visualize", "matching", str(run), "--out", str(tmp_path), "--index", "2"]) == 0
+    other = ["--data", f"voc:{voc_folder}", "--split", "train", "--images", "3"]
+    assert main(["visualize", "queries", str(run), "--out", str(tmp_path / "other"), *other]) == 0
+    for name in ("queries.png", "query-use.png", "matching-2.png", "other/queries.png"):
+        assert min(Image.open(tmp_path / name).size) > 150
+    capsys.readouterr()
+    assert main(["visualize", "matching", str(run), "--index", "6"]) == 2
+    assert "images 0..5" in capsys.readouterr().err
+
+
+def test_curves(run, tmp_path, capsys):
+    assert main(["visualize", "curves", str(run), "--out", str(tmp_path / "c.png")]) == 0
+    assert Image.open(tmp_path / "c.png").width > 1000
+    assert main(["visualize", "curves", str(tmp_path)]) == 2
+    assert "is missing, or has no row" in capsys.readouterr().err
