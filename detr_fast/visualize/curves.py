@@ -148,7 +148,7 @@ def _optimizer(axes: Axes, train: Rows) -> None:
     axes.plot(x, y, color=PALETTE[0], alpha=0.25, linewidth=0.8)
     axes.plot(*_smooth(x, y), color=PALETTE[0])
     axes.set_yscale("log")
-    axes.tick_params(axis="y", labelcolor=PALETTE[0])
+    axes.tick_params(axis="y", which="both", labelcolor=PALETTE[0])
     other = axes.twinx()
     other.plot(*_series(train, "lr"), color=PALETTE[1])
     other.set_ylim(0, None)

@@ -32,9 +32,10 @@ p { margin: .4rem 0; }
 .figure img { min-width: 680px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 td, th { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid #eee;
-         overflow-wrap: anywhere; }
+         overflow-wrap: break-word; }
 td.number, th.number { text-align: right; }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
+.tables > .wide { min-width: 0; max-width: 100%; }
 .figures { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; margin: .8rem 0; }
 .figures div { min-width: 6rem; }
 .figures b { display: block; font-size: 1.5rem; }
@@ -93,7 +94,7 @@ class Page:
 
     def html(self) -> str:
         """The whole page."""
-        links = "".join(
+        links = " ".join(
             f'<a href="#s{i}">{html.escape(name)}</a>' for i, (name, _) in enumerate(self._sections)
         )
         body = "".join(
@@ -181,7 +182,7 @@ def truth_and_detections(
 
 def plot_dataset(datasets: Mapping[str, DetectionDataset]) -> Image.Image:
     """Objects per class, objects per image and box sizes, of each split."""
-    figure = new_figure(12, 3.3)
+    figure = new_figure(12, 3.6)
     classes, counts, sizes = figure.subplots(1, 3)
     for axes in (classes, counts, sizes):
         open_axes(axes)
@@ -209,7 +210,8 @@ def plot_dataset(datasets: Mapping[str, DetectionDataset]) -> Image.Image:
     classes.set_title(
         "share of the boxes by class" + (", top 15" if len(names) > 15 else ""), fontsize=10
     )
-    classes.legend(frameon=False, fontsize=8)
+    handles, labels = classes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     counts.set_title("objects per image", fontsize=10)
     counts.set_ylabel("share of the images")
     counts.xaxis.get_major_locator().set_params(integer=True)
