@@ -244,6 +244,8 @@ def test_command(voc_folder, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {
         *("results.jsonl", "README.md", "curves.png", "config.json")
     }
+    command = f"detr-fast ablate --data voc:{voc_folder} --num-queries 6 --epochs 1 --batch-size 4"
+    assert f"{command} --repeats 2 --only no-self-attention\n" in (out / "README.md").read_text()
     capsys.readouterr()
     assert main([*options, "--repeats", "2", *only]) == 0
     assert "seed" not in capsys.readouterr().out.split("\n", 1)[1].split("wrote")[0]

@@ -1,6 +1,7 @@
 """``detr-fast ablate``: train with one thing changed at a time, and say what it did."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("ablation"), help="default: ablation")
     parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.set_defaults(parser=parser)
     return parser
 
 
@@ -72,7 +74,19 @@ def run(args: argparse.Namespace) -> int:
         print("detr-fast: stopped; the same command goes on", file=sys.stderr)
         return 130
     rows = ablation.rows()
-    (args.out / "README.md").write_text(ablation_report(rows, config))
+    (args.out / "README.md").write_text(ablation_report(rows, config, _command(args)))
     plot_ablation(rows).save(args.out / "curves.png")
     print(f"\nwrote {args.out}/: results.jsonl, README.md, curves.png")
     return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What was asked for, without where it goes and runs."""
+    words = ["detr-fast", "ablate"]
+    for name, value in vars(args).items():
+        if name in ("out", "device", "debug", "run", "parser"):
+            continue
+        if value != args.parser.get_default(name):
+            values = value if isinstance(value, list) else [value]
+            words += ["--" + name.replace("_", "-"), *map(str, values)]
+    return shlex.join(words)

@@ -20,12 +20,13 @@ Rows = Sequence[dict[str, Any]]
 _T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
-def ablation_report(rows: Rows, config: TrainConfig) -> str:
+def ablation_report(rows: Rows, config: TrainConfig, command: str = "detr-fast ablate") -> str:
     """A Markdown page: what was trained, the table with its spread, and a reading of each group.
 
     Args:
         rows: as ``Ablation`` writes them.
         config: the baseline.
+        command: that made them.
     """
     by_variant = _by_variant(rows)
     if BASELINE not in by_variant:
@@ -35,6 +36,8 @@ def ablation_report(rows: Rows, config: TrainConfig) -> str:
     size = "x".join(map(str, config.image_size)) + " pixels, " if config.image_size else ""
     lines = [
         "# What each part is good for",
+        "",
+        f"```bash\n{command}\n```",
         "",
         f"Baseline: {config.model} on {config.data}, {size}{config.num_queries} queries, "
         f"{config.epochs} epochs ({' or '.join(map(str, sorted(steps)))} steps of "

@@ -140,7 +140,7 @@ def plot_matching(
     found = every[layer]
     count = len(found.query_index)
     names = [f"{t}: {class_names[int(k)]}" for t, k in enumerate(target["labels"])]
-    figure = new_figure(12.5, 7.6 + 0.16 * max(0, count - 6))
+    figure = new_figure(12.5, 7.6 + 0.24 * max(0, count - 6))
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.5), height_ratios=(1.25, 1))
     boxes = layers[layer]["pred_boxes"][image].float().cpu()
     _pairs(figure.add_subplot(grid[0, 0]), picture, target, boxes, found)
@@ -225,9 +225,9 @@ def _parts(axes: Axes, found: ImageMatching, names: list[str], matcher: FastMatc
     )
     open_axes(axes)
     height = 0.36
-    for offset, index, hatch in (
-        (-height / 2, found.query_index, None),
-        (height / 2, found.greedy_index, "////"),
+    for offset, index, other, hatch in (
+        (-height / 2, found.query_index, found.greedy_index, None),
+        (height / 2, found.greedy_index, found.query_index, "////"),
     ):
         left = np.zeros(len(names))
         for (label, colour), cost, constant in zip(
@@ -245,10 +245,13 @@ def _parts(axes: Axes, found: ImageMatching, names: list[str], matcher: FastMatc
             )  # fmt: skip
             left += value
         for t, query in enumerate(index.tolist()):
+            alike = query == int(other[t])
+            if alike and hatch:
+                continue  # one label for both bars
             text = "no query" if query < 0 else f"query {query}"
             axes.annotate(
-                text, (left[t], t + offset), (3, 0), textcoords="offset points", va="center",
-                fontsize=7,
+                text, (left[t], t + (0 if alike else offset)), (3, 0),
+                textcoords="offset points", va="center", fontsize=7,
             )  # fmt: skip
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
