@@ -9,19 +9,6 @@
 namespace detr_fast::cpu {
 namespace {
 
-template <class Real>
-struct IndexOf;
-template <>
-struct IndexOf<float> {
-  using type = I;
-  using lane = int32_t;
-};
-template <>
-struct IndexOf<double> {
-  using type = L;
-  using lane = int64_t;
-};
-
 // kCount vectors' running minima, where each came from, and what is wrong with the entries seen.
 template <class Real, int kCount>
 struct RunningMinima {
