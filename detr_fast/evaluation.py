@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
+from .data import Batch, Prefetcher
 from .models import PostProcess
 from .precision import autocast
 
@@ -37,7 +38,7 @@ _DESCRIPTIONS = (
 @torch.no_grad()
 def detect(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor, list[dict[str, Any]]]],
+    loader: Iterable[Batch],
     device: torch.device,
     amp: torch.dtype | None = None,
 ) -> dict[int, dict[str, Tensor]]:
@@ -47,18 +48,40 @@ def detect(
     """
     model.eval()
     postprocess = PostProcess()
-    detections = {}
-    for images, mask, targets in loader:
-        padded = mask.any()  # read on the host, before the copy
-        mask = mask.to(device, non_blocking=True) if padded else None
+    detections: dict[int, dict[str, Tensor]] = {}
+    for images, mask, targets in Prefetcher(device).batches(loader):
         with autocast(device, amp):
-            outputs = model(images.to(device, non_blocking=True), mask)
+            outputs = model(images, mask)
         # Boxes are relative to each image without its padding, as the position encoding is.
-        original = torch.stack([target["orig_size"] for target in targets]).to(device)
-        results = postprocess(outputs, original)
-        for target, result in zip(targets, results, strict=True):
-            detections[int(target["image_id"])] = {k: v.cpu() for k, v in result.items()}
+        original = torch.stack([target["orig_size"] for target in targets])
+        # Two copies for the whole batch, instead of some for each image.
+        outputs = {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
+        for target, result in zip(targets, postprocess(outputs, original), strict=True):
+            detections[int(target["image_id"])] = result
     return detections
+
+
+def merge_detections(
+    parts: Iterable[dict[int, dict[str, Tensor]]], images: int
+) -> dict[int, dict[str, Tensor]]:
+    """The detections of all processes, in the order of image ids.
+
+    Args:
+        parts: each process's, as ``detect`` returns them.
+        images: how many images there are.
+
+    Raises:
+        RuntimeError: an image that two processes saw, or one that none did: the figures would not
+            be those of the data.
+    """
+    merged: dict[int, dict[str, Tensor]] = {}
+    for part in parts:
+        if twice := merged.keys() & part.keys():
+            raise RuntimeError(f"image {min(twice)} was evaluated by two processes")
+        merged |= part
+    if len(merged) != images:
+        raise RuntimeError(f"{len(merged)} of {images} images were evaluated")
+    return dict(sorted(merged.items()))
 
 
 def coco_metrics(

@@ -46,7 +46,7 @@ def test_colour_modes_become_rgb(tmp_path, mode, suffix):
     path = tmp_path / f"image.{suffix}"
     image.save(path, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
     pixels = read_image(path)
-    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 10, 20) and pixels.is_contiguous()
+    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 10, 20) and pixels.permute(1, 2, 0).is_contiguous()
     assert_colour(pixels[:, 5, 3], RED, tolerance=6)
     assert_colour(pixels[:, 5, 17], GREEN, tolerance=6)
 

@@ -5,7 +5,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional as F
 
-from ..data import DetectionDataset, denormalize
+from ..data import DetectionDataset, collate, denormalize, to_device
 from ..models import PostProcess
 from ..precision import autocast
 from ..visualize import draw_detections, enlarge, image_grid
@@ -26,12 +26,12 @@ def prediction_grid(
     postprocess = PostProcess(score_threshold)
     cells = []
     for index in range(min(images, len(dataset))):
-        image, _ = dataset[index]
+        images, _, _ = to_device(collate([dataset[index]]), device)
         with autocast(device, amp):
-            outputs = model(image[None].to(device))
-        size = torch.tensor([image.shape[-2:]], device=device)
+            outputs = model(images)
+        size = torch.tensor([images.shape[-2:]], device=device)
         found = {k: v.cpu() for k, v in postprocess(outputs, size)[0].items()}
-        picture, factor = enlarge(F.to_pil_image(denormalize(image)), cell)
+        picture, factor = enlarge(F.to_pil_image(denormalize(images[0]).cpu()), cell)
         cells.append(
             draw_detections(
                 picture,

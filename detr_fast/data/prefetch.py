@@ -1,0 +1,106 @@
+"""Batches on their way to the model: copied and normalised while the step before is computed."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from detr_fast.data.collate import Batch
+from detr_fast.data.transforms import normalize
+from detr_fast.packing import PackedTargets
+
+
+class Prefetcher:
+    """Makes a loader's batches ready on the device, and measures how long they were waited for.
+
+    On a GPU copying and normalising run on a stream of their own, beside the step that was queued
+    last. On the CPU each batch is made ready when it is asked for.
+
+    Attributes:
+        data_seconds: how long this process has waited for batches so far. Where that is most of
+            the time, the loader is the bottleneck; where it is next to nothing, the step is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.data_seconds = 0.0
+
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The loader's batches as :func:`to_device` gives them.
+
+        Args:
+            loader: yields what ``collate`` makes; in page-locked memory, if the device is a GPU and
+                nothing is to wait.
+        """
+        source = iter(loader)
+        while True:
+            started = time.perf_counter()
+            # Asked for after the caller has queued its step: so the GPU has work meanwhile.
+            batch = next(source, None)
+            if batch is not None:
+                batch = self._ready(batch)
+            self.data_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _ready(self, batch: Batch) -> Batch:
+        if self.device.type != "cuda":
+            return to_device(batch, self.device)
+        side = _side_stream(self.device)
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(side):
+            batch = to_device(batch, self.device)
+        current.wait_stream(side)  # the GPU's stream waits, not this process
+        for tensor in _tensors(batch):
+            # Allocated on the side stream, used on this one: its memory may go to a later batch
+            # only when what will be queued here is done.
+            tensor.record_stream(current)
+        return batch
+
+
+@functools.cache  # each stream has a memory pool of its own
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    yield batch.images
+    if batch.mask is not None:
+        yield batch.mask
+    if isinstance(batch.targets, PackedTargets):
+        yield batch.targets.buffer  # the others are views of it
+    else:
+        for target in batch.targets:
+            yield target["labels"]
+            yield target["boxes"]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where the model is: images float32 and normalised, no mask where nothing is padded.
+
+    From page-locked memory nothing here waits for a GPU. What is already there is left as it is.
+
+    Args:
+        batch: as :func:`collate` makes it. Of targets that are a list only labels and boxes go
+            along.
+    """
+    images, mask, targets = batch
+    if mask is not None and mask.is_cpu and not mask.any():  # read here, before the copy
+        mask = None
+    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    mask = None if mask is None else mask.to(device, non_blocking=True)
+    if images.dtype == torch.uint8:
+        images = normalize(images, mask)
+    if isinstance(targets, PackedTargets):
+        targets = targets.to(device)
+    else:
+        targets = [
+            target | {k: target[k].to(device, non_blocking=True) for k in ("labels", "boxes")}
+            for target in targets
+        ]
+    return Batch(images, mask, targets)
