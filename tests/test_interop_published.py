@@ -290,3 +290,17 @@ def test_predictions_that_need_gradients():
     with torch.no_grad():
         leaf[0, 0] = torch.nan
     assert not matcher(outputs, targets, return_topk=2)["indices_o2m"][0][0].requires_grad
+
+
+def test_under_compile():
+    """Not part of the graph, so that what is no error in eager mode is none there."""
+    outputs, targets = batch(30, [4, 0, 7])
+    del outputs["other"]
+    matcher = dfine.HungarianMatcher(WEIGHTS, use_focal_loss=True)
+    compiled = torch.compile(lambda *given: matcher(*given)["indices"], backend="eager")
+    assert_same(compiled(outputs, targets), matcher(outputs, targets)["indices"])
+    outputs["pred_logits"][0, 3] = torch.nan
+    assert_same(compiled(outputs, targets), matcher(outputs, targets)["indices"])
+    targets[0]["labels"][1] = K
+    with pytest.raises(ValueError, match=r"^targets\[0\]\['labels'\]\[1\] is 9, but "):
+        compiled(outputs, targets)

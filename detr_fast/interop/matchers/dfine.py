@@ -54,7 +54,7 @@ class HungarianMatcher(rtdetr.HungarianMatcher):
     ) -> Pairs:
         fast = fast_matcher(self, self._options())
         costs = _nan_costs_one(cost_blocks(fast, outputs, targets))
-        joined = [pairs]
+        joined = [[(i.cpu(), j.cpu()) for i, j in pairs]]
         for _ in range(int(rounds) - 1):
             for cost, matched in zip(costs, joined[-1], strict=True):
                 used = torch.cat(matched)

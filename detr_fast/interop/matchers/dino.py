@@ -56,6 +56,7 @@ class SimpleMinsumMatcher(HungarianMatcher):
     Arguments as for :class:`HungarianMatcher`.
     """
 
+    @torch.compiler.disable
     def forward(self, outputs: Outputs, targets: Targets) -> Pairs:
         """As :class:`HungarianMatcher`, but each pair of indices has length M.
 

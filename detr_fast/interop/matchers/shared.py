@@ -19,7 +19,9 @@ Fill = Callable[[list[Tensor]], list[Tensor]]  # all images' costs [N, M] -> the
 class Matcher(nn.Module):
     """A matcher whose attributes are another project's.
 
-    They may be changed after construction, as in the original.
+    They may be changed after construction, as in the original. As there, what is wrong with a call
+    is raised by that call, and for CUDA predictions the host waits for their matching:
+    :class:`detr_fast.FastMatcher` itself need not.
 
     Attributes:
         index_device: where the returned indices lie: the CPU, as the originals' do, unless set.
@@ -33,6 +35,7 @@ class Matcher(nn.Module):
         """The arguments of FastMatcher."""
         raise NotImplementedError
 
+    @torch.compiler.disable
     def _match(self, outputs: Outputs, targets: Targets) -> Pairs:
         return place(self, fast_matcher(self, self._options())(outputs, targets))
 
@@ -41,23 +44,37 @@ class Matcher(nn.Module):
 
 
 def fast_matcher(module: nn.Module, options: dict[str, Any]) -> FastMatcher:
-    """The FastMatcher of these options, kept on the module until one of them changes."""
+    """The FastMatcher of these options, kept on the module until one of them changes.
+
+    It reports faults at once, and leaves the indices of CUDA predictions where they are wanted.
+    """
+    options = {**options, **_on_cuda(module)}
     kept = module.__dict__.get("_detr_fast")
     if kept is None or kept[0] != options:
         kept = module.__dict__["_detr_fast"] = (options, FastMatcher(**options))
     return kept[1]
 
 
+def _index_device(module: nn.Module) -> torch.device:
+    return torch.device(getattr(module, "index_device", "cpu"))
+
+
+def _on_cuda(module: nn.Module) -> dict[str, str]:
+    on_cpu = _index_device(module).type == "cpu"
+    return {"index_device": "cpu"} if on_cpu else {"validate": "sync"}
+
+
 def place(module: nn.Module, pairs: Pairs) -> Pairs:
     """The pairs on the module's ``index_device``, by one transfer."""
-    device = torch.device(getattr(module, "index_device", "cpu"))
+    device = _index_device(module)
     if device.type == "cpu" or not pairs:
-        return pairs
+        return pairs  # FastMatcher was asked for them there
     flat = [index for pair in pairs for index in pair]
     parts = torch.cat(flat).to(device).split_with_sizes([len(index) for index in flat])
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
+@torch.compiler.disable  # as an operator of torch.compile, FastMatcher's errors are not caught here
 @torch.no_grad()
 def match(
     module: nn.Module,
@@ -102,9 +119,13 @@ def match(
             fault = error
     if fill is None:
         raise fault
-    FastMatcher(**options, nonfinite="last")(outputs, targets)  # raises if targets are at fault
+    # Raises if targets are at fault.
+    FastMatcher(**options, **_on_cuda(module), nonfinite="last")(outputs, targets)
     _check_boxes(outputs["pred_boxes"], fill_nan_boxes)
-    return linear_sum_assignment(fill(cost_blocks(fast, outputs, targets)))
+    blocks = cost_blocks(fast, outputs, targets)
+    if all(bool(cost.isfinite().all()) for cost in blocks):
+        raise fault  # of something else, such as another matcher's earlier call on this GPU
+    return linear_sum_assignment(fill(blocks))
 
 
 def _check_boxes(boxes: Tensor, nan_allowed: bool) -> None:
@@ -188,10 +209,10 @@ def match_groups(
         pairs = match(module, options, as_images, repeated, fill, fill_nan_boxes)
     except ValueError as error:
         raise ValueError(_ungrouped(str(error), groups, size)) from None
-    first = torch.arange(groups)[:, None] * size
     joined = []
     for start in range(0, len(pairs), groups):
         queries, matched = zip(*pairs[start : start + groups], strict=True)
+        first = torch.arange(groups, device=queries[0].device)[:, None] * size
         joined.append(((torch.stack(queries) + first).flatten(), torch.cat(matched)))
     return joined
 
