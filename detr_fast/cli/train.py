@@ -57,18 +57,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--cache",
-        choices=("none", "ram"),
-        nargs="?",
-        const="ram",
-        help="keep decoded images in memory, no larger than they are used; default: none",
+        action="store_true",
+        help="keep decoded images in memory, no larger than they are used",
     )
     data.add_argument(
-        "--cache-gb", type=float, help="for all processes of a machine; default: half of what is free"
+        "--cache-gb", type=float, help="for it, per machine; default: half of what is free"
     )
     data.add_argument(
         "--draft",
         action=argparse.BooleanOptionalAction,
         help="decode training JPEGs at 1/2, 1/4 or 1/8 where that is enough; default: yes",
+    )
+    data.add_argument(
+        "--decode",
+        choices=("cpu", "cuda"),
+        help="cuda: the GPU decodes and transforms training JPEGs; default: cpu",
     )
     data.add_argument(
         "--pad-multiple", type=int, metavar="PIXELS", help="round batches up: fewer different sizes"
@@ -137,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
         given["backbone_weights"] = None
     device = distributed.start(args.device)
     if args.go_on:
-        args.resume = _run_to_continue(args, given)
+        args.resume = _run_to_continue(args)
     if args.resume is None:
         checkpoint, classes = None, None
         config = TrainConfig.create(**given)
@@ -165,21 +168,21 @@ def run(args: argparse.Namespace) -> int:
     try:
         row = trainer.run()
     except distributed.LostProcess as lost:
-        saved = (folder / "last.pt").exists()
-        where = f"resume from {folder}/last.pt" if saved else "nothing was saved yet"
-        raise distributed.LostProcess(f"{lost}; {where}") from lost
+        raise distributed.LostProcess(f"{lost}; {_way_on(folder)}") from lost
     except Interrupted as stopped:
         if main:
-            saved = (folder / "last.pt").exists()
-            next_step = f"go on with: detr-fast train --resume {folder}"
-            print(
-                f"detr-fast: {stopped}; {next_step if saved else 'nothing was saved yet'}",
-                file=sys.stderr,
-            )
+            print(f"detr-fast: {stopped}; {_way_on(folder)}", file=sys.stderr)
         return 130
     if main:
         _finish(trainer, val_set, row)
     return 0
+
+
+def _way_on(folder: Path) -> str:
+    """How to go on with a run that ended early."""
+    if (folder / "last.pt").exists():
+        return f"go on with: detr-fast train --resume {folder}"
+    return "nothing was saved yet"
 
 
 def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, Any], TrainConfig]:
@@ -198,7 +201,7 @@ def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, 
     return checkpoint, config if workers is None else replace(config, workers=workers)
 
 
-def _run_to_continue(args: argparse.Namespace, given: dict[str, Any]) -> Path | None:
+def _run_to_continue(args: argparse.Namespace) -> Path | None:
     """The folder that --continue means, if there is something to go on with."""
     if args.resume is not None or args.name is None:
         raise ValueError("--continue starts or goes on with a --name; --resume goes on with a run")
@@ -210,13 +213,17 @@ def _run_to_continue(args: argparse.Namespace, given: dict[str, Any]) -> Path | 
 
 def _same_config(folder: Path, checkpoint: dict[str, Any], given: dict[str, Any]) -> TrainConfig:
     """The configuration of the run, if it is the one asked for; workers and memory may differ."""
-    then, now = TrainConfig.from_dict(checkpoint["config"]), TrainConfig.create(**given)
-    free = {name: getattr(now, name) for name in ("workers", "cache_gb")}
-    then = replace(then, **free)
-    other = [name for name in now.to_dict() if getattr(now, name) != getattr(then, name)]
+    now = TrainConfig.create(**given)
+    then = TrainConfig.from_dict(checkpoint["config"])
+    then = replace(then, workers=now.workers, cache_gb=now.cache_gb)
+    before = then.to_dict()
+    other = [
+        f"{name} {before[name]}, not {value}"
+        for name, value in now.to_dict().items()
+        if before[name] != value
+    ]
     if other:
-        said = ", ".join(f"{name} {getattr(then, name)}, not {getattr(now, name)}" for name in other)
-        raise ValueError(f"{folder} was started with other options: {said}")
+        raise ValueError(f"{folder} was started with other options: {', '.join(other)}")
     return then
 
 
@@ -263,7 +270,7 @@ def open_val_data(
 
 def _cache_options(config: TrainConfig, taken: int = 0) -> dict[str, Any]:
     """What a data set may keep in memory in this process, beside what is ``taken``."""
-    if config.cache == "none":
+    if not config.cache:
         return {}
     limit = available_memory() // 2 if config.cache_gb is None else int(config.cache_gb * 1e9)
     share = limit // distributed.local_world_size()

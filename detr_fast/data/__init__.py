@@ -3,6 +3,7 @@
 from detr_fast.data.coco import CocoDetection
 from detr_fast.data.collate import Batch, collate
 from detr_fast.data.dataset import DetectionDataset, Record
+from detr_fast.data.encoded import DeviceDecoder, Encoded
 from detr_fast.data.errors import DataError, clean_message
 from detr_fast.data.images import read_image
 from detr_fast.data.prefetch import Prefetcher, to_device
@@ -28,6 +29,8 @@ __all__ = [
     "CocoDetection",
     "DataError",
     "DetectionDataset",
+    "DeviceDecoder",
+    "Encoded",
     "Prefetcher",
     "Recipe",
     "Record",

@@ -4,9 +4,11 @@ Images are ``tv_tensors.Image`` [3, H, W], uint8 until :class:`ColorJitter` or :
 boxes are ``tv_tensors.BoundingBoxes`` xyxy in pixels until :class:`Finish`; ``target`` may be None.
 They are plain callables: the classes of transforms v2 changed their hooks between releases.
 
-Steps with ``decodes = True`` also take an :class:`ImageFile`, which they decode no larger than they
-need it. Their ``useful_size(height, width)`` is the size to which an image of that size may be
-shrunk beforehand: a step that only resizes gives the same result then.
+Pixels may be on any device; boxes and random numbers are on the CPU.
+
+Steps with a ``useful_size`` also take an :class:`ImageFile`, which they decode no larger than they
+need it. ``useful_size(height, width)`` is the size to which an image of that size may be shrunk
+beforehand: the result is the same where the step resizes to one size, nearly so otherwise.
 """
 
 from __future__ import annotations
@@ -50,8 +52,6 @@ def decode(
 class Resize:
     """Resize to exactly ``size`` (height, width); None keeps the size."""
 
-    decodes = True
-
     def __init__(self, size: tuple[int, int] | None) -> None:
         self.size = size
 
@@ -72,8 +72,6 @@ class ResizeShortSide:
 
     Rounds as the published DETR does; torchvision's own rule differs by a pixel at the cap.
     """
-
-    decodes = True
 
     def __init__(self, sizes: Sequence[int], longest: int | None = None) -> None:
         self.sizes = tuple(sizes)
@@ -129,8 +127,6 @@ class RandomZoom:
     Boxes follow; those with less than ``min_visible`` of their area left go, with their labels.
     """
 
-    decodes = True
-
     def __init__(
         self,
         size: tuple[int, int] | None,
@@ -155,8 +151,8 @@ class RandomZoom:
 
         part = F.resize(image[:, y0:y1, x0:x1], [bottom - top, right - left], antialias=True)
         if part.shape[-2:] != (out_h, out_w):
-            ground = torch.tensor(_GROUND, dtype=torch.uint8).view(3, 1, 1)
-            canvas = ground.repeat(1, out_h, out_w)
+            ground = torch.tensor(_GROUND, dtype=torch.uint8, device=part.device)
+            canvas = ground.expand(out_h, out_w, 3).contiguous().permute(2, 0, 1)
             canvas[:, top:bottom, left:right] = part
             part = canvas
         if target is not None:
@@ -189,8 +185,6 @@ class RandomZoom:
 
 class OneOf:
     """One of several chains of steps, drawn anew each time; the first step of each decodes."""
-
-    decodes = True
 
     def __init__(self, *chains: Sequence[Callable]) -> None:
         self.chains = [list(chain) for chain in chains]
@@ -240,14 +234,14 @@ class ColorJitter:
         contrast = _uniform(max(0.0, 1 - self.contrast), 1 + self.contrast)
         saturation = _uniform(max(0.0, 1 - self.saturation), 1 + self.saturation)
         angle = 2 * math.pi * _uniform(-self.hue, self.hue)
-        luma = pixels.new_tensor(_LUMA)
-        grey = float(pixels.mean((1, 2)) @ luma) * bright
+        luma = torch.tensor(_LUMA)
         # luma @ matrix stays luma * gain, and greys stay grey: only chroma is scaled and turned.
         to_grey = luma.expand(3, 3)
         chroma = torch.eye(3) - to_grey
         matrix = to_grey + saturation * chroma @ _turn(angle) @ chroma
-        matrix = matrix * (bright * contrast)
-        offset = pixels.new_full((3, 1), (1 - contrast) * grey)
+        matrix = pixels.new_tensor((matrix * (bright * contrast)).tolist())
+        grey = pixels.mean((1, 2)) @ pixels.new_tensor(_LUMA)
+        offset = (grey * (bright * (1 - contrast))).expand(3, 1)
         mixed = torch.addmm(offset, matrix, pixels.flatten(1)).clamp_(0, 1)
         return tv_tensors.Image(mixed.view_as(pixels)), target
 
@@ -261,9 +255,7 @@ class Finish:
     With ``normalize=False`` an image that still is uint8 stays so.
     """
 
-    def __init__(
-        self, mean: Sequence[float], std: Sequence[float], normalize: bool = True
-    ) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], normalize: bool = True) -> None:
         self.mean, self.std = list(mean), list(std)
         self.normalize = normalize
 

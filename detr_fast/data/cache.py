@@ -78,8 +78,8 @@ class ImageCache:
         if self.room == len(self):
             return line + ", all kept in memory once decoded"
         return (
-            f"{line} do not fit: {self.room:,} are kept, in {_gigabytes(self.bytes)}; the others are decoded anew "
-            "each time (raise the limit with --cache-gb)"
+            f"{line} do not fit: {self.room:,} are kept, in {_gigabytes(self.bytes)}; the others "
+            "are decoded anew each time (raise the limit with --cache-gb)"
         )
 
     def _view(self, index: int) -> np.ndarray:

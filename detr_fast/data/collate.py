@@ -34,8 +34,11 @@ def collate(
     Returns:
         images ``[B, 3, H, W]``, padded with 0 at the bottom and the right, the three colours of a
         pixel side by side in memory (``torch.channels_last``); mask bool ``[B, H, W]``, True =
-        padding; the B targets, unchanged, or packed.
+        padding, or None where nothing is padded: seen here, from the sizes, so that nobody has to
+        read it; the B targets, unchanged, or packed.
     """
     images, targets = zip(*batch, strict=True)
     padded, mask = pad_images(list(images), pad_to_multiple)
-    return Batch(padded, mask, PackedTargets.pack(targets) if pack else list(targets))
+    whole = all(image.shape == padded.shape[1:] for image in images)
+    packed = PackedTargets.pack(targets) if pack else list(targets)
+    return Batch(padded, None if whole else mask, packed)

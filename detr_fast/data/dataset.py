@@ -102,7 +102,9 @@ class DetectionDataset(Dataset):
         self.scaled_decoding = scaled_decoding
         self.cache: ImageCache | None = None
         if cache_images:
-            useful = transforms.useful_size if isinstance(transforms, Recipe) else lambda *size: size
+            useful = (
+                transforms.useful_size if isinstance(transforms, Recipe) else lambda *size: size
+            )
             sizes = [useful(record.height, record.width) for record in self.records]
             self.cache = ImageCache(sizes, cache_limit)
 
@@ -110,10 +112,25 @@ class DetectionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        image, target = self.read(index, lazily=self.scaled_decoding)
+        if self.transforms is not None:
+            return self.transforms(image, target)
+        return image, target
+
+    def read(self, index: int, lazily: bool = False) -> tuple[Tensor | ImageFile, Target]:
+        """The image and its target before ``transforms``.
+
+        Args:
+            lazily: an image that is neither kept in memory nor generated comes as its
+                :class:`ImageFile`, not decoded yet; if ``transforms`` are a :class:`Recipe`, which
+                can make use of it.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a dataset of {len(self)} images")
         index %= len(self)
         image, record = self._load(index)
+        if isinstance(image, ImageFile) and not (lazily and isinstance(self.transforms, Recipe)):
+            image, _ = image.read()
         height, width = image.shape[-2:]
         boxes = torch.from_numpy(record.boxes.astype(np.float32))
         if (height, width) != (record.height, record.width):  # shrunk by the cache
@@ -125,11 +142,7 @@ class DetectionDataset(Dataset):
             "image_id": torch.tensor(record.image_id),
             "orig_size": torch.tensor([record.height, record.width]),
         }
-        if isinstance(image, Tensor):
-            image = tv_tensors.Image(image)
-        if self.transforms is not None:
-            return self.transforms(image, target)
-        return image, target
+        return tv_tensors.Image(image) if isinstance(image, Tensor) else image, target
 
     def record(self, index: int) -> Record:
         """The annotations of one image, without decoding it."""
@@ -179,16 +192,14 @@ class DetectionDataset(Dataset):
         return self._coco
 
     def _load(self, index: int) -> tuple[Tensor | ImageFile, Record]:
-        """Pixels, uint8 [3, H, W], or their file, and their record.
+        """Pixels, uint8 [3, H, W], or the file they are in, and their record.
 
         A source that generates images overrides it.
         """
         record = self.records[index]
         size = (record.height, record.width)
         if self.cache is None or not self.cache.has_room(index):
-            if self.scaled_decoding and isinstance(self.transforms, Recipe):
-                return ImageFile(record.path, size), record
-            return read_image(record.path, size), record
+            return ImageFile(record.path, size), record
         pixels = self.cache.get(index)
         if pixels is None:
             pixels = read_image(record.path, size)

@@ -15,6 +15,8 @@ such tensors is two to four times faster than resizing planes.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,20 @@ class ImageFile:
         """Decode it; see :func:`read_scaled`."""
         return read_scaled(self.path, self.shape[1:], at_least)
 
+    def read_jpeg(self) -> Tensor | None:
+        """The file's bytes, uint8 [n], if it is an upright grey or RGB JPEG, else None.
+
+        That is, if any JPEG decoder gives the same picture as :meth:`read`.
+
+        Raises:
+            DataError: as :func:`read_image`, as far as the header tells.
+        """
+        with _errors_named(self.path), Image.open(self.path) as opened:
+            turn = _check_size(opened, self.shape[1:])
+            if turn is not None or opened.format != "JPEG" or opened.mode not in ("RGB", "L"):
+                return None
+            return torch.from_numpy(np.fromfile(self.path, dtype=np.uint8))
+
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """Decode one image file.
@@ -89,36 +105,45 @@ def read_scaled(
     Raises:
         DataError: as :func:`read_image`.
     """
-    try:
-        with Image.open(path) as opened:
+    with _errors_named(path), Image.open(path) as opened:
+        turn = _check_size(opened, size)
+        divisor = 1
+        if at_least is not None and opened.format in ("JPEG", "MPO"):
             stored = (opened.height, opened.width)
-            oriented = _oriented_size(opened)
-            if size is not None and size not in (oriented, stored):
-                raise DataError(
-                    f"the image is {_wxh(oriented)}, but its annotations were made for {_wxh(size)}"
-                )
-            orientation = _orientation(opened)
-            turn = _TO_UPRIGHT.get(orientation) if size in (None, oriented) else None
-            divisor = 1
-            if at_least is not None and opened.format in ("JPEG", "MPO"):
-                swapped = turn is not None and orientation in _SWAPPING
-                divisor = _divisor(
-                    stored, at_least[::-1] if swapped else at_least, whole=turn is not None
-                )
-                drafted = opened.draft(None, (stored[1] // divisor, stored[0] // divisor))
-                # What Pillow will do, rather than what it was asked to.
-                divisor = 1 if drafted is None else round(stored[1] / drafted[1][2])
-            image = _to_rgb(opened)
-            if turn is not None:
-                image = image.transpose(turn)
-            pixels = np.array(image)
+            if turn is not None and _orientation(opened) in _SWAPPING:
+                at_least = at_least[::-1]
+            divisor = _divisor(stored, at_least, whole=turn is not None)
+            drafted = opened.draft(None, (stored[1] // divisor, stored[0] // divisor))
+            # What Pillow will do, rather than what it was asked to.
+            divisor = 1 if drafted is None else round(stored[1] / drafted[1][2])
+        image = _to_rgb(opened)
+        if turn is not None:
+            image = image.transpose(turn)
+        pixels = np.array(image)
+    return torch.from_numpy(pixels).permute(2, 0, 1), divisor
+
+
+def _check_size(opened: Image.Image, size: tuple[int, int] | None) -> Image.Transpose | None:
+    """How to turn the picture upright for annotations that state ``size``, if it has to be."""
+    oriented = _oriented_size(opened)
+    if size is not None and size not in (oriented, (opened.height, opened.width)):
+        raise DataError(
+            f"the image is {_wxh(oriented)}, but its annotations were made for {_wxh(size)}"
+        )
+    return _TO_UPRIGHT.get(_orientation(opened)) if size in (None, oriented) else None
+
+
+@contextlib.contextmanager
+def _errors_named(path: str | Path) -> Iterator[None]:
+    """Whatever goes wrong with a file becomes a :class:`DataError` that names it."""
+    try:
+        yield
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such image file") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         raise DataError(f"{path}: cannot read the image ({_reason(error, path)})") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1), divisor
 
 
 def _divisor(stored: tuple[int, int], at_least: tuple[int, int], whole: bool) -> int:
@@ -145,15 +170,10 @@ def image_size(path: str | Path, stated: tuple[int, int] | None = None) -> tuple
     Raises:
         DataError: the file is missing or is no image.
     """
-    try:
-        with Image.open(path) as opened:
-            stored = (opened.height, opened.width)
-            # The usual case first: asking Pillow for a PNG's EXIF decodes the whole picture.
-            return stored if stated == stored else _oriented_size(opened)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image file") from None
-    except Exception as error:
-        raise DataError(f"{path}: cannot read the image ({_reason(error, path)})") from None
+    with _errors_named(path), Image.open(path) as opened:
+        stored = (opened.height, opened.width)
+        # The usual case first: asking Pillow for a PNG's EXIF decodes the whole picture.
+        return stored if stated == stored else _oriented_size(opened)
 
 
 def _orientation(image: Image.Image) -> int:

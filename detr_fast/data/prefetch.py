@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.data.collate import Batch
+from detr_fast.data.encoded import DeviceDecoder, Encoded
 from detr_fast.data.transforms import normalize
 from detr_fast.packing import PackedTargets
 
@@ -20,21 +21,26 @@ class Prefetcher:
     On a GPU copying and normalising run on a stream of their own, beside the step that was queued
     last. On the CPU each batch is made ready when it is asked for.
 
+    Args:
+        device: where the model is.
+        decoder: makes a batch of what the loader yields, if that is not one yet.
+
     Attributes:
         data_seconds: how long this process has waited for batches so far. Where that is most of
             the time, the loader is the bottleneck; where it is next to nothing, the step is.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, decoder: DeviceDecoder | None = None) -> None:
         self.device = device
+        self.decoder = decoder
         self.data_seconds = 0.0
 
-    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+    def batches(self, loader: Iterable[Batch | list[Encoded]]) -> Iterator[Batch]:
         """The loader's batches as :func:`to_device` gives them.
 
         Args:
-            loader: yields what ``collate`` makes; in page-locked memory, if the device is a GPU and
-                nothing is to wait.
+            loader: yields what ``collate`` makes, in page-locked memory, if the device is a GPU and
+                nothing is to wait; or, with a decoder, lists of ``Encoded``.
         """
         source = iter(loader)
         while True:
@@ -48,19 +54,22 @@ class Prefetcher:
                 return
             yield batch
 
-    def _ready(self, batch: Batch) -> Batch:
+    def _ready(self, batch: Batch | list[Encoded]) -> Batch:
         if self.device.type != "cuda":
-            return to_device(batch, self.device)
+            return self._on_device(batch)
         side = _side_stream(self.device)
         current = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(side):
-            batch = to_device(batch, self.device)
+            batch = self._on_device(batch)
         current.wait_stream(side)  # the GPU's stream waits, not this process
         for tensor in _tensors(batch):
             # Allocated on the side stream, used on this one: its memory may go to a later batch
             # only when what will be queued here is done.
             tensor.record_stream(current)
         return batch
+
+    def _on_device(self, batch: Batch | list[Encoded]) -> Batch:
+        return to_device(batch if self.decoder is None else self.decoder(batch), self.device)
 
 
 @functools.cache  # each stream has a memory pool of its own
@@ -81,7 +90,7 @@ def _tensors(batch: Batch) -> Iterator[Tensor]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch where the model is: images float32 and normalised, no mask where nothing is padded.
+    """The batch where the model is, its images float32 and normalised.
 
     From page-locked memory nothing here waits for a GPU. What is already there is left as it is.
 
@@ -90,8 +99,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
             along.
     """
     images, mask, targets = batch
-    if mask is not None and mask.is_cpu and not mask.any():  # read here, before the copy
-        mask = None
     images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
     mask = None if mask is None else mask.to(device, non_blocking=True)
     if images.dtype == torch.uint8:

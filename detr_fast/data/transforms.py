@@ -74,13 +74,13 @@ class Recipe:
     def useful_size(self, height: int, width: int) -> tuple[int, int]:
         """The size, (height, width), beyond which it has no use for the pixels of such an image.
 
-        An image that was shrunk to it beforehand gives the same result where the recipe only
-        resizes, and nearly the same where it zooms at random.
+        An image that was shrunk to it beforehand gives the same result where the recipe resizes to
+        one size, and nearly the same where size or zoom are random.
         """
         return self.steps[0].useful_size(height, width) if self._decodes() else (height, width)
 
     def _decodes(self) -> bool:
-        return bool(self.steps) and getattr(self.steps[0], "decodes", False)
+        return bool(self.steps) and hasattr(self.steps[0], "useful_size")
 
     def __repr__(self) -> str:
         return "Recipe(\n" + "".join(f"    {step!r}\n" for step in self.steps) + ")"
@@ -98,9 +98,7 @@ def detr_train(*, normalize: bool = True) -> Recipe:
     )
 
 
-def detr_eval(
-    short: int = 800, longest: int | None = 1333, *, normalize: bool = True
-) -> Recipe:
+def detr_eval(short: int = 800, longest: int | None = 1333, *, normalize: bool = True) -> Recipe:
     """The published evaluation recipe: the shorter side to ``short``, the longer <= ``longest``."""
     return Recipe([ResizeShortSide((short,), longest), _finish(normalize)])
 
@@ -161,7 +159,9 @@ def normalize(
 
 @functools.cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(x, device=device).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return mean, std
 
 

@@ -48,8 +48,9 @@ class TrainConfig:
     recipe: str = "small"  # image transforms: "small" or "detr"
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
     flip_vertical: bool = False  # small recipe: mirror upside down too
-    cache: str = "none"  # "ram": keep decoded images in memory
+    cache: bool = False  # keep decoded images in memory
     cache_gb: float | None = None  # for them, all processes of a machine together; None: half free
+    decode: str = "cpu"  # "cuda": training JPEGs are decoded and transformed by the GPU
     draft: bool = True  # decode training JPEGs at a fraction of their size where that is enough
     pad_multiple: int = 1  # height and width of a batch are rounded up to multiples of this
     epochs: int = 6
@@ -96,8 +97,6 @@ class TrainConfig:
         values = dict(values)
         if values.get("image_size") is not None:
             values["image_size"] = tuple(values["image_size"])
-        if isinstance(values.get("cache"), bool):  # as it once was
-            values["cache"] = "ram" if values["cache"] else "none"
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,7 +146,7 @@ class TrainConfig:
             )
         for name, choices in (
             ("recipe", ("small", "detr")),
-            ("cache", ("none", "ram")),
+            ("decode", ("cpu", "cuda")),
             ("schedule", ("step", "cosine")),
             ("amp", ("auto", "none", "bf16")),
             ("box_loss", BOX_LOSSES),

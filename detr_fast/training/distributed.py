@@ -105,35 +105,13 @@ def agree(*modules: nn.Module) -> None:
             work.wait()
 
 
-class PendingMean:
-    """The mean of a tensor over all processes, being computed while other work goes on.
-
-    On a GPU neither starting nor reading it makes the host wait: the reduction runs on NCCL's
-    stream, and reading it makes the current stream wait for that one.
-
-    Args:
-        value: floating point, where it is to be reduced; overwritten.
-    """
-
-    def __init__(self, value: Tensor) -> None:
-        self._value = value
-        self._work = dist.all_reduce(value, async_op=True) if world_size() > 1 else None
-
-    def get(self) -> Tensor:
-        """The mean."""
-        if self._work is not None:
-            self._work.wait()
-            self._value /= world_size()
-            self._work = None
-        return self._value
-
-
 def mean_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The means of scalar tensors over all processes, by one reduction."""
     if world_size() == 1:
         return dict(values)
-    stacked = PendingMean(torch.stack([value.float() for value in values.values()])).get()
-    return dict(zip(values, stacked, strict=True))
+    stacked = torch.stack([value.float() for value in values.values()])
+    dist.all_reduce(stacked)
+    return dict(zip(values, stacked / world_size(), strict=True))
 
 
 def broadcast(value: Any) -> Any:

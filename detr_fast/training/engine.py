@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..data import Batch, DetectionDataset, Prefetcher, to_device
-from ..evaluation import coco_metrics, detect, merge_detections
+from .. import evaluation
+from ..data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe, to_device
 from ..losses import SetCriterion
 from ..models import MODELS
 from ..models.weights import CheckpointError
-from ..packing import PackedTargets
 from ..precision import amp_dtype, autocast
 from . import distributed
-from .checkpoint import save_checkpoint
+from .checkpoint import copy_checkpoint, save_checkpoint
 from .config import TrainConfig
-from .loader import TrainLoader, default_workers, make_eval_loader
+from .loader import TrainLoader, default_workers
 from .logs import ProgressBar, RunLog
 from .schedule import make_optimizer, make_scheduler
 
@@ -100,8 +99,9 @@ class Trainer:
             distributed.world_size(),
             pin_memory=device.type == "cuda",
             pad_to_multiple=config.pad_multiple,
+            encoded=config.decode == "cuda",
         )
-        self.prefetcher = Prefetcher(device)
+        self.prefetcher = Prefetcher(device, self._decoder())
         self.steps_per_epoch = self.loader.batches_per_epoch // config.accumulate
         if self.steps_per_epoch < 1:
             raise ValueError(
@@ -149,9 +149,15 @@ class Trainer:
                 self._train_epoch(epoch, log, bar)
                 distributed.agree(self.model, self.eval_model)
                 last = epoch + 1 == self.config.epochs
+                best = self.best_ap
                 if last or (epoch + 1) % self.config.eval_every == 0:
                     row = self._evaluate(epoch + 1, log, bar)
-                self._save("last.pt")
+                if self.best_ap > best:
+                    self._save("best.pt")
+                    if self.is_main:
+                        copy_checkpoint(self.run_dir / "best.pt", self.run_dir / "last.pt")
+                else:
+                    self._save("last.pt")
             if not row:  # resumed after the last step, whose evaluation is in the log already
                 row = self._evaluate(self.config.epochs, None, bar)
         except RuntimeError as error:
@@ -232,11 +238,8 @@ class Trainer:
     def _train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
         for number, batch in enumerate(batches, 1):
             images, mask, targets = to_device(batch, self.device)
-            if isinstance(targets, PackedTargets):
-                targets = targets.unpack()
-            with distributed.no_reduction(
-                self.parallel, number < len(batches), self._first_step
-            ):
+            wait = number < len(batches)
+            with distributed.no_reduction(self.parallel, wait, self._first_step):
                 with autocast(self.device, self.amp):
                     outputs = self.parallel(images, mask)
                 try:
@@ -256,6 +259,14 @@ class Trainer:
             self.ema.update_parameters(self.model)
         return {name: value.detach() for name, value in losses.items()}
 
+    def _decoder(self) -> DeviceDecoder | None:
+        if self.config.decode == "cpu":
+            return None
+        recipe = self.train_set.transforms
+        if self.device.type != "cuda" or not isinstance(recipe, Recipe):
+            raise ValueError("decode is cuda, which needs a GPU to train on, and a Recipe")
+        return DeviceDecoder(recipe, self.device, self.config.pad_multiple)
+
     def _check_finite(self, means: dict[str, float]) -> None:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(means[name]):
@@ -266,7 +277,7 @@ class Trainer:
 
     def _evaluate(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         started = time.perf_counter()
-        row = evaluate(
+        row = evaluation.evaluate(
             self.eval_model,
             self.val_set,
             self.device,
@@ -283,9 +294,7 @@ class Trainer:
             f"epoch {epoch:3d}/{self.config.epochs}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
             f"AP75 {row['AP75']:.3f}  (trained {self.seconds:.0f} s, evaluated in {seconds:.1f} s)"
         )
-        if row["AP"] > self.best_ap:
-            self.best_ap = row["AP"]
-            self._save("best.pt")
+        self.best_ap = max(self.best_ap, row["AP"])
         return row
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -337,37 +346,6 @@ class Trainer:
         self.best_ap = checkpoint["best_ap"]
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
         _set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
-
-
-def evaluate(
-    model: nn.Module,
-    dataset: DetectionDataset,
-    device: torch.device,
-    batch_size: int,
-    workers: int = 0,
-    amp: torch.dtype | None = None,
-) -> dict[str, Any]:
-    """COCO figures of a model, and ``per_class``: class name -> AP. Equal on every process.
-
-    Each process detects in its share of the batches; the figures are those of a single process.
-    """
-    loader = make_eval_loader(
-        dataset,
-        batch_size,
-        workers,
-        distributed.rank(),
-        distributed.world_size(),
-        pin_memory=device.type == "cuda",
-    )
-    parts = distributed.gather(detect(model, loader, device, amp))
-    row: dict[str, Any] = {}
-    if distributed.rank() == 0:
-        detections = merge_detections(parts, len(dataset))
-        figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
-        names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-        per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
-        row = {**figures, "per_class": per_class}
-    return distributed.broadcast(row)
 
 
 def _averaged(model: nn.Module, decay: float) -> AveragedModel:

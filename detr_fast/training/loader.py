@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data import collate
+from ..data import DetectionDataset, Encoded, collate
+from ..data.encoded import read_encoded
+from . import distributed
 
 
 class SeededDataset(Dataset):
@@ -20,20 +23,28 @@ class SeededDataset(Dataset):
     So a sample does not depend on which worker draws it, nor on what was drawn before, and a run
     resumed in the middle of an epoch sees what the unbroken run would have seen. Its items are
     asked for by ``(epoch, index)``: workers that live on from epoch to epoch need nothing else.
+
+    Args:
+        encoded: items are :class:`Encoded`, for a device to decode and transform.
     """
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: DetectionDataset, seed: int, encoded: bool = False) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.encoded = encoded
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, Any]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]] | Encoded:
         epoch, index = key
         self.dataset.set_epoch(epoch)
+        seed = hash((self.seed, epoch, index))
+        if self.encoded:
+            return read_encoded(self.dataset, index, seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, epoch, index)))
+            # Of the CPU alone: torch.manual_seed would seed the GPU's too, and with them dropout.
+            torch.default_generator.manual_seed(seed)
             return self.dataset[index]
 
 
@@ -99,11 +110,12 @@ class TrainLoader:
         rank, world_size: which of how many processes this one is.
         pin_memory: batches in page-locked memory, for a GPU.
         pad_to_multiple: H and W of a batch are rounded up to multiples of this.
+        encoded: yield lists of :class:`Encoded`, for a :class:`DeviceDecoder`, instead of batches.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: DetectionDataset,
         batch_size: int,
         seed: int,
         workers: int,
@@ -111,14 +123,15 @@ class TrainLoader:
         world_size: int = 1,
         pin_memory: bool = False,
         pad_to_multiple: int = 1,
+        encoded: bool = False,
     ) -> None:
         self.batches = EpochBatches(len(dataset), batch_size, seed, rank, world_size)
+        padded = functools.partial(collate, pad_to_multiple=pad_to_multiple, pack=True)
         self.loader = make_loader(
-            SeededDataset(dataset, seed),
+            SeededDataset(dataset, seed, encoded),
             workers,
-            pack=True,
-            pad_to_multiple=pad_to_multiple,
-            pin_memory=pin_memory,
+            collate_fn=list if encoded else padded,
+            pin_memory=pin_memory and not encoded,  # boxes would lose their type
             batch_sampler=self.batches,
             persistent_workers=workers > 0,
         )
@@ -145,23 +158,17 @@ def default_workers(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return 0
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
-    return min(8, max(1, (os.cpu_count() or 1) // processes - 1))
+    return min(8, max(1, (os.cpu_count() or 1) // distributed.local_world_size() - 1))
 
 
 def make_loader(
-    dataset: Dataset, workers: int, pack: bool = False, pad_to_multiple: int = 1, **options: Any
+    dataset: Dataset, workers: int, collate_fn: Callable = collate, **options: Any
 ) -> DataLoader:
-    """A DataLoader that pads, and whose workers leave Ctrl-C to the main process.
-
-    Args:
-        pack, pad_to_multiple: as for ``collate``.
-        **options: for ``DataLoader``.
-    """
+    """A DataLoader whose workers leave Ctrl-C to the main process; ``options`` are for it."""
     return DataLoader(
         dataset,
         num_workers=workers,
-        collate_fn=functools.partial(collate, pad_to_multiple=pad_to_multiple, pack=pack),
+        collate_fn=collate_fn,
         worker_init_fn=_leave_interrupts_alone,
         generator=torch.Generator(),  # else it would draw from the random numbers of training
         **options,
