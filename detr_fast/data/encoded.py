@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -52,12 +54,23 @@ class DeviceDecoder:
         recipe: the transforms.
         device: where to work. On a GPU nvJPEG decodes the whole batch at once.
         pad_to_multiple: as for ``collate``.
+
+    Raises:
+        ValueError: this torchvision cannot decode JPEG files there.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, pad_to_multiple: int = 1) -> None:
         self.recipe = recipe
         self.device = device
         self.pad_to_multiple = pad_to_multiple
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, "JPEG")
+        try:
+            decode_jpeg(torch.frombuffer(file.getbuffer(), dtype=torch.uint8), device=device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"torchvision cannot decode JPEG files on {device}: {error}"
+            ) from error
 
     def __call__(self, batch: Sequence[Encoded]) -> Batch:
         """The batch as ``collate`` makes it, targets packed, images on the device.
@@ -81,6 +94,8 @@ class DeviceDecoder:
             decoded = decode_jpeg(
                 [item.data for item in files], ImageReadMode.RGB, device=self.device
             )
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError:  # which does not say where: Pillow reads the file, or names it
             decoded = [read_image(item.path).to(self.device) for item in files]
         rest = iter(decoded)

@@ -40,8 +40,19 @@ def start(device: str | None = None) -> torch.device:
     if kind == "cuda":
         torch.cuda.set_device(chosen)
     if several and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     return chosen
+
+
+def _join(backend: str) -> None:
+    store, rank, size = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps its store when it restarts the processes of a machine: the addresses of
+        # those that are gone must not be found again. (With several machines each counts its own
+        # restarts, so that the number is of no use.)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def stop() -> None:
@@ -146,7 +157,8 @@ def is_lost(error: BaseException) -> bool:
     if isinstance(error, (LostProcess, dist.DistBackendError, dist.DistNetworkError)):
         return True
     # gloo has no error of its own: its file names are in the text.
-    return isinstance(error, RuntimeError) and world_size() > 1 and "gloo/" in str(error)
+    several = "WORLD_SIZE" in os.environ
+    return isinstance(error, RuntimeError) and several and "gloo/" in str(error)
 
 
 def says_first(line: str) -> bool:
