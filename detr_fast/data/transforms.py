@@ -148,21 +148,31 @@ def fixed_eval(size: Size, *, normalize: bool = True) -> Recipe:
 
 def normalize(
     images: Tensor,  # uint8 [B, 3, H, W]
-    mask: Tensor | None = None,  # bool [B, H, W], True = padding
+    mask: Tensor | None = None,  # bool [B, H, W], True = padding, at the bottom and the right
 ) -> Tensor:
     """What recipes do to pixels at their end, for a batch: float32 with padding 0."""
-    mean, std = _constants(images.device)
-    # The operations of Finish in its order: every digit agrees.
-    images = images.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
-    return images if mask is None else images.masked_fill_(mask[:, None], 0)
+    b, _, height, width = images.shape
+    # As rows of 3 * W numbers: several times faster than with three numbers side by side. The
+    # operations are those of Finish in its order, so that every digit agrees.
+    mean, std = _rows(width, images.device)
+    rows = images.permute(0, 2, 3, 1).reshape(b, height, 3 * width)
+    rows = rows.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
+    images = rows.view(b, height, width, 3).permute(0, 3, 1, 2)
+    if mask is None:
+        return images
+    if not mask.is_cpu:
+        return images.masked_fill_(mask[:, None], 0)
+    for image, hidden in zip(images, mask, strict=True):  # on a CPU much the faster
+        image[:, int((~hidden[:, 0]).sum()) :] = 0
+        image[:, :, int((~hidden[0]).sum()) :] = 0
+    return images
 
 
-@functools.cache
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (
-        torch.tensor(x, device=device).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return mean, std
+@functools.lru_cache(maxsize=64)  # widths vary from batch to batch
+def _rows(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and std for a row of pixels, [3 * width] each."""
+    mean = torch.tensor(IMAGENET_MEAN, device=device).repeat(width)
+    return mean, torch.tensor(IMAGENET_STD, device=device).repeat(width)
 
 
 def denormalize(image: Tensor) -> Tensor:
