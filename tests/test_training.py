@@ -170,6 +170,29 @@ class TestCheckpoint:
                 model(image)["pred_boxes"], trainer.eval_model.eval()(image)["pred_boxes"]
             )
 
+    def test_the_best_epoch_is_written_once(self, tmp_path, monkeypatch):
+        """Its two names are one file, until the next epoch's checkpoint takes one of them."""
+        figures = iter([0.3, 0.2, 0.4])
+        row = {"AP50": 0.5, "AP75": 0.5, "per_class": {}}
+        monkeypatch.setattr(
+            "detr_fast.evaluation.evaluate", lambda *_: {"AP": next(figures), **row}
+        )
+        last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+        for epochs, same, steps in ((1, True, (6, 6)), (2, False, (12, 6)), (3, True, (18, 18))):
+            checkpoint = load_checkpoint(tmp_path) if last.exists() else None
+            small_trainer(tmp_path, checkpoint, epochs=epochs, warmup_steps=0).run()
+            assert last.samefile(best) == same
+            assert tuple(load_checkpoint(path)["step"] for path in (last, best)) == steps
+
+    def test_without_hard_links_the_best_is_copied(self, tmp_path, monkeypatch):
+        def refuse(*_):
+            raise OSError("no hard links here")
+
+        monkeypatch.setattr("os.link", refuse)
+        small_trainer(tmp_path, epochs=1).run()
+        assert (tmp_path / "last.pt").read_bytes() == (tmp_path / "best.pt").read_bytes()
+        assert not (tmp_path / "last.pt").samefile(tmp_path / "best.pt")
+
     def test_a_failed_write_leaves_the_old_file(self, tmp_path):
         path = tmp_path / "last.pt"
         save_checkpoint(path, {"step": 1})
