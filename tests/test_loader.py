@@ -1,6 +1,8 @@
 """From files to batches on a device: scaled decoding, image cache, uint8 batches, prefetching."""
 
+import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from devices import NoWait, needs_cuda
 from PIL import Image
 from shared_data import BCCD, TINY_COCO, needs_bccd, needs_tiny_coco
 
+from detr_fast.cli import main
+from detr_fast.cli.train import open_data
 from detr_fast.data import (
     CocoDetection,
     DataError,
@@ -25,9 +29,10 @@ from detr_fast.data import (
     small_train,
     to_device,
 )
-from detr_fast.data.cache import ImageCache
+from detr_fast.data.cache import ImageCache, available_memory
 from detr_fast.data.images import ImageFile, read_image, read_scaled
 from detr_fast.packing import PackedTargets
+from detr_fast.training import TrainConfig, Trainer
 from detr_fast.training.loader import TrainLoader
 
 CPU = torch.device("cpu")
@@ -326,3 +331,32 @@ class TestDeviceDecoder:
             )
         ]
         assert_same(*batches)
+
+
+class TestOptions:
+    def test_the_memory_of_a_machine_is_shared(self, voc_folder, monkeypatch):
+        """12 images of 64 x 64 for training, 6 for validation: each process has room for 14."""
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        size = 3 * 64 * 64
+        config = TrainConfig.create(
+            data=f"voc:{voc_folder}", cache=True, cache_gb=(2 * 14 * size + 2) / 1e9
+        )
+        train_set, val_set = open_data(config)
+        assert (train_set.cache.room, val_set.cache.room) == (12, 2)
+        assert open_data(replace(config, cache=False))[0].cache is None
+
+    def test_half_of_the_free_memory_by_default(self, voc_folder):
+        everything = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert 0 < available_memory() <= everything
+        train_set, _ = open_data(TrainConfig.create(data=f"voc:{voc_folder}", cache=True))
+        assert train_set.cache.room == 12
+
+    def test_a_gpu_decodes_only_where_there_is_one(self, tmp_path):
+        data = Shapes(8, image_size=48, transforms=fixed_eval(None))
+        config = TrainConfig.create(decode="cuda", num_queries=6)
+        with pytest.raises(ValueError, match="decode is cuda, which needs a GPU to train on"):
+            Trainer(config, data, data, tmp_path, CPU, quiet=True)
+
+    def test_continue_needs_a_name(self, tmp_path, capsys):
+        assert main(["train", "--continue", "--runs", str(tmp_path)]) == 2
+        assert "--continue starts or goes on with a --name" in capsys.readouterr().err
