@@ -33,6 +33,7 @@ STYLES = {  # name in the rows -> colour, marker
 SOLVERS = ("lap", "torch-linear-assignment", "SciPy", "lapx", "detr_fast")
 MATCHERS = ("published matcher", "block-wise torch + SciPy", "FastMatcher")
 FLOOR = "floor: exp of all logits"
+READING = "floor: one reading of the costs"
 FAMILIES = {"initial": "untrained", "random": "random", "trained": "trained"}
 
 

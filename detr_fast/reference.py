@@ -58,7 +58,7 @@ def paired_iou(
     area2 = (boxes2[..., 2:] - boxes2[..., :2]).prod(-1)
     begin = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     end = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    intersection = (end - begin).clamp(min=0).prod(-1)
+    intersection = (end - begin).relu().prod(-1)
     union = area1 + area2 - intersection
     # Guard the denominators, not the result: dividing by zero would poison the gradient.
     iou = intersection / torch.where(union > 0, union, 1.0)

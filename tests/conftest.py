@@ -1,6 +1,7 @@
 """Small data sets on disk, shared by the tests of training and of the command line."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ from torch import Tensor
 from torchvision.io import write_jpeg
 
 from detr_fast.data import Shapes
+
+# For ``benchmarks``, which is not installed. Last, so that an installed detr_fast goes before the
+# source folder's, which may have no compiled module.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def pytest_addoption(parser) -> None:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment as scipy_solve
+from test_matching import CASES, predictions, targets_of
 
 from benchmarks.cases import FAMILIES, Case, make
 from detr_fast import _C, FastMatcher, PackedTargets, check_faults, linear_sum_assignment, reference
-from tests.test_matching import CASES, predictions, targets_of
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or _C.cuda_version is None,

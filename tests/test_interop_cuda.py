@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from interop_cases import K, assert_same, batch
+from test_matching_cuda import Kernels, code, tensor_at
 
 from detr_fast import _C, FastMatcher, check_faults, faults, matching, matching_cuda
 from detr_fast.interop.matchers import dfine, dino, huggingface, rfdetr, rtdetr, ultralytics
-from tests.test_matching_cuda import Kernels, code, tensor_at
 
 WEIGHTS = {"cost_class": 2, "cost_bbox": 5, "cost_giou": 2}
 

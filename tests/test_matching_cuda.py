@@ -6,9 +6,9 @@ import ctypes
 
 import pytest
 import torch
+from test_matching import CASES, assert_same, predictions, targets_of
 
 from detr_fast import _C, FastMatcher, PackedTargets, faults, matching, matching_cuda, reference
-from tests.test_matching import CASES, assert_same, predictions, targets_of
 
 pytestmark = pytest.mark.skipif(_C.cuda_version is None, reason="built without CUDA kernels")
 

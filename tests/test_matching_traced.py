@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from test_matching import predictions, targets_of
 
 from detr_fast import FastMatcher, PackedTargets, matching_traced
 from detr_fast.matching_cuda import read_layers, read_targets
-from tests.test_matching import predictions, targets_of
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from test_matching import CASES, predictions, targets_of
 from torch.utils.data import DataLoader
 
 from detr_fast import FastMatcher, PackedTargets
-from tests.test_matching import CASES, predictions, targets_of
 
 
 def assert_equal(packed, targets) -> None:

@@ -26,16 +26,24 @@ namespace detr_fast {
 template <class Real, class Scan = PlainScan<Real>>
 class AssignmentSolver {
  public:
+  struct Fetch {
+    void (*row)(void* context, int32_t row) = nullptr;
+    void* context = nullptr;
+  };
+
   explicit AssignmentSolver(Scan scan = {}) : scan_(scan) {}
 
   // Solves cost [rows, stride], whose columns from `cols` on are padding and hold infinity:
   // rows <= cols, no NaN, no -infinity; +infinity forbids a pair. `minima` [rows] are the rows'
-  // minima where the caller knows them. Afterwards col_of_row [rows] and row_of_col [cols] (-1 =
-  // free) hold the answer.
+  // minima where the caller knows them; `rows_on_demand`, where the caller has one, is called
+  // before the first look at a row, whose costs it then writes. Afterwards col_of_row [rows] and
+  // row_of_col [cols] (-1 = free) hold the answer.
   Status solve(const Real* cost, int64_t rows, int64_t cols, int64_t stride,
-               const Minimum<Real>* minima = nullptr) {
+               const Minimum<Real>* minima = nullptr, Fetch rows_on_demand = {}) {
     if (stride > std::numeric_limits<int32_t>::max()) return Status::kTooLarge;
     cost_ = cost;
+    fetch_ = rows_on_demand;
+    if (fetch_.row) fetched_.assign(rows, 0);
     rows_ = static_cast<int32_t>(rows);
     cols_ = static_cast<int32_t>(cols);
     stride_ = static_cast<int32_t>(stride);
@@ -71,7 +79,13 @@ class AssignmentSolver {
     double v;         // of that column, before the search
   };
 
-  const Real* row_costs(int32_t row) const { return cost_ + static_cast<size_t>(row) * stride_; }
+  const Real* row_costs(int32_t row) {
+    if (fetch_.row && !fetched_[row]) {
+      fetch_.row(fetch_.context, row);
+      fetched_[row] = 1;
+    }
+    return cost_ + static_cast<size_t>(row) * stride_;
+  }
 
   void assign(int32_t row, int32_t col) {
     row_of_col[col] = row;
@@ -234,6 +248,7 @@ class AssignmentSolver {
       }
     }
     cost_ = kept_cost_.data();
+    fetch_ = {};
     rows_ = rows;
     cols_ = kept;
     stride_ = stride;
@@ -266,6 +281,8 @@ class AssignmentSolver {
 
   Scan scan_;
   const Real* cost_ = nullptr;
+  Fetch fetch_;
+  std::vector<char> fetched_;  // [rows]
   int32_t rows_ = 0, cols_ = 0, stride_ = 0;
   std::vector<double> u_;           // [rows] dual variables
   AlignedVector<double> v_;         // [stride] dual variables

@@ -18,8 +18,8 @@ DETR_FAST_HD inline Real share_of_smaller(Real x, Real y) {
 }
 
 // The derivatives of pair_iou by the corners of `a`; those by `b` follow from its symmetry. Where
-// there is none, at equal edges and at boxes that only touch, the choice is torch's for the formula
-// in minimum, maximum and clamp(min=0): half to each side, and as if they overlapped.
+// there is none, the choice is torch's for the formula in minimum, maximum and relu: half to each
+// of two equal edges, and boxes that only touch do not overlap.
 template <bool kGeneralized, class Real>
 DETR_FAST_HD inline CornerGradient<Real> pair_iou_gradient(const Box<Real>& a, const Box<Real>& b) {
   const Real zero = 0;
@@ -37,8 +37,8 @@ DETR_FAST_HD inline CornerGradient<Real> pair_iou_gradient(const Box<Real>& a, c
   }
   const Real overlap_w = smaller(a.x1, b.x1) - larger(a.x0, b.x0);
   const Real overlap_h = smaller(a.y1, b.y1) - larger(a.y0, b.y0);
-  const Real by_overlap_w = overlap_w >= 0 ? by_overlap * larger(overlap_h, zero) : zero;
-  const Real by_overlap_h = overlap_h >= 0 ? by_overlap * larger(overlap_w, zero) : zero;
+  const Real by_overlap_w = overlap_w > 0 ? by_overlap * larger(overlap_h, zero) : zero;
+  const Real by_overlap_h = overlap_h > 0 ? by_overlap * larger(overlap_w, zero) : zero;
   const Real by_hull_w = by_hull * (larger(a.y1, b.y1) - smaller(a.y0, b.y0));
   const Real by_hull_h = by_hull * (larger(a.x1, b.x1) - smaller(a.x0, b.x0));
   const Real by_w = by_area * (a.y1 - a.y0), by_h = by_area * (a.x1 - a.x0);

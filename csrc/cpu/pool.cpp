@@ -10,6 +10,7 @@
 
 #ifndef _WIN32
 #include <pthread.h>
+#include <sched.h>
 #endif
 
 namespace detr_fast::cpu {
@@ -40,6 +41,7 @@ class Pool {
         const int number = static_cast<int>(threads_.size());
         try {
           threads_.emplace_back([this, number] { serve(number); });
+          cpus_.push_back(-1);
         } catch (const std::system_error&) {
           break;  // the system has no more threads: those there are, and the caller, do the work
         }
@@ -48,14 +50,14 @@ class Pool {
       count_ = count;
       next_.store(0, std::memory_order_relaxed);
       invited_ = std::min(helpers, static_cast<int>(threads_.size()));
-      busy_ = invited_;
       ++round_;
+      part_from_caller();
     }
     wake_.notify_all();
     take(work, count);
     std::unique_lock<std::mutex> lock(mutex_);
+    work_ = nullptr;  // who wakes up only now has nothing left to do, and nobody waits for it
     done_.wait(lock, [this] { return busy_ == 0; });
-    work_ = nullptr;
     return true;
   }
 
@@ -65,6 +67,31 @@ class Pool {
   }
 
  private:
+  // Linux may wake a thread on the CPU where it last ran, though its waker works there and another
+  // one idles: then both take turns, and two threads are no faster than one. So a thread that last
+  // ran here is sent elsewhere.
+  void part_from_caller() {
+#ifdef __linux__
+    const int here = sched_getcpu();
+    for (int k = 0; k < invited_; ++k) {
+      if (here < 0 || cpus_[k] != here) continue;
+      cpu_set_t allowed;
+      if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+      CPU_CLR(here, &allowed);
+      if (CPU_COUNT(&allowed) == 0) return;
+      pthread_setaffinity_np(threads_[k].native_handle(), sizeof allowed, &allowed);
+    }
+#endif
+  }
+
+  static int current_cpu() {
+#ifdef __linux__
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+  }
+
   void take(const std::function<void(int64_t)>& work, int64_t count) {
     for (;;) {
       const int64_t k = next_.fetch_add(1, std::memory_order_relaxed);
@@ -80,12 +107,14 @@ class Pool {
       wake_.wait(lock, [&] { return stopping_ || round_ != seen; });
       if (stopping_) return;
       seen = round_;
-      if (number >= invited_) continue;
+      if (number >= invited_ || !work_) continue;
       const std::function<void(int64_t)>& work = *work_;
       const int64_t count = count_;
+      ++busy_;
       lock.unlock();
       take(work, count);
       lock.lock();
+      cpus_[number] = current_cpu();
       if (--busy_ == 0) done_.notify_one();
     }
   }
@@ -94,11 +123,12 @@ class Pool {
   std::mutex mutex_;    // guards what follows, except next_
   std::condition_variable wake_, done_;
   std::vector<std::thread> threads_;
-  const std::function<void(int64_t)>* work_ = nullptr;
+  std::vector<int> cpus_;  // where each thread last worked; -1: not known
+  const std::function<void(int64_t)>* work_ = nullptr;  // of the call in progress
   int64_t count_ = 0;
   uint64_t round_ = 0;  // counts calls, so that a thread knows a new one
   int invited_ = 0;     // threads of a lower number take part in this round
-  int busy_ = 0;        // of those, how many have not finished
+  int busy_ = 0;        // of those, how many are at work
   bool stopping_ = false;
   std::atomic<int64_t> next_{0};
 };
