@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.scaling_model import ASSUMED, all_reduce_seconds
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
@@ -136,9 +138,6 @@ def test_scaling_tables_are_those_of_the_model(tmp_path):
 
 def test_all_reduce_of_the_scaling_model():
     """By hand: 8 GPUs, 7/4 of 160 MB at 200 GB/s; two machines add 1/8 of it at 20 GB/s."""
-    sys.path.append(str(ROOT))
-    from benchmarks.scaling_model import ASSUMED, all_reduce_seconds
-
     assert all_reduce_seconds(160e6, 1, ASSUMED) == 0
     inside = 1.75 * 160e6 / 200e9 + 14 * 5e-6
     assert all_reduce_seconds(160e6, 8, ASSUMED) == pytest.approx(inside)

@@ -235,6 +235,8 @@ class TestEngine:
         )
         trainer = Trainer(config, images, images, tmp_path, torch.device("cpu"), quiet=True)
         row = trainer.run()
+        lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        assert all(0 < line["data_share"] < 1 for line in lines if line["kind"] == "train")
         losses = [row["loss"] for row in train_rows(tmp_path) if row["kind"] == "train"]
         assert losses[-1] < 0.5 * losses[0]
         assert row["AP50"] > 0.5
