@@ -160,7 +160,7 @@ class TestDeath:
 
     def kill_one(self, process: subprocess.Popen, run: Path) -> None:
         """Kill the last process of a run, once there is a checkpoint."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (run / "last.pt").exists():
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline, "the run made no progress"
@@ -172,7 +172,7 @@ class TestDeath:
     def test_ends_the_run_with_one_line_and_a_checkpoint(self, voc_folder, tmp_path):
         process = self.start(voc_folder, tmp_path, 3)
         self.kill_one(process, tmp_path / "runs" / "run")
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         assert process.returncode != 0
         ours = [line for line in error.splitlines() if line.startswith("detr-fast:")]
         assert len(ours) == 1, error
@@ -189,7 +189,7 @@ class TestDeath:
         )
         run = tmp_path / "runs" / "run"
         self.kill_one(process, run)
-        output, error = process.communicate(timeout=240)
+        output, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
         assert "resumed at step " in output
         assert load_checkpoint(run)["step"] == 36
@@ -197,6 +197,6 @@ class TestDeath:
         assert steps == sorted(set(steps)) and steps[-1] == 36
 
         other = self.start(voc_folder, tmp_path, 2, "--", "--continue", "--lr", "0.5", epochs=12)
-        _, error = other.communicate(timeout=120)
+        _, error = other.communicate(timeout=300)
         assert other.returncode != 0
         assert "runs/run was started with other options: lr 0.0004, not 0.5" in error
