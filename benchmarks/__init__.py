@@ -1,1 +1,1 @@
-"""Benchmarks; see README.md. Run from the repository root: python -m benchmarks.bench_matching."""
+"""Benchmarks; see README.md. Run from the repository root: python -m benchmarks.bench_matcher."""

@@ -8,15 +8,22 @@ trained  one query per target close to it and sure of its label, the others "no 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
+
+from detr_fast.reference import matching_cost
 
 FAMILIES = ("initial", "random", "trained")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Letters: B images, N queries, K classes, up to M targets per image, L layers."""
+    """Letters: B images, N queries, K classes, M targets per image, L layers.
+
+    The number of targets of an image varies from 1 to M; if ``exact``, it is M.
+    """
 
     family: str
     images: int
@@ -24,36 +31,25 @@ class Case:
     classes: int
     targets: int
     layers: int = 6
+    exact: bool = False
 
     @property
     def name(self) -> str:
         return (
             f"{self.family} L{self.layers} B{self.images} N{self.queries} K{self.classes} "
-            f"M{self.targets}"
+            f"M{'=' if self.exact else ''}{self.targets}"
         )
 
 
-SIZES = (  # B, N, K, M
-    (2, 100, 91, 20),  # COCO, one GPU's batch of the published recipe
-    (8, 100, 91, 20),
-    (16, 300, 91, 50),  # the queries of DINO and RT-DETR
-    (16, 900, 91, 100),
-)
-CASES = tuple(Case(family, *size) for size in SIZES for family in FAMILIES)
-QUICK = tuple(Case(family, 2, 30, 5, 4, layers=2) for family in FAMILIES)
-
-
 def make(case: Case, seed: int) -> tuple[list[dict], list[dict]]:
-    """Layers and targets as FastMatcher.match_layers takes them, float32 on the CPU.
-
-    The number of targets of an image varies from 1 to the case's M.
-    """
+    """Layers and targets as FastMatcher.match_layers takes them, float32 on the CPU."""
     g = torch.Generator().manual_seed(seed)
     b, n, k = case.images, case.queries, case.classes
 
     targets = []
     for _ in range(b):
         m = int(torch.randint(1, case.targets + 1, (), generator=g))
+        m = case.targets if case.exact else m
         labels = torch.randint(0, k, (m,), generator=g)
         targets.append({"labels": labels, "boxes": _boxes((m,), g)})
 
@@ -75,6 +71,33 @@ def make(case: Case, seed: int) -> tuple[list[dict], list[dict]]:
                 logits[image, query, target["labels"][:m]] += 10
         layers.append({"pred_logits": logits, "pred_boxes": boxes})
     return layers, targets
+
+
+def cost_matrices(
+    family: str, count: int, queries: int, targets: int, exact: bool, seed: int
+) -> list[np.ndarray]:  # count of [M, N] float32, rows are targets
+    """Bare assignment problems: the matching costs of six decoder layers' predictions.
+
+    The first of a longer list are those of a shorter one.
+    """
+    parts = range(-(-count // 96))
+    case = Case(family, 16, queries, 91, targets, exact=exact)
+    matrices = [matrix for part in parts for matrix in _cost_matrices(case, seed + part)]
+    return matrices[:count]
+
+
+@lru_cache(maxsize=64)
+def _cost_matrices(case: Case, seed: int) -> list[np.ndarray]:
+    layers, targets = make(case, seed)
+    return [
+        matching_cost(
+            layer["pred_logits"][b], layer["pred_boxes"][b], target["labels"], target["boxes"]
+        )
+        .T.contiguous()
+        .numpy()
+        for layer in layers
+        for b, target in enumerate(targets)
+    ]
 
 
 def _boxes(shape: tuple[int, ...], g: torch.Generator) -> torch.Tensor:  # [*shape, 4] cxcywh

@@ -2,11 +2,12 @@
 
 Variants are interleaved call by call, in an order that rotates, so that what else the machine does
 falls on all of them alike. A row keeps the 20th, 50th and 80th percentile and all that is needed to
-repeat it.
+repeat it. A variant too slow to be called often, or at all, has a row that says so.
 """
 
 import csv
 import datetime
+import math
 import os
 import platform
 import subprocess
@@ -30,52 +31,84 @@ def measure(
     seconds: float = 2.0,
     warm_up: float = 0.2,
     at_least: int = 5,
-) -> dict[str, dict[str, float]]:
+    slow: float = 0.2,
+    slow_calls: int = 3,
+    too_slow: float = 10.0,
+) -> dict[str, dict[str, float | str]]:
     """Times each variant.
 
     Args:
         variants: functions without arguments, by name.
         check: is given every variant's result by name, and raises if one is wrong. Nothing is timed
             before it has returned.
-        seconds: time to measure for, all variants together.
+        seconds: time to measure for, all variants but the slow ones together.
         warm_up: seconds to run each variant before.
         at_least: calls of each variant, even if they take longer.
+        slow: a variant whose first call takes more seconds is not warmed up and called only
+            ``slow_calls`` times, the first included.
+        too_slow: a variant whose first call takes more seconds is not timed at all.
 
     Returns:
-        For each variant its percentiles ``p20_us``, ``p50_us``, ``p80_us`` (microseconds) and the
-        number of ``calls``.
+        For each variant its percentiles ``p20_us``, ``p50_us``, ``p80_us`` (microseconds; empty if
+        it was too slow), the number of ``calls``, and a ``note`` if it was not treated as the rest.
     """
-    check({name: run() for name, run in variants.items()})
-    for run in variants.values():
-        end = time.perf_counter() + warm_up
+    results, first = {}, {}
+    for name, run in variants.items():
+        start = time.perf_counter()
+        results[name] = run()
+        first[name] = time.perf_counter() - start
+    check(results)
+    del results
+    calls_wanted = {name: slow_calls if taken > slow else None for name, taken in first.items()}
+    names = [name for name in variants if first[name] <= too_slow]
+    for name in names:
+        end = time.perf_counter() + (0 if first[name] > slow else warm_up)
         while time.perf_counter() < end:
-            run()
+            variants[name]()
 
-    names = list(variants)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < at_least or time.perf_counter() < end:
-        shift = rounds % len(names)
-        for name in names[shift:] + names[:shift]:
+    # To a call that takes so long, warming up matters little.
+    times = {name: [first[name]] if calls_wanted[name] else [] for name in names}
+    rounds, spent = 0, 0.0
+    due = names
+    while due and (rounds < at_least or spent < seconds):
+        shift = rounds % len(due)
+        for name in due[shift:] + due[:shift]:
             start = time.perf_counter()
             variants[name]()
-            times[name].append(time.perf_counter() - start)
+            taken = time.perf_counter() - start
+            times[name].append(taken)
+            spent += 0 if calls_wanted[name] else taken
         rounds += 1
-    result = {}
-    for name, taken in times.items():
-        p20, p50, p80 = np.percentile(np.array(taken) * 1e6, [20, 50, 80])
-        result[name] = {
-            "p20_us": round(p20, 1),
-            "p50_us": round(p50, 1),
-            "p80_us": round(p80, 1),
-            "calls": rounds,
-        }
-    return result
+        due = [name for name in due if len(times[name]) < (calls_wanted[name] or math.inf)]
+    return {
+        name: _percentiles(times[name], calls_wanted[name])
+        if name in times
+        else left_out(f"a call takes {first[name]:.1f} s")
+        for name in variants
+    }
 
 
-def surroundings(seed: int) -> dict[str, str | int]:
-    """What a row must carry to be repeated: machine, versions, commit, seed and command."""
+def left_out(why: str) -> dict[str, float | str]:
+    """The figures of a variant that was not timed, as :func:`measure` gives them."""
+    return {"p20_us": "", "p50_us": "", "p80_us": "", "calls": 0, "note": f"left out: {why}"}
+
+
+def _percentiles(taken: list[float], wanted: int | None) -> dict[str, float | str]:
+    p20, p50, p80 = np.percentile(np.array(taken) * 1e6, [20, 50, 80])
+    return {
+        "p20_us": round(p20, 1),
+        "p50_us": round(p50, 1),
+        "p80_us": round(p80, 1),
+        "calls": len(taken),
+        "note": f"{wanted} calls, since slow" if wanted else "",
+    }
+
+
+def surroundings(seed: int, packages: Mapping[str, str] | None = None) -> dict[str, str | int]:
+    """What a row must carry to be repeated: machine, versions, commit, seed and command.
+
+    ``packages`` are the versions of further packages, by name.
+    """
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", module.name] if module else [sys.argv[0]]
     return {
@@ -88,6 +121,7 @@ def surroundings(seed: int) -> dict[str, str | int]:
         "torch_threads": torch.get_num_threads(),
         "numpy": np.__version__,
         "scipy": _version("scipy"),
+        **(packages or {}),
         "detr_fast": detr_fast.__version__,
         "commit": _commit(),
         "seed": seed,
@@ -127,11 +161,12 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The commit measured, with a plus sign if the tree differs from it."""
+    """The commit measured, with a plus sign if the tree, its results apart, differs from it."""
 
     def git(*args: str) -> str:
         done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = git("rev-parse", "--short", "HEAD")
-    return commit + ("+" if commit and git("status", "--porcelain") else "")
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return commit + ("+" if commit and changed else "")

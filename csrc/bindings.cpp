@@ -1,6 +1,6 @@
-// detr_fast._C, but for its submodule cuda: with bindings_cuda.cpp all that knows Python. Callers
-// (detr_fast/ops.py, detr_fast/matching.py) own all memory, check shapes and values, and turn the
-// returned status into an exception; addresses are plain integers. The GIL is released while
+// detr_fast._C, but for its submodule cuda: with the other bindings*.cpp all that knows Python.
+// Callers (detr_fast/ops, detr_fast/matching.py) own all memory, check shapes and values, and turn
+// the returned status into an exception; addresses are plain integers. The GIL is released while
 // anything is computed.
 #include "bindings.h"
 
@@ -184,6 +184,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
 
+  define_boxes(m);
   define_build(m);
 #ifdef DETR_FAST_CUDA
   define_cuda(m.def_submodule("cuda"));

@@ -41,7 +41,11 @@ inline PairCostOptions pair_cost_options(const CostOptions& cost) {
   return options;
 }
 
-// Adds the submodule `cuda`: the ops' GPU forms, each under the name of its CPU form.
+// Fills the submodule `cuda`: the ops' GPU forms, each under the name of its CPU form.
 void define_cuda(pybind11::module_ m);
+
+// The ops on boxes, and their GPU forms for the submodule.
+void define_boxes(pybind11::module_& m);
+void define_cuda_boxes(pybind11::module_& m);
 
 }  // namespace detr_fast

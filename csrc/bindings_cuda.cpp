@@ -90,6 +90,7 @@ void define_cuda(py::module_ m) {
         "rows; row_index, col_index: int64 [sum of rows], written, as the caller counts and in "
         "order of the caller's rows; status: int32 [P], written; memory: [P * "
         "assignment_workspace(device, most rows, most cols)].");
+  define_cuda_boxes(m);
 }
 
 }  // namespace detr_fast

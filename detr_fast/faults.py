@@ -65,7 +65,7 @@ def slots_of(device: torch.device, layers: int, images: int) -> FaultSlots:
     return found
 
 
-def raise_found(device: torch.device) -> None:
+def raise_found(device: torch.device, when: str = " in an earlier call") -> None:
     """Raises what calls on this device have found so far, without waiting for those under way.
 
     Raises:
@@ -76,7 +76,7 @@ def raise_found(device: torch.device) -> None:
         if slot_device == index:
             fault = slots.take()
             if fault is not None:
-                raise ValueError(_describe(fault, slots))
+                raise ValueError(f"{_describe(fault, slots)} (found by the GPU{when})")
 
 
 def check_faults(device: torch.device | str | int | None = None) -> None:
@@ -98,7 +98,7 @@ def check_faults(device: torch.device | str | int | None = None) -> None:
     if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.synchronize(device)
-    raise_found(device)
+    raise_found(device, when="")
 
 
 _REASONS = {
@@ -127,4 +127,4 @@ def _describe(fault: Fault, slots: FaultSlots) -> str:
             f"the costs of matching {name}['pred_boxes'][{image}, {fault.query}] to "
             f"targets[{image}]['boxes'][{fault.target}] {reason}"
         )
-    return f"{text} (found by the GPU in an earlier call, whose batch this is about)"
+    return text

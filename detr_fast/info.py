@@ -10,7 +10,15 @@ import detr_fast
 from detr_fast import _C
 
 # The compiled ops, under their names in ``_C``; their GPU forms have the same in ``_C.cuda``.
-OPS = ("linear_sum_assignment", "match")
+OPS = (
+    "linear_sum_assignment",
+    "match",
+    "box_iou",
+    "box_iou_backward",
+    "box_losses",
+    "box_losses_backward",
+    "target_classes",
+)
 
 
 def report() -> str:

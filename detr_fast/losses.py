@@ -2,28 +2,30 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import box_convert
 
-from .boxes import paired_giou
 from .matching import FastMatcher
-
-BOX_LOSSES = ("l1", "smooth_l1")
+from .ops import box_losses, target_classes
+from .ops.matched import BOX_LOSSES
+from .packing import Matches, PackedTargets
 
 
 class SetCriterion(nn.Module):
     """Class, L1 and GIoU loss over optimally matched queries, summed over decoder layers.
 
     Every decoder layer is matched anew, all of them in one call of the matcher, and its three
-    losses are added with the same weights (paper, "auxiliary decoding losses").
+    losses are added with the same weights (paper, "auxiliary decoding losses"). With a
+    ``FastMatcher`` nothing here makes the host wait for a GPU.
 
     Args:
         num_classes: K, without "no object", which is class K.
-        matcher: a ``FastMatcher``, or anything with its ``match_layers``. Default: that.
+        matcher: a ``FastMatcher``, or anything with its ``match_packed`` or ``match_layers``, or
+            that is called like it and gives each target one query at most. Default: FastMatcher().
         eos_coef: weight of "no object" in the cross-entropy.
         weight_class, weight_bbox, weight_giou: weights of the three losses in the total.
         box_loss: ``"l1"`` (the paper) or ``"smooth_l1"``.
@@ -65,7 +67,8 @@ class SetCriterion(nn.Module):
     def forward(
         self,
         outputs: dict,  # as DETR returns them, with or without aux_outputs
-        targets: Sequence[dict[str, Tensor]],  # B times {"labels" [M], "boxes" [M, 4] cxcywh}
+        # B times {"labels" [M], "boxes" [M, 4] cxcywh}; or packed, for a FastMatcher
+        targets: Sequence[dict[str, Tensor]] | PackedTargets,
     ) -> dict[str, Tensor]:
         """The losses of a batch.
 
@@ -86,34 +89,45 @@ class SetCriterion(nn.Module):
                 f"pred_logits has {outputs['pred_logits'].shape[-1]} classes, expected "
                 f"{self.num_classes} and one for 'no object'"
             )
-        if not targets:
+        if not len(targets):
             raise ValueError("there is no image: targets is empty")
-        matches = self.matcher.match_layers(layers, targets)
-        # In float32 whatever the model ran in: class weights and small boxes need the digits.
-        logits = torch.stack([layer["pred_logits"].float() for layer in layers])  # [L, B, N, K+1]
-        boxes = torch.stack([layer["pred_boxes"].float() for layer in layers])  # [L, B, N, 4]
-        layer, image, query, target = _flatten(matches, targets, logits.device)  # each [L * P]
-
-        # An image without objects may have come as torch.tensor([]).
-        target_labels = torch.cat([t["labels"].long() for t in targets]).to(logits.device)  # [T]
-        target_boxes = torch.cat([t["boxes"].reshape(-1, 4) for t in targets]).to(boxes)  # [T, 4]
-        classes = logits.new_full(logits.shape[:3], self.num_classes, dtype=torch.long)
-        classes[layer, image, query] = target_labels[target]
-        num_boxes = _mean_over_processes(len(target_labels), logits.device).clamp(min=1)
-
+        matches = self._match(layers, targets)
+        wanted = matches.targets
+        logits = torch.stack([layer["pred_logits"] for layer in layers]).float()  # [L, B, N, K+1]
+        boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, N, 4]
+        if boxes.dtype == torch.float64:
+            boxes = boxes.float()  # half precision is widened as it is read
+        classes = target_classes(
+            matches.query_index, wanted.labels, wanted.offsets, logits.shape[2], self.num_classes
+        )  # [L, B, N]
+        l1, giou = box_losses(
+            boxes, wanted.boxes, matches.query_index, wanted.offsets, self.box_loss
+        )  # [L] each
+        num_boxes = _mean_over_processes(wanted.offsets[-1].float()).clamp(min=1)
         parts = {
             "loss_ce": self._class_loss(logits, classes),
-            **self._box_losses(boxes[layer, image, query], target_boxes[target], len(layers)),
+            "loss_bbox": l1 / num_boxes,
+            "loss_giou": giou / num_boxes,
         }
-        parts["loss_bbox"] = parts["loss_bbox"] / num_boxes
-        parts["loss_giou"] = parts["loss_giou"] / num_boxes
         losses = {"loss": sum(self.weights[name] * part.sum() for name, part in parts.items())}
         for name, part in parts.items():
             losses[name] = part[-1].detach()
             losses |= {f"{name}_{i}": part[i].detach() for i in range(len(layers) - 1)}
-        last = layer == len(layers) - 1
-        losses |= _diagnostics(logits[-1], classes[-1], image[last], query[last], targets)
+        losses |= _diagnostics(logits[-1], classes[-1], wanted.offsets)
         return losses
+
+    def _match(
+        self, layers: list[dict], targets: Sequence[dict[str, Tensor]] | PackedTargets
+    ) -> Matches:
+        if hasattr(self.matcher, "match_packed"):
+            return self.matcher.match_packed(layers, targets)
+        if isinstance(targets, PackedTargets):
+            targets = targets.unpack()
+        if hasattr(self.matcher, "match_layers"):
+            pairs = self.matcher.match_layers(layers, targets)
+        else:
+            pairs = [self.matcher(layer, targets) for layer in layers]
+        return _pack_matches(pairs, targets, layers[0]["pred_logits"].device)
 
     def _class_loss(
         self,
@@ -128,69 +142,56 @@ class SetCriterion(nn.Module):
         # No weight at all: without objects, and with an eos_coef of 0 or without queries.
         return loss.view(len(logits), -1).sum(1) / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
-    def _box_losses(
-        self,
-        predicted: Tensor,  # [L * P, 4] cxcywh
-        wanted: Tensor,  # [L * P, 4] cxcywh
-        num_layers: int,
-    ) -> dict[str, Tensor]:  # each [L], summed over pairs
-        distance = F.l1_loss if self.box_loss == "l1" else F.smooth_l1_loss
-        coordinates = distance(predicted, wanted, reduction="none")
-        giou = paired_giou(
-            box_convert(predicted, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy")
-        )
-        return {
-            "loss_bbox": coordinates.view(num_layers, -1).sum(1),
-            "loss_giou": (1 - giou).view(num_layers, -1).sum(1),
-        }
+
+def _pack_matches(
+    matches: list[list[tuple[Tensor, Tensor]]],  # L, B times (query indices, target indices)
+    targets: Sequence[dict[str, Tensor]],
+    device: torch.device,
+) -> Matches:
+    """The lists that published matchers return, as ``FastMatcher.match_packed`` returns them."""
+    counts = [len(target["labels"]) for target in targets]
+    begins = [0, *accumulate(counts)]
+    query_index = torch.full((len(matches), begins[-1]), -1, device="cpu")
+    # All on the CPU with one transfer, however many layers and images.
+    pairs = [pair for images in matches for pair in images]
+    sizes = [len(queries) for queries, _ in pairs]
+    flat = torch.stack([torch.cat(column).long() for column in zip(*pairs, strict=True)]).cpu()
+    parts = iter(flat.split_with_sizes(sizes, dim=1))
+    for layer, row in enumerate(query_index):
+        for b, count in enumerate(counts):
+            queries, of_image = next(parts)
+            image = row[begins[b] : begins[b + 1]]
+            place = f"layer {layer}, image {b}: the matcher gave"
+            if len(of_image) and not 0 <= of_image.min() <= of_image.max() < count:
+                raise ValueError(f"{place} a query to a target outside 0..{count - 1}")
+            image[of_image] = queries
+            if (image >= 0).sum() != len(queries):
+                raise ValueError(f"{place} several queries to one target")
+    return Matches(query_index.to(device), PackedTargets.pack(targets).to(device))
 
 
-def _flatten(
-    matches: list[list[tuple[Tensor, Tensor]]], targets: Sequence[dict], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The indices (layer, image, query, target of the batch) of all pairs, each [L * P].
-
-    Each layer has the same number P of pairs, the sum over images of min(N, M).
-    """
-    first_target = [0]
-    for target in targets:
-        first_target.append(first_target[-1] + len(target["labels"]))
-    layer, image, query, target = [], [], [], []
-    for index, images in enumerate(matches):
-        for b, (i, j) in enumerate(images):
-            layer.append(torch.full_like(i, index))
-            image.append(torch.full_like(i, b))
-            query.append(i)
-            target.append(j + first_target[b])
-    # One copy to the device for all four.
-    stacked = torch.stack([torch.cat(column) for column in (layer, image, query, target)])
-    return tuple(stacked.to(device))
-
-
-def _mean_over_processes(value: float, device: torch.device) -> Tensor:
-    """The mean of a number over all processes of a distributed run, as a scalar tensor."""
-    mean = torch.tensor(float(value), device=device)
+def _mean_over_processes(
+    number: Tensor,  # a scalar; changed
+) -> Tensor:
+    """The mean of a number over all processes of a distributed run."""
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(mean)
-        mean /= dist.get_world_size()
-    return mean
+        dist.all_reduce(number)
+        number /= dist.get_world_size()
+    return number
 
 
 @torch.no_grad()
 def _diagnostics(
     logits: Tensor,  # [B, N, K+1]
     classes: Tensor,  # [B, N]
-    image: Tensor,  # [P]
-    query: Tensor,  # [P]
-    targets: Sequence[dict],
+    offsets: Tensor,  # [B + 1]
 ) -> dict[str, Tensor]:
     """``class_error`` and ``cardinality_error`` of the last layer, to be read, not trained."""
-    best = logits.argmax(-1)
-    wrong = (best != classes)[image, query].float()
-    class_error = 100 * wrong.mean() if len(wrong) else wrong.new_zeros(())
-    found = (best != logits.shape[-1] - 1).sum(1)
-    wanted = torch.tensor([len(t["labels"]) for t in targets], device=found.device)
+    best, no_object = logits.argmax(-1), logits.shape[-1] - 1
+    matched = classes != no_object
+    wrong = (matched & (best != classes)).sum()
+    found = (best != no_object).sum(1)
     return {
-        "class_error": class_error,
-        "cardinality_error": (found - wanted).abs().float().mean(),
+        "class_error": 100 * wrong / matched.sum().clamp(min=1),
+        "cardinality_error": (found - offsets.diff()).abs().float().mean(),
     }

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from detr_fast import _C
-from detr_fast.matching_input import CostOptions, MatchingInput, read
+from detr_fast.matching_input import CostOptions, MatchingInput, layer_names, read
+
+_CPU = torch.device("cpu")
 
 
 def solve(
     layers: Sequence[Mapping[str, Tensor]],
-    names: Sequence[str],  # what to call each layer in an error
+    names: Sequence[str] | None,  # what to call each layer in an error; None: "layers[k]"
     targets: Sequence[Mapping[str, Tensor]],
     options: CostOptions,
 ) -> tuple[Tensor, list[int]]:
@@ -27,7 +29,7 @@ def solve(
     given = read(layers, names, targets)
     n = given.shape[1]
     sizes = [min(n, m) for m in given.counts]
-    index = torch.empty(2 * sum(sizes) * len(layers), dtype=torch.int64, device="cpu")
+    index = torch.empty(2 * sum(sizes) * len(layers), dtype=torch.int64, device=_CPU)
     fault = _C.match(
         logits=given.logits,
         boxes=given.boxes,
@@ -42,6 +44,7 @@ def solve(
         threads=torch.get_num_threads(),
     )
     if fault[0] != _C.Status.ok:
+        names = names or layer_names(layers)
         _raise_fault(fault, names, given, layers, targets, options.focal)
     return index, sizes
 

@@ -158,7 +158,7 @@ def launch(
 
 def stream_of(device: torch.device) -> int:
     """The address of the current stream."""
-    return torch.cuda.currentstream_of(device).cuda_stream if device.type == "cuda" else 0
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 @lru_cache(maxsize=256)

@@ -32,9 +32,14 @@ class MatchingInput(NamedTuple):
     keep: tuple  # the tensors, so that the addresses stay theirs
 
 
+def layer_names(layers: Sequence[object]) -> list[str]:
+    """What to call each layer in an error."""
+    return [f"layers[{k}]" for k in range(len(layers))]
+
+
 def read(
     layers: Sequence[Mapping[str, Tensor]],
-    names: Sequence[str],  # what to call each layer in an error
+    names: Sequence[str] | None,  # what to call each layer in an error; None: "layers[k]"
     targets: Sequence[Mapping[str, Tensor]],
 ) -> MatchingInput:
     """Takes the tensors as they are where that is possible, and converted copies otherwise.
@@ -44,7 +49,7 @@ def read(
     """
     given = _read_in_place(layers, targets)
     if given is None:
-        check_layers(layers, names)
+        check_layers(layers, names or layer_names(layers))
         check_targets(targets, len(layers[0]["pred_logits"]))
         given = _read_in_place(*_convert(layers, targets))
         assert given is not None

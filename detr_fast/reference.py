@@ -5,12 +5,15 @@ with the extra ``test``: ``pip install "detr-fast[test]"``.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_area, box_convert, generalized_box_iou
+from torch.nn import functional as F
+from torchvision import ops as torchvision_ops
+from torchvision.ops import box_area, box_convert
 
 
 def _scipy_solver():
@@ -40,6 +43,95 @@ def linear_sum_assignment(cost: Any, maximize: bool = False) -> Any:
     rows = np.array([pair[0] for pair in pairs], dtype=np.int64).reshape(shape)
     cols = np.array([pair[1] for pair in pairs], dtype=np.int64).reshape(shape)
     return rows, cols
+
+
+def paired_iou(
+    boxes1: Tensor,  # [..., 4] xyxy
+    boxes2: Tensor,  # [..., 4] xyxy
+    generalized: bool = False,
+) -> Tensor:  # [...]
+    """IoU, or generalised IoU (Rezatofighi et al. 2019), of each box with its counterpart.
+
+    What torchvision computes, except that 0/0 counts as 0.
+    """
+    area1 = (boxes1[..., 2:] - boxes1[..., :2]).prod(-1)
+    area2 = (boxes2[..., 2:] - boxes2[..., :2]).prod(-1)
+    begin = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    end = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    intersection = (end - begin).clamp(min=0).prod(-1)
+    union = area1 + area2 - intersection
+    # Guard the denominators, not the result: dividing by zero would poison the gradient.
+    iou = intersection / torch.where(union > 0, union, 1.0)
+    if not generalized:
+        return iou
+    begin = torch.minimum(boxes1[..., :2], boxes2[..., :2])
+    end = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
+    hull = (end - begin).prod(-1)
+    return iou - (hull - union) / torch.where(hull > 0, hull, 1.0)
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, format: str = "xyxy") -> Tensor:
+    """Twin of :func:`detr_fast.ops.box_iou`."""
+    return _all_pairs(boxes1, boxes2, format, generalized=False)
+
+
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor, format: str = "xyxy") -> Tensor:
+    """Twin of :func:`detr_fast.ops.generalized_box_iou`."""
+    return _all_pairs(boxes1, boxes2, format, generalized=True)
+
+
+def _all_pairs(boxes1: Tensor, boxes2: Tensor, format: str, generalized: bool) -> Tensor:
+    a, b = (
+        box_convert(boxes if boxes.dtype == torch.float64 else boxes.float(), format, "xyxy")
+        for boxes in (boxes1, boxes2)
+    )
+    return paired_iou(a[..., :, None, :], b[..., None, :, :], generalized)
+
+
+def box_losses(
+    boxes: Tensor,  # [L, B, N, 4] cxcywh
+    target_boxes: Tensor,  # [T, 4] cxcywh
+    query_index: Tensor,  # [L, T]
+    image_offsets: Tensor,  # [B + 1]
+    box_loss: str = "l1",
+) -> tuple[Tensor, Tensor]:  # [L], [L]
+    """Twin of :func:`detr_fast.ops.box_losses`: one pair after the other. Differentiable."""
+    distance = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[box_loss]
+    boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
+    target_boxes = target_boxes.to(boxes.dtype)
+    coordinates, giou = [], []
+    for layer, index in zip(boxes, query_index.tolist(), strict=True):
+        sums = [layer.new_zeros(()), layer.new_zeros(())]
+        for image, (begin, end) in zip(layer, pairwise(image_offsets.tolist()), strict=True):
+            for t in range(begin, end):
+                if not 0 <= index[t] < len(image):
+                    continue
+                pair = image[index[t]], target_boxes[t]
+                sums[0] = sums[0] + distance(*pair, reduction="sum")
+                corners = (box_convert(box, "cxcywh", "xyxy") for box in pair)
+                sums[1] = sums[1] + 1 - paired_iou(*corners, generalized=True)
+        coordinates.append(sums[0])
+        giou.append(sums[1])
+    return torch.stack(coordinates), torch.stack(giou)
+
+
+def target_classes(
+    query_index: Tensor,  # [L, T]
+    labels: Tensor,  # [T]
+    image_offsets: Tensor,  # [B + 1]
+    queries: int,  # N
+    no_object: int,  # K
+) -> Tensor:  # [L, B, N]
+    """Twin of :func:`detr_fast.ops.target_classes`."""
+    images = list(pairwise(image_offsets.tolist()))
+    classes = torch.full((len(query_index), len(images), queries), no_object)
+    for layer, index in zip(classes, query_index.tolist(), strict=True):
+        for image, (begin, end) in zip(layer, images, strict=True):
+            for t in range(begin, end):
+                if 0 <= index[t] < queries:
+                    label = int(labels[t])
+                    image[index[t]] = label if 0 <= label < no_object else no_object
+    return classes.to(query_index.device)
 
 
 def matching_cost(
@@ -74,7 +166,7 @@ def matching_cost(
     distance = torch.cdist(boxes, target_boxes, p=1)
     a, b = (box_convert(box, "cxcywh", "xyxy") for box in (boxes, target_boxes))
     giou = (
-        generalized_box_iou(a, b)
+        torchvision_ops.generalized_box_iou(a, b)
         if giou_guard == "none"
         else _guarded_giou(a, b, giou_guard, giou_eps)
     )
@@ -179,7 +271,7 @@ def set_criterion(
                 classes[b, i] = targets[b]["labels"][j]
                 l1 = l1 + (boxes[b, i] - wanted).abs().sum()
                 pair = [box_convert(box[None], "cxcywh", "xyxy") for box in (boxes[b, i], wanted)]
-                giou = giou + 1 - generalized_box_iou(*pair).squeeze()
+                giou = giou + 1 - torchvision_ops.generalized_box_iou(*pair).squeeze()
         log_probability = logits.log_softmax(-1).gather(-1, classes[..., None])[..., 0]
         weight = torch.where(classes == num_classes, eos_coef, 1.0)
         parts = {

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from devices import NoWait, needs_cuda
 
-from detr_fast import FastMatcher, reference
-from detr_fast.boxes import paired_giou
+from detr_fast import FastMatcher, PackedTargets, reference
 from detr_fast.losses import SetCriterion
 
 K = 4  # classes
@@ -152,26 +152,105 @@ def test_wrong_number_of_classes_is_named():
         SetCriterion(K)(predictions(1, 1, 3), wrong)
 
 
-class TestPairedGIoU:
-    def test_equals_the_diagonal(self):
-        from torchvision.ops import generalized_box_iou
+class Lists(torch.nn.Module):
+    """A matcher of another code base: the published interface and no more."""
 
-        corners = torch.rand(2, 500, 2, 2).sort(dim=2).values.flatten(2)
-        found = paired_giou(*corners)
-        torch.testing.assert_close(found, generalized_box_iou(*corners).diagonal())
+    def __init__(self, change=lambda matches: matches) -> None:
+        super().__init__()
+        self.change = change
 
-    def test_gradient(self):
-        corners = torch.rand(2, 20, 2, 2, dtype=torch.float64).sort(dim=2).values.flatten(2)
-        corners.requires_grad_()
-        assert torch.autograd.gradcheck(lambda c: paired_giou(*c), corners)
+    def forward(self, outputs, targets):
+        return self.change(reference.HungarianMatcher()(outputs, targets))
 
-    def test_empty_boxes_give_finite_values_and_gradients(self):
-        point = torch.full((1, 4), 0.5)
-        apart = torch.tensor([[0.1, 0.1, 0.1, 0.1]])
-        inside = torch.tensor([[0.4, 0.4, 0.6, 0.6]])
-        for other, value in ((point, 0.0), (apart, -1.0), (inside, 0.0)):
-            box = point.clone().requires_grad_()
-            giou = paired_giou(box, other)
-            assert giou.item() == pytest.approx(value)
-            giou.sum().backward()
-            assert box.grad.isfinite().all()
+
+@pytest.mark.parametrize("counts", [[3, 1, 5], [0, 4, 0], [0, 0], [9, 3]], ids=str)
+def test_matchers_that_return_lists(counts):
+    outputs, targets = predictions(3, len(counts), queries=7), some_targets(counts)
+    expected = SetCriterion(K)(outputs, targets)
+    for matcher in (Lists(), reference.HungarianMatcher()):
+        found = SetCriterion(K, matcher)(outputs, targets)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(
+            SetCriterion(K, matcher)(outputs, PackedTargets.pack(targets)), expected
+        )
+    small = Lists(lambda matches: [(i.int(), j.int()) for i, j in matches])
+    torch.testing.assert_close(SetCriterion(K, small)(outputs, targets), expected)
+
+
+def test_matches_that_are_none_are_named():
+    outputs, targets = predictions(2, 2, 7), some_targets([1, 3])
+
+    def several(matches):
+        return [matches[0], (torch.arange(2), torch.tensor([1, 1]))]
+
+    with pytest.raises(ValueError, match="layer 0, image 1: the matcher gave several queries to"):
+        SetCriterion(K, Lists(several))(outputs, targets)
+    for wrong in (3, -1):
+        outside = Lists(lambda m, j=wrong: [m[0], (torch.arange(1), torch.tensor([j]))])
+        with pytest.raises(ValueError, match=r"image 1: .* a query to a target outside 0\.\.2"):
+            SetCriterion(K, outside)(outputs, targets)
+
+
+@pytest.mark.parametrize("capacity", [None, 9, 20])
+def test_packed_targets(capacity):
+    outputs, targets = predictions(3, 3, 7), some_targets([3, 0, 6])
+    expected = SetCriterion(K)(outputs, targets)
+    found = SetCriterion(K)(outputs, PackedTargets.pack(targets, capacity))
+    torch.testing.assert_close(found, expected)
+
+
+def on(device, nested):
+    if isinstance(nested, dict):
+        return {key: on(device, value) for key, value in nested.items()}
+    if isinstance(nested, list):
+        return [on(device, value) for value in nested]
+    return nested.detach().to(device).requires_grad_(nested.requires_grad)
+
+
+@needs_cuda
+@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1"])
+@pytest.mark.parametrize("counts", [[3, 1, 5], [0, 4, 0], [0, 0], [9, 3]], ids=str)
+def test_on_a_gpu_without_a_wait(counts, box_loss):
+    outputs, targets = predictions(6, len(counts), queries=7), some_targets(counts)
+    criterion = SetCriterion(K, box_loss=box_loss)
+    expected = criterion(outputs, targets)
+    expected_gradients = torch.autograd.grad(expected["loss"], leaves(outputs))
+    criterion = criterion.cuda()
+    on_gpu = on("cuda", outputs)
+    criterion(on_gpu, on("cuda", targets))  # kernels are loaded, memory is reserved
+    for given in (on("cuda", targets), targets, PackedTargets.pack(targets)):
+        with NoWait():
+            found = criterion(on_gpu, given)
+            gradients = torch.autograd.grad(found["loss"], leaves(on_gpu))
+        torch.testing.assert_close(on("cpu", found), on("cpu", expected))
+        torch.testing.assert_close([g.cpu() for g in gradients], list(expected_gradients))
+
+
+@needs_cuda
+def test_graph_of_criterion_and_backward():
+    """One capture serves batches of other sizes, packed with the same capacity."""
+    criterion = SetCriterion(K).cuda()
+    outputs = on("cuda", predictions(3, 2, 7))
+    targets = PackedTargets.pack(some_targets([3, 2]), capacity=12).to("cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            torch.autograd.grad(criterion(outputs, targets)["loss"], leaves(outputs))
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        losses = criterion(outputs, targets)
+        gradients = torch.autograd.grad(losses["loss"], leaves(outputs))
+    for seed, counts in enumerate(([3, 2], [0, 7], [0, 0], [6, 6])):
+        batch, values = some_targets(counts, seed=seed), predictions(3, 2, 7, seed=seed)
+        targets.copy_(PackedTargets.pack(batch, capacity=12))
+        with torch.no_grad():
+            for mine, other in zip(leaves(outputs), leaves(values), strict=True):
+                mine.copy_(other)
+        graph.replay()
+        expected = SetCriterion(K)(values, batch)
+        torch.testing.assert_close(on("cpu", losses), on("cpu", expected))
+        torch.testing.assert_close(
+            [g.cpu() for g in gradients],
+            list(torch.autograd.grad(expected["loss"], leaves(values))),
+        )

@@ -180,8 +180,16 @@ def test_faults_are_raised_by_the_next_call(problem, fault, message, kernels) ->
 
 def test_faults_are_raised_where_the_call_waits(kernels) -> None:
     kernels.fault = (1, code(_C.Status.invalid_box, 3, 0))
-    with pytest.raises(ValueError, match=r"outputs\['pred_boxes'\]\[1, 3\]"):
+    with pytest.raises(ValueError, match=r"outputs\['pred_boxes'\]\[1, 3\].*by the GPU\)$"):
         FastMatcher(index_device="cpu")(predictions(2, 30), targets_of([4, 6]))
+
+
+def test_kernels_run_on_the_current_stream(monkeypatch) -> None:
+    class Stream:
+        cuda_stream = 7
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    assert matching_cuda.stream_of(torch.device("cuda", 0)) == 7
 
 
 def test_wrong_shapes_are_named_at_once(kernels) -> None:

@@ -16,6 +16,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/aligned.h"
 #include "core/scan.h"
 #include "core/status.h"
 
@@ -214,7 +215,7 @@ class AssignmentSolver {
     const bool square = kept - rows_ <= rows_ / 4;
     const int32_t rows = square ? kept : rows_;
     constexpr Real kForbidden = std::numeric_limits<Real>::infinity();
-    kept_cost_.resize(static_cast<size_t>(rows) * stride);
+    grow(kept_cost_, static_cast<size_t>(rows) * stride);
     for (int32_t i = 0; i < rows; ++i) {
       Real* const out = kept_cost_.data() + static_cast<size_t>(i) * stride;
       const Real* const c = row_costs(i);
@@ -266,11 +267,12 @@ class AssignmentSolver {
   Scan scan_;
   const Real* cost_ = nullptr;
   int32_t rows_ = 0, cols_ = 0, stride_ = 0;
-  std::vector<double> u_, v_;     // [rows], [stride] dual variables
-  std::vector<double> distance_;  // [stride] of the shortest path so far; infinity if visited
-  std::vector<Visit> visits_;     // rows in the order of the search
+  std::vector<double> u_;           // [rows] dual variables
+  AlignedVector<double> v_;         // [stride] dual variables
+  AlignedVector<double> distance_;  // [stride] of the shortest path so far; infinity if visited
+  std::vector<Visit> visits_;       // rows in the order of the search
   std::vector<int32_t> free_rows_, waiting_;
-  std::vector<Real> sums_, keep_, kept_cost_;
+  AlignedVector<Real> sums_, keep_, kept_cost_;
   std::vector<int32_t> kept_cols_;
 };
 

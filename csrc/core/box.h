@@ -28,6 +28,30 @@ DETR_FAST_HD inline Box<Real> make_box(Real cx, Real cy, Real w, Real h) {
   return {cx, cy, w, h, x0, y0, x1, y1, (x1 - x0) * (y1 - y0)};
 }
 
+template <class Real>
+DETR_FAST_HD inline Box<Real> make_box_of_corners(Real x0, Real y0, Real x1, Real y1) {
+  const Real half = Real(0.5), w = x1 - x0, h = y1 - y0;
+  return {x0 + half * w, y0 + half * h, w, h, x0, y0, x1, y1, w * h};
+}
+
+// What IoU and generalised IoU are made of.
+template <class Real>
+struct PairAreas {
+  Real overlap, both, hull;  // of the intersection, the union, the smallest box around both
+};
+
+template <class Real>
+DETR_FAST_HD inline PairAreas<Real> pair_areas(const Box<Real>& a, const Box<Real>& b) {
+  const Real zero = 0;
+  const Real overlap_w = larger(smaller(a.x1, b.x1) - larger(a.x0, b.x0), zero);
+  const Real overlap_h = larger(smaller(a.y1, b.y1) - larger(a.y0, b.y0), zero);
+  const Real overlap = overlap_w * overlap_h;
+  const Real both = a.area + b.area - overlap;
+  const Real hull =
+      (larger(a.x1, b.x1) - smaller(a.x0, b.x0)) * (larger(a.y1, b.y1) - smaller(a.y0, b.y0));
+  return {overlap, both, hull};
+}
+
 // How generalised IoU divides: by max(x + added, lowest). Published code differs.
 //   none   added 0, lowest the smallest normal number: a zero denominator, whose numerator is zero
 //          too, gives 0, and no other is changed
@@ -45,15 +69,25 @@ struct GiouGuard {
 template <class Real>
 DETR_FAST_HD inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b,
                                          const GiouGuard<Real>& guard) {
-  const Real zero = 0;
-  const Real overlap_w = larger(smaller(a.x1, b.x1) - larger(a.x0, b.x0), zero);
-  const Real overlap_h = larger(smaller(a.y1, b.y1) - larger(a.y0, b.y0), zero);
-  const Real overlap = overlap_w * overlap_h;
-  const Real both = a.area + b.area - overlap;
-  const Real hull =
-      (larger(a.x1, b.x1) - smaller(a.x0, b.x0)) * (larger(a.y1, b.y1) - smaller(a.y0, b.y0));
+  const auto [overlap, both, hull] = pair_areas(a, b);
   return overlap / larger(both + guard.added, guard.lowest) -
          (hull - both) / larger(hull + guard.added, guard.lowest);
+}
+
+// Divides by an area, where 0/0 counts as 0.
+template <class Real>
+DETR_FAST_HD inline Real divisor(Real area) {
+  return area > 0 ? area : Real(1);
+}
+
+// IoU in [0, 1], or generalised IoU as above, unguarded. NaN if a coordinate is NaN or infinite,
+// which minima and maxima alone would hide.
+template <bool kGeneralized, class Real>
+DETR_FAST_HD inline Real pair_iou(const Box<Real>& a, const Box<Real>& b) {
+  const auto [overlap, both, hull] = pair_areas(a, b);
+  Real iou = overlap / divisor(both) + Real(0) * (a.area + b.area);
+  if (kGeneralized) iou -= (hull - both) / divisor(hull);
+  return iou;
 }
 
 }  // namespace detr_fast

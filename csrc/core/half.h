@@ -1,4 +1,4 @@
-// Half-precision numbers as the bits that they are stored as, and float32 from them.
+// Half-precision numbers as the bits that they are stored as, to float32 and back.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +44,34 @@ DETR_FAST_HD inline float to_float(Half x) {
   const uint32_t special = (x.bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
   const float scaled = float_of_bits((x.bits & 0x7fffu) << 13) * 0x1p112f;
   return float_of_bits(bits_of_float(scaled) | special | (x.bits & 0x8000u) << 16);
+#endif
+}
+
+// To the nearest; of two equally near ones to the even.
+DETR_FAST_HD inline void store(float* to, float x) { *to = x; }
+
+DETR_FAST_HD inline void store(Bfloat* to, float x) {
+  const uint32_t bits = bits_of_float(x);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;  // rounding up could make it infinite
+  to->bits = static_cast<uint16_t>(nan ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+DETR_FAST_HD inline void store(Half* to, float x) {
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(x));
+#else
+  const uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000u;
+  uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) {
+    magnitude = 0x7e00u;  // NaN
+  } else if (magnitude < 0x38800000u) {
+    // Below 2^-14: denormal. Adding 0.5 leaves multiples of 2^-24, a denormal's last bit.
+    magnitude = bits_of_float(float_of_bits(magnitude) + 0.5f) - bits_of_float(0.5f);
+  } else {
+    magnitude = (magnitude + 0xfffu + (magnitude >> 13 & 1) - 0x38000000u) >> 13;
+    if (magnitude > 0x7c00u) magnitude = 0x7c00u;  // infinite
+  }
+  to->bits = static_cast<uint16_t>(sign | magnitude);
 #endif
 }
 

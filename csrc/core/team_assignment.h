@@ -1,18 +1,18 @@
 // The assignment problem solved by a team of threads: the GPU's form of core/assignment.h, with the
-// same rows (targets), columns (queries), dual variables and invariants, and the same steps:
+// same rows (targets), columns (queries), dual variables and invariants, in three steps:
 //   1. greedy start: every row its cheapest column, where rows do not compete for it;
 //   2. columns that no row can need are cut away;
-//   3. auction: the rows left over bid for columns, one after the other;
-//   4. shortest augmenting paths for those that the auction leaves.
-// Steps 1 and 2 read all costs, and all warps of a block share the rows. Steps 3 and 4 are a chain
-// in which each link waits for the one before: what counts is how long one pass over a row takes,
-// including finding its minimum among all threads. One warp does that without a barrier and is
-// chosen up to kWarpColumns columns. Costs are copied to the block's own memory before the chain,
-// if they fit.
+//   3. shortest augmenting paths for the rows left over.
+// Steps 1 and 2 read all costs, and all warps of a block share the rows. Step 3 is a chain in which
+// each link waits for the one before: what counts is how long one pass over a row takes, including
+// finding its minimum among all threads. One warp does that without a barrier and is chosen up to
+// kWarpColumns columns. Costs are copied to the block's own memory before the chain, if they fit.
 //
 // The two forms are two sources because the CPU's is made of vector instructions and grows its
 // memory as it needs, while here every step is one of a team's collective operations and memory is
-// handed in.
+// handed in. The CPU's auction before the searches is left out: a bid takes as long as a visit
+// here, and with the auction problems of untrained models took 14 % more of both, random ones as
+// many.
 #pragma once
 
 #include <cstddef>
@@ -33,13 +33,12 @@ struct SolverMemory {
   int32_t *visit_row, *visit_col;    // [rows] that column's row, and the column; -1 for the root
   int32_t *row_of_col, *col_of_row;  // the assignment; -1 = none
   int32_t* from;                     // [cols] the row from which a column was reached
-  int32_t* waiting;                  // [rows] rows without a column, for the auction
   int32_t* free_rows;                // [rows] rows without a column, for the search
   int32_t* kept;                     // [cols] the columns that were not cut away
   int32_t* shared;                   // [4] see TeamSolver
 
   static DETR_FAST_KERNEL_PART size_t bytes(int64_t rows, int64_t cols) {
-    return static_cast<size_t>(rows * (3 * 8 + 5 * 4) + cols * (2 * 8 + 3 * 4) + 16 + 8);
+    return static_cast<size_t>(rows * (3 * 8 + 4 * 4) + cols * (2 * 8 + 3 * 4) + 16 + 8);
   }
 
   // `memory` is aligned to 8 bytes.
@@ -54,8 +53,7 @@ struct SolverMemory {
     row_of_col = visit_col + rows;
     col_of_row = row_of_col + cols;
     from = col_of_row + rows;
-    waiting = from + cols;
-    free_rows = waiting + rows;
+    free_rows = from + cols;
     kept = free_rows + rows;
     shared = kept + cols;
   }
@@ -65,7 +63,7 @@ struct SolverMemory {
 template <class Block, class Real>
 class TeamSolver {
  public:
-  // Up to here the chain of steps 3 and 4 is one warp's. An estimate: 12 cycles for each further
+  // Up to here the chain of step 3 is one warp's. An estimate: 12 cycles for each further
   // column of a thread, against 150 for a barrier and the exchange between warps.
   static constexpr int32_t kWarpColumns = 320;
 
@@ -86,6 +84,7 @@ class TeamSolver {
     cols_ = cols;
     stride_ = stride;
     is_cut_ = false;
+    steps_ = 0;
     start_greedily();
     int32_t free = m_.shared[kFree];
     Status status = static_cast<Status>(m_.shared[kStatus]);
@@ -103,6 +102,10 @@ class TeamSolver {
     block_.sync();
     return static_cast<Status>(m_.shared[kStatus]);
   }
+
+  // Links of the chain of step 3: rows visited by searches. Known to the threads that searched, the
+  // first warp's among them.
+  DETR_FAST_KERNEL_PART int32_t steps() const { return steps_; }
 
   DETR_FAST_KERNEL_PART int32_t col_of_row(int32_t row) const {
     const int32_t col = m_.col_of_row[row];
@@ -175,7 +178,7 @@ class TeamSolver {
     if (block_.warp_index() == 0) {
       const int32_t free = compact(
           warp, rows_, [&](int32_t i) { return m_.col_of_row[i] < 0; },
-          [&](int32_t k, int32_t i) { m_.waiting[k] = i; });
+          [&](int32_t k, int32_t i) { m_.free_rows[k] = i; });
       if (warp.rank() == 0) m_.shared[kFree] = free;
     }
     block_.sync();
@@ -273,68 +276,16 @@ class TeamSolver {
     stride_ = cols_;
   }
 
-  // Steps 3 and 4, by one team. In both, a column j is looked after by the thread of rank
-  // j % size: it alone reads and writes the column's v, distance and from.
+  // Step 3, by one team. A column j is looked after by the thread of rank j % size: it alone reads
+  // and writes the column's v, distance and from.
   template <class Team>
-  DETR_FAST_KERNEL_PART void search(Team& team, int32_t waiting) {
-    const int32_t left = reduce_rows(team, waiting);
+  DETR_FAST_KERNEL_PART void search(Team& team, int32_t free) {
     for (int32_t j = team.rank(); j < cols_; j += team.size()) m_.distance[j] = infinity();
-    team.sync();
-    for (int32_t k = 0; k < left; ++k) {
+    for (int32_t k = 0; k < free; ++k) {
       if (augment(team, m_.free_rows[k])) continue;
       if (team.rank() == 0) m_.shared[kStatus] = static_cast<int32_t>(Status::kInfeasible);
       return;
     }
-  }
-
-  // As AssignmentSolver::reduce_rows. Returns how many rows are in free_rows.
-  template <class Team>
-  DETR_FAST_KERNEL_PART int32_t reduce_rows(Team& team, int32_t waiting) {
-    int32_t left = 0, budget = kBidsPerRow * rows_;
-    int32_t i = -1;
-    while (i >= 0 || waiting > 0) {
-      if (i < 0) i = m_.waiting[--waiting];
-      const Real* const c = row_costs(i);
-      double first = infinity(), second = infinity();
-      int32_t col = -1;
-      for (int32_t j = team.rank(); j < cols_; j += team.size()) {
-        const double x = static_cast<double>(c[j]) - m_.v[j];
-        if (x < first || (x == first && col >= 0 && is_held(col) && !is_held(j))) {
-          second = first;
-          first = x;
-          col = j;
-        } else if (x < second) {
-          second = x;
-        }
-      }
-      const Key<uint64_t> cheapest = team.min(key_of(first, col));
-      const bool mine = col >= 0 && cheapest.index == index_of(col);
-      const Key<uint64_t> next = team.min(Key<uint64_t>{ordered(mine ? second : first), 0});
-      first = number_of(cheapest.value);
-      second = number_of(next.value);
-      col = static_cast<int32_t>(cheapest.index & kColumn);
-
-      const bool none = !(first < infinity());
-      const int32_t previous = none ? -1 : m_.row_of_col[col];
-      team.sync();  // all have read it
-      // No price to offer: a tie, or no other column at all. The search will find out.
-      if (none || !(second < infinity()) || (previous >= 0 && !(first < second)) || --budget < 0) {
-        if (team.rank() == 0) m_.free_rows[left] = i;
-        ++left;
-        i = -1;
-        continue;
-      }
-      if (previous >= 0 && team.rank() == col % team.size()) m_.v[col] -= second - first;
-      if (team.rank() == 0) {
-        m_.u[i] = previous >= 0 ? second : first;
-        if (previous >= 0) m_.col_of_row[previous] = -1;
-        m_.row_of_col[col] = i;
-        m_.col_of_row[i] = col;
-      }
-      team.sync();
-      i = previous;
-    }
-    return left;
   }
 
   // The shortest path in reduced costs from row `root` to a free column; false if there is none.
@@ -355,6 +306,7 @@ class TeamSolver {
         m_.distance[col] = infinity();
       }
       ++visits;
+      ++steps_;
 
       const Real* const c = row_costs(row);
       const double base = length - m_.u[row];
@@ -416,7 +368,6 @@ class TeamSolver {
     return {ordered(value), index_of(col)};
   }
 
-  static constexpr int32_t kBidsPerRow = 2;                           // as AssignmentSolver
   static constexpr int32_t kInvalidFirst = -2, kInfeasibleNext = -1;  // below every Status
 
   Block& block_;
@@ -425,7 +376,7 @@ class TeamSolver {
   const int64_t room_size_;
   const int32_t warp_columns_;
   const Real* cost_ = nullptr;
-  int32_t rows_ = 0, cols_ = 0, stride_ = 0;
+  int32_t rows_ = 0, cols_ = 0, stride_ = 0, steps_ = 0;
   bool is_cut_ = false;
 };
 

@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/aligned.h"
 #include "cpu/ops.h"
 #include "cpu/problems.h"
 #include "cpu/solver.h"
@@ -33,7 +34,7 @@ class Assigner {
       const Real factor = found.huge ? sign * Real(0x1p-64) : sign;
       for (Minimum<Real>& minimum : minima_) minimum.value *= factor * sign;
       const int64_t stride = padded(more);
-      copy_.resize(static_cast<size_t>(fewer) * stride);
+      grow(copy_, static_cast<size_t>(fewer) * stride);
       const auto copy = transpose ? layout.transpose : layout.copy_rows;
       copy(problem.cost, rows, cols, factor, copy_.data(), stride);
       const Status status = solver_.solve(copy_.data(), fewer, more, stride, minima_.data());
@@ -75,7 +76,7 @@ class Assigner {
 
   std::vector<Minimum<Real>> minima_;  // of each row, or column where those are fewer
   std::vector<int32_t> owner_;
-  std::vector<Real> copy_;
+  AlignedVector<Real> copy_;
   Solver<Real> solver_;
 };
 

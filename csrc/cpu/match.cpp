@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
+#include "core/aligned.h"
 #include "cpu/ops.h"
 #include "cpu/problems.h"
 #include "cpu/solver.h"
@@ -50,14 +52,14 @@ struct Targets {
 
 static_assert(sizeof(Box<float>) == 9 * sizeof(float), "read as nine floats by the kernels");
 
-// Fills cost [M, padded(N)] for one layer and image.
+// Fills cost [M, padded(N)] and minima [M] for one layer and image.
 Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
-                    const Targets<float>& targets, std::vector<float>& scratch, float* cost) {
+                    const Targets<float>& targets, AlignedVector<float>& scratch, float* cost,
+                    Minimum<float>* minima) {
   const auto element = [](const void* base, Dtype dtype, int64_t index) {
     return static_cast<const char*>(base) + index * (dtype == Dtype::kFloat32 ? 4 : 2);
   };
   const int64_t distinct = static_cast<int64_t>(targets.labels.size());
-  scratch.resize(pair_cost_scratch(in.classes, distinct));
   const PairCostOptions& o = in.options;
   const PairCostInput input = {
       element(in.logits[layer], in.logits_dtype, image * in.queries * in.classes),
@@ -81,8 +83,9 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
       static_cast<float>(o.giou_added),
       std::max(static_cast<float>(o.giou_lowest), std::numeric_limits<float>::min()),
       in.nonfinite_last,
-      scratch.data(),
-      cost};
+      grow(scratch, pair_cost_scratch(in.classes, distinct, targets.count)),
+      cost,
+      minima};
   const PairCostFault fault = kernels().pair_costs(input);
   switch (fault.kind) {
     case PairCostFault::kLogits:
@@ -97,9 +100,11 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
   return {};
 }
 
-// The same in double and plain scalars: float64 predictions are for tests and gradient checks.
+// The same in double and plain scalars, without minima: float64 predictions are for tests and
+// gradient checks.
 Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
-                    const Targets<double>& targets, std::vector<double>&, double* cost) {
+                    const Targets<double>& targets, AlignedVector<double>&, double* cost,
+                    Minimum<double>*) {
   const int64_t classes = in.classes, stride = padded(in.queries);
   const double* logits = static_cast<const double*>(in.logits[layer]);
   const double* box = static_cast<const double*>(in.boxes[layer]);
@@ -167,21 +172,23 @@ void rank_infinite_last(Real* cost, int64_t targets, int64_t queries) {
 // training step does not ask the system for pages again: as large as the largest block of costs.
 template <class Real>
 struct Workspace {
-  std::vector<Real> cost, transposed, scratch;
+  AlignedVector<Real> cost, transposed, scratch;
+  std::vector<Minimum<Real>> minima;  // of each target
   Solver<Real> solver;
 
   // Matches one layer and image; writes min(N, M) query indices, ascending, and as many targets.
   Fault run(const MatchInput& in, int64_t layer, int64_t image, const Targets<Real>& targets,
             int64_t* index) {
     const int64_t queries = in.queries, count = targets.count;
-    cost.resize(static_cast<size_t>(count) * padded(queries));
-    Fault fault = compute_costs(in, layer, image, targets, scratch, cost.data());
+    grow(cost, static_cast<size_t>(count) * padded(queries));
+    minima.resize(count);
+    Fault fault = compute_costs(in, layer, image, targets, scratch, cost.data(), minima.data());
     if (fault.status != Status::kOk) {
       fault.problem = layer * in.images + image;
       return fault;
     }
     if (in.nonfinite_last) rank_infinite_last(cost.data(), count, queries);
-    const Status status = solve(count, queries);
+    const Status status = solve(in.nonfinite_last, count, queries);
     if (status != Status::kOk) return {status, layer * in.images + image};
     const std::vector<int32_t>& target_of = count > queries ? solver.col_of_row : solver.row_of_col;
     int64_t* target_index = index + std::min(count, queries);
@@ -194,9 +201,11 @@ struct Workspace {
   }
 
  private:
-  Status solve(int64_t targets, int64_t queries) {
+  Status solve(bool changed, int64_t targets, int64_t queries) {
     const int64_t stride = padded(queries);
-    if (targets <= queries) return solver.solve(cost.data(), targets, queries, stride);
+    const bool known = std::is_same_v<Real, float> && !changed;
+    if (targets <= queries)
+      return solver.solve(cost.data(), targets, queries, stride, known ? minima.data() : nullptr);
     // The solver wants rows <= cols: queries become the rows.
     const int64_t wide = padded(targets);
     transposed.assign(static_cast<size_t>(queries) * wide, std::numeric_limits<Real>::infinity());

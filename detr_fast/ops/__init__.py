@@ -4,5 +4,13 @@ Those on tensors alone are registered with ``torch.library``, as ``torch.ops.det
 """
 
 from detr_fast.ops.assignment import linear_sum_assignment
+from detr_fast.ops.matched import box_losses, target_classes
+from detr_fast.ops.pairwise import box_iou, generalized_box_iou
 
-__all__ = ["linear_sum_assignment"]
+__all__ = [
+    "box_iou",
+    "box_losses",
+    "generalized_box_iou",
+    "linear_sum_assignment",
+    "target_classes",
+]

@@ -14,4 +14,4 @@ run() { # sanitizers, which tests, and their target if not all
 }
 
 run address,undefined '.*'
-run thread "^(pool|team_.*)$" "test_pool test_team_assignment test_team_match"
+run thread "^(pool|team_.*)$" "test_pool test_team_assignment test_team_box_loss test_team_match"

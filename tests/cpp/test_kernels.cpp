@@ -2,6 +2,7 @@
 // against the scalar form, the solver built on them, costs at the edges of their arrays.
 #include <cstring>
 
+#include "core/aligned.h"
 #include "core/box.h"
 #include "cpu/solver.h"
 #include "problems.h"
@@ -121,8 +122,9 @@ void check_costs(std::mt19937& random) {
             targets.insert(targets.end(), &box.cx, &box.cx + 9);
           }
           const auto costs = [&](int64_t first, int64_t count) {
-            std::vector<float> scratch(pair_cost_scratch(classes, 2));
-            std::vector<float> cost(3 * padded(count), -1.0f);
+            AlignedVector<float> scratch(pair_cost_scratch(classes, 2, 3));
+            AlignedVector<float> cost(3 * padded(count), -1.0f);
+            Minimum<float> minima[3];
             const PairCostInput in = {logits.data() + first * classes * width,
                                       boxes.data() + 4 * first,
                                       dtype,
@@ -145,16 +147,24 @@ void check_costs(std::mt19937& random) {
                                       1e-38f,
                                       false,
                                       scratch.data(),
-                                      cost.data()};
+                                      cost.data(),
+                                      minima};
             CHECK(kernels().pair_costs(in).kind == PairCostFault::kNone);
+            const std::vector<int32_t> owner(padded(count), 0);
+            for (int m = 0; m < 3; ++m) {
+              const auto expected =
+                  PlainScan<float>::row_minimum(cost.data() + m * padded(count),
+                                                static_cast<int32_t>(padded(count)), owner.data());
+              CHECK(minima[m].value == expected.value && minima[m].col == expected.col);
+            }
             return cost;
           };
-          const std::vector<float> all = costs(0, queries);
+          const AlignedVector<float> all = costs(0, queries);
           for (int64_t m = 0; m < 3; ++m)
             for (int64_t n = queries; n < padded(queries); ++n)
               CHECK(std::isinf(all[m * padded(queries) + n]));
           for (int64_t n = 0; n < queries; ++n) {
-            const std::vector<float> one = costs(n, 1);
+            const AlignedVector<float> one = costs(n, 1);
             for (int64_t m = 0; m < 3; ++m) {
               CHECK(std::isfinite(one[m * padded(1)]));
               CHECK(one[m * padded(1)] == all[m * padded(queries) + n]);

@@ -32,12 +32,17 @@ struct PairCostInput {
   float alpha, gamma, eps;        // of the focal cost
   float giou_added, giou_lowest;  // guards the GIoU's two divisions: max(x + added, lowest)
   bool tolerant;                  // a pair without a cost gets infinity instead of being a fault
-  float* scratch;                 // [pair_cost_scratch(C, D)]
+  float* scratch;                 // [pair_cost_scratch(C, D, M)]
   float* cost;                    // [M, padded(N)], written; infinity in the padding
+  Minimum<float>* minima;         // [M], written: each target's first least cost
 };
 
-inline constexpr int64_t pair_cost_scratch(int64_t classes, int64_t distinct) {
+inline constexpr int64_t class_cost_scratch(int64_t classes, int64_t distinct) {
   return kRowAlignment * (classes + kRowAlignment + distinct);
+}
+
+inline constexpr int64_t pair_cost_scratch(int64_t classes, int64_t distinct, int64_t count) {
+  return class_cost_scratch(classes, distinct) + kRowAlignment * 2 * count;
 }
 
 // The first thing wrong. Order: logits before boxes before costs, lower queries first.

@@ -6,9 +6,39 @@
 namespace detr_fast::cpu {
 namespace {
 
-// e^x for |x| <= 87.3, to 2 units in the last place; NaN stays NaN. x = n ln2 + r, |r| <= ln2 / 2.
+#if defined(__AVX2__)
+// Entry (n modulo kWidth) of the table of exp_in_range, for each lane's n.
+DETR_FAST_INLINE I table_entry(I n) {
+#if defined(__AVX512F__)
+  const I table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+                   0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+                   0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+  return (I)_mm512_permutexvar_epi32((__m512i)n, (__m512i)table);
+#else
+  const I table = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                   0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+  return (I)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)n);
+#endif
+}
+#endif
+
+// e^x, to 2 units in the last place for |x| <= 20 and to 5 for |x| <= 87.3; NaN stays NaN.
 DETR_FAST_INLINE F exp_in_range(F x) {
   const F shift = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves an integer in the low bits
+#if defined(__AVX2__)
+  // x = n ln2 / kWidth + r. The table holds 2^(k / kWidth) for k = n modulo kWidth, less the k that
+  // adding n to the exponent's bits counts again. One constant will do for ln2, whose float is off
+  // by only 3e-9: with a fused multiplication r is off by 3e-9 x.
+  const F shifted = x * (1.44269504f * kWidth) + shift;
+  const F n = shifted - shift;
+  const F r = x - n * (0.693147182f / kWidth);
+  F p = r * 0.1666685938835144f + 0.5000646114349365f;  // off by at most 2.6e-8
+  p = (p * r) * r + r;
+  const I bits = bits_of<I>(shifted);
+  const F power = bits_of<F>(table_entry(bits) + (bits << (kWidth == 16 ? 19 : 20)));
+  return power * p + power;
+#else
+  // x = n ln2 + r, |r| <= ln2 / 2.
   const F shifted = x * 1.44269504f + shift;
   const F n = shifted - shift;
   const F r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -19,6 +49,7 @@ DETR_FAST_INLINE F exp_in_range(F x) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   return p * bits_of<F>((bits_of<I>(shifted) + 127) << 23);  // 2^n: its exponent bits
+#endif
 }
 
 // e^x for x <= 0; below -87.3, before results turn denormal, it stays at 1.2e-38.

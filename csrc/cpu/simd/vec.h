@@ -100,12 +100,20 @@ DETR_FAST_INLINE F maximum(F a, F b) { return a > b ? a : b; }
 DETR_FAST_INLINE D maximum(D a, D b) { return a > b ? a : b; }
 #endif
 
+// The larger of a >= 0 and |b|.
+DETR_FAST_INLINE F largest_magnitude(F a, F b) {
+#if defined(__AVX512F__)
+  return (F)_mm512_range_ps((__m512)a, (__m512)b, 0b1011);
+#else
+  return maximum(a, absolute(b));
+#endif
+}
+
 // Across the lanes of one vector.
 #if defined(__AVX512F__)
 DETR_FAST_INLINE float lowest(F v) { return _mm512_reduce_min_ps((__m512)v); }
 DETR_FAST_INLINE double lowest(D v) { return _mm512_reduce_min_pd((__m512d)v); }
 DETR_FAST_INLINE float highest(F v) { return _mm512_reduce_max_ps((__m512)v); }
-DETR_FAST_INLINE float total(F v) { return _mm512_reduce_add_ps((__m512)v); }
 #else
 template <class Real, class V, class Combine>
 DETR_FAST_INLINE Real fold(V v, Combine combine) {
@@ -124,9 +132,6 @@ DETR_FAST_INLINE double lowest(D v) {
 }
 DETR_FAST_INLINE float highest(F v) {
   return fold<float>(v, [](float a, float b) { return a > b ? a : b; });
-}
-DETR_FAST_INLINE float total(F v) {
-  return fold<float>(v, [](float a, float b) { return a + b; });
 }
 #endif
 

@@ -1,0 +1,124 @@
+"""The README's tables of measurements, from the committed rows.
+
+python -m benchmarks.tables benchmarks/results --write README.md
+
+Each table stands between ``<!-- NAME -->`` and ``<!-- end NAME -->``, NAME being ``assignment`` or
+``matcher``. Without ``--write`` the tables are printed.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from benchmarks.plot import FAMILIES, FLOOR, MATCHERS, SOLVERS, Row, read
+
+
+def assignment_table(rows: list[Row]) -> str:
+    """The headline set in float32: milliseconds of each solver."""
+    rows = [row for row in rows if row["set"] == "headline" and row["dtype"] == "float32"]
+    lines = _head("queries x targets", "predictions", *SOLVERS, "next best / detr_fast")
+    for row in _ours(rows, "detr_fast"):
+        mine = {
+            other["variant"]: other
+            for other in rows
+            if (other["queries"], other["family"]) == (row["queries"], row["family"])
+        }
+        next_best = min(
+            float(other["p50_us"])
+            for name, other in mine.items()
+            if name != "detr_fast" and other["p50_us"]
+        )
+        lines.append(
+            _line(
+                f"{row['queries']} x 1..{row['targets']}",
+                FAMILIES[row["family"]],
+                *(_ms(mine.get(name)) for name in SOLVERS),
+                f"{next_best / float(row['p50_us']):.1f}",
+            )
+        )
+    return "\n".join(lines)
+
+
+def matcher_table(rows: list[Row]) -> str:
+    """Six decoder layers on two threads in common sizes: milliseconds of each matcher."""
+    rows = [row for row in rows if row["set"] == "sizes" and row["threads"] == "2"]
+    lines = _head("images x queries x targets up to", "predictions", *MATCHERS, "floor")
+    for row in _ours(rows, "FastMatcher"):
+        size = ("images", "queries", "targets")
+        mine = {
+            other["variant"]: other
+            for other in rows
+            if all(other[key] == row[key] for key in ("family", *size))
+        }
+        lines.append(
+            _line(
+                " x ".join(row[key] for key in size),
+                FAMILIES[row["family"]],
+                *(_ms(mine.get(name)) for name in (*MATCHERS, FLOOR)),
+            )
+        )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "assignment": ("assignment_cpu.csv", assignment_table),
+    "matcher": ("matcher_cpu.csv", matcher_table),
+}
+
+
+def render(results: Path) -> dict[str, str]:
+    """The tables by name."""
+    return {name: table(read(results / rows)) for name, (rows, table) in TABLES.items()}
+
+
+def insert(text: str, tables: dict[str, str]) -> str:
+    """``text`` with every table in its place.
+
+    Raises:
+        ValueError: if the text has no place for one.
+    """
+    for name, table in tables.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        if not place.search(text):
+            raise ValueError(f"no <!-- {name} --> ... <!-- end {name} -->")
+        text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+    return text
+
+
+def _ours(rows: list[Row], name: str) -> list[Row]:
+    """Our rows by size, the kinds of predictions in a fixed order."""
+    return [row for row in rows if row["variant"] == name and row["family"] != "random"]
+
+
+def _head(*names: str) -> list[str]:
+    return [_line(*names), "|" + "---|" * len(names)]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ms(row: Row | None) -> str:
+    """Milliseconds to three digits, ours in bold; a dash where a rival was left out."""
+    if row is None or not row["p50_us"]:
+        return "-"
+    time = float(row["p50_us"]) / 1000
+    text = f"{time:.0f}" if time >= 100 else f"{time:#.3g}"
+    return f"**{text}**" if row["variant"] in ("detr_fast", "FastMatcher") else text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="folder with the rows")
+    parser.add_argument("--write", type=Path, help="Markdown file to put the tables in")
+    args = parser.parse_args()
+    tables = render(args.results)
+    if args.write:
+        args.write.write_text(insert(args.write.read_text(), tables))
+        print(f"wrote {args.write}")
+    else:
+        print("\n\n".join(tables.values()))
+
+
+if __name__ == "__main__":
+    main()

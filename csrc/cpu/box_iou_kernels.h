@@ -1,0 +1,35 @@
+// The inner loops of pairwise IoU, compiled once per instruction set like cpu/simd/kernels.h.
+#pragma once
+
+#include <cstdint>
+
+#include "core/box.h"
+
+namespace detr_fast::cpu {
+
+// Boxes as five rows [5, M]: x0, y0, x1, y1, area.
+template <class Real>
+struct BoxColumns {
+  const Real* rows;
+  int64_t count;  // M
+};
+
+template <class Real>
+struct IouKernels {
+  // out [M]: of `a` with each box.
+  void (*row)(bool generalized, const Box<Real>& a, BoxColumns<Real> b, Real* out);
+  // The gradients by corners for one row of the output's gradient [M]: of `a` to out_a [4], of the
+  // boxes added to out_b [4, M]. scratch: [4, M].
+  void (*row_gradient)(bool generalized, const Box<Real>& a, BoxColumns<Real> b,
+                       const Real* gradient, Real* out_a, Real* out_b, Real* scratch);
+};
+
+struct IouKernelSet {
+  IouKernels<float> for_float;
+  IouKernels<double> for_double;
+};
+
+// The set that kernels() chose.
+const IouKernelSet& iou_kernels();
+
+}  // namespace detr_fast::cpu

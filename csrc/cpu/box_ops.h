@@ -1,0 +1,44 @@
+// The CPU ops on boxes: plain functions of addresses and sizes. Real is float or double.
+#pragma once
+
+#include <cstdint>
+
+#include "core/box_loss.h"
+
+namespace detr_fast::cpu {
+
+// Two batches of boxes, contiguous [B, N, 4] and [B, M, 4].
+template <class Real>
+struct BoxPairs {
+  const Real *boxes1, *boxes2;
+  int64_t batch, count1, count2;
+  bool by_centre;  // cx, cy, w, h; else x0, y0, x1, y1
+  bool generalized;
+  int threads;
+};
+
+// out: [B, N, M]
+template <class Real>
+void box_iou(const BoxPairs<Real>& in, Real* out);
+
+// The gradients of both batches, from that of the output [B, N, M]. The same bits on any number of
+// threads.
+template <class Real>
+void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1, Real* out2);
+
+// Sums over the matched pairs of each layer: coordinates [L], giou [L]. T is float, double, Half or
+// Bfloat.
+template <class T>
+void box_losses(const BoxLossInput<T>& in, RealOf<T>* coordinates, RealOf<T>* giou);
+
+// gradient: [L, B, N, 4], from those by the two losses, of which each layer's are `stride` further.
+template <class T>
+void box_losses_backward(const BoxLossInput<T>& in, const RealOf<T>* by_coordinates,
+                         int64_t coordinates_stride, const RealOf<T>* by_giou, int64_t giou_stride,
+                         T* gradient);
+
+// classes: [L, B, N], the label of each query's target, or no_object.
+void target_classes(const Matched& matched, const int64_t* labels, int64_t no_object,
+                    int64_t* classes);
+
+}  // namespace detr_fast::cpu

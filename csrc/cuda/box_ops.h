@@ -1,0 +1,40 @@
+// The launchers of the ops on boxes; what cuda/ops.h says of launchers holds.
+#pragma once
+
+#include <cstdint>
+
+#include "core/box_loss.h"
+#include "cuda/ops.h"
+
+namespace detr_fast::cuda {
+
+// As cpu::BoxPairs.
+template <class Real>
+struct BoxPairs {
+  const Real *boxes1, *boxes2;  // [B, N, 4], [B, M, 4]
+  int64_t batch, count1, count2;
+  bool by_centre;
+  bool generalized;
+};
+
+template <class Real>
+void box_iou(const BoxPairs<Real>& in, Real* out, int device, Stream stream);
+
+template <class Real>
+void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1, Real* out2,
+                      int device, Stream stream);
+
+// As in cpu/box_ops.h; one kernel each.
+template <class T>
+void box_losses(const BoxLossInput<T>& in, RealOf<T>* coordinates, RealOf<T>* giou, int device,
+                Stream stream);
+
+template <class T>
+void box_losses_backward(const BoxLossInput<T>& in, const RealOf<T>* by_coordinates,
+                         int64_t coordinates_stride, const RealOf<T>* by_giou, int64_t giou_stride,
+                         T* gradient, int device, Stream stream);
+
+void target_classes(const Matched& matched, const int64_t* labels, int64_t no_object,
+                    int64_t* classes, int device, Stream stream);
+
+}  // namespace detr_fast::cuda

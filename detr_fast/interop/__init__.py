@@ -1,0 +1,5 @@
+"""For other code bases: their matchers, on compiled code. Importing this imports none of them."""
+
+from detr_fast.interop.transformers_patch import TransformersPatch, patch_transformers
+
+__all__ = ["TransformersPatch", "patch_transformers"]
