@@ -23,7 +23,7 @@ def _one_thread():
 @pytest.mark.parametrize("size", [(1, 100, 5), (12, 100, 20), (96, 300, 50)])
 def test_assignment(benchmark, size, family):
     """The bare solver, problems of different sizes."""
-    matrices = cost_matrices(family, count, queries, targets, exact=False, seed=0)
+    matrices = cost_matrices(family, *size, exact=False, seed=0)
     benchmark(linear_sum_assignment, matrices)
 
 
