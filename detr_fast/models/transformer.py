@@ -60,11 +60,10 @@ class Attention(nn.Module):
         weight, bias = self.in_proj_weight, self.in_proj_bias
         dim = len(bias) // 3
         if query is key:  # self-attention: one larger product for both
-            q, k = F.linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, -1)
-        else:
-            q = F.linear(query, weight[:dim], bias[:dim])
-            k = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
-        return q, k, F.linear(value, weight[2 * dim :], bias[2 * dim :])
+            (w, w_value), (b, b_value) = (x.split((2 * dim, dim)) for x in (weight, bias))
+            return *F.linear(query, w, b).chunk(2, -1), F.linear(value, w_value, b_value)
+        parts = zip((query, key, value), weight.chunk(3), bias.chunk(3), strict=True)
+        return tuple(F.linear(x, w, b) for x, w, b in parts)
 
 
 def attend(
