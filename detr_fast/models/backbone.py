@@ -28,7 +28,8 @@ class ResNetBackbone(nn.Module):
         trainable_layers: how many of (layer4, layer3, layer2, layer1, stem) are trained, counted
             from the end, as torchvision counts them. The paper trains 3.
 
-    With ``checkpointing`` set, training keeps each block's input alone and computes the rest anew.
+    With ``checkpointing`` set, training keeps each block's input alone and computes the rest anew,
+    if the norm is frozen.
 
     Raises:
         ValueError: an unknown name or norm, or DC5 for a ResNet without bottlenecks.
@@ -65,10 +66,13 @@ class ResNetBackbone(nn.Module):
             parameter.requires_grad_((stage if stage.startswith("layer") else "stem") in trained)
         self.num_channels: int = resnet.fc.in_features
         self.body = IntermediateLayerGetter(resnet, {"layer4": "features"})
+        self.norm = norm
         self.checkpointing = False
 
     def forward(self, images: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, C, h, w]
-        return resnet_forward(self.body, images, self.checkpointing and self.training)
+        # Trained batch norm would count each batch twice.
+        checkpointing = self.checkpointing and self.training and self.norm == "frozen"
+        return resnet_forward(self.body, images, checkpointing)
 
 
 def _load_resnet(resnet: nn.Module, path: Path) -> None:

@@ -47,6 +47,13 @@ class DETR(nn.Module):
         self.backbone = nn.Sequential(backbone, position_encoding)
         self.aux_loss = aux_loss
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Gradient checkpointing: training keeps the inputs of the transformer's layers alone, and of
+        the blocks of a ResNet with frozen batch norm, and computes the rest again for the backward
+        pass. The gradients are the same."""
+        for part in (self.backbone[0], self.transformer.encoder, self.transformer.decoder):
+            part.checkpointing = on
+
     def forward(
         self,
         images: Tensor | Sequence[Tensor],  # [B, 3, H, W], or B images [3, H_b, W_b]

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..ops.dropout import dropout
 
@@ -148,6 +149,13 @@ class DecoderLayer(nn.Module):
         return self.norm3(content + self.dropout(self.linear2(hidden)))
 
 
+def _run(stack: nn.Module, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
+    """A layer's output; with ``stack.checkpointing`` its insides are computed anew for gradients."""
+    if stack.checkpointing and stack.training:
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)
+
+
 class Encoder(nn.Module):
     """A stack of encoder layers; the paper's six."""
 
@@ -163,6 +171,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(dim, num_heads, dim_feedforward, dropout) for _ in range(num_layers)
         )
+        self.checkpointing = False
 
     def forward(
         self,
@@ -171,7 +180,7 @@ class Encoder(nn.Module):
         mask: Tensor | None,  # [B, S] bool, True = padding
     ) -> Tensor:  # [B, S, D]
         for layer in self.layers:
-            features = layer(features, position, mask)
+            features = _run(self, layer, features, position, mask)
         return features
 
 
@@ -201,6 +210,7 @@ class Decoder(nn.Module):
             DecoderLayer(dim, num_heads, dim_feedforward, dropout) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
+        self.checkpointing = False
 
     def forward(
         self,
@@ -215,7 +225,7 @@ class Decoder(nn.Module):
         hidden_layers, box_layers = [], []
         for layer in self.layers:
             query_position = queries.position(reference)
-            content = layer(content, query_position, memory, located_memory, mask)
+            content = _run(self, layer, content, query_position, memory, located_memory, mask)
             # The next layer continues from the un-normed content, as the published model does.
             hidden = self.norm(content)
             boxes, reference = queries.boxes(box_head(hidden), reference)

@@ -5,16 +5,18 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..packing import PackedTargets
 from ..precision import autocast
 
 Targets = Sequence[dict[str, Tensor]] | PackedTargets
 Batch = tuple[Tensor, Tensor | None, Targets]  # images [B, 3, H, W], mask [B, H, W], B targets
+BUCKET = 64  # compiled models see heights and widths that are multiples of this
 
 
-def _ignore(phase: str) -> None:
-    pass
+def ignore(phase: str) -> None:
+    """What is told the phases of a step where nobody asks."""
 
 
 class TrainStep:
@@ -27,6 +29,9 @@ class TrainStep:
         device: where the model is.
         amp: autocast type of the model, None for float32.
         clip: largest gradient norm; 0 = no clipping.
+        compile: run model and criterion through ``torch.compile``. Images are then padded to
+            multiples of 64 pixels and targets packed to powers of two. From the second size on the
+            compiled code takes any size, so that it is compiled a few times and not for every size.
     """
 
     def __init__(
@@ -37,9 +42,11 @@ class TrainStep:
         device: torch.device,
         amp: torch.dtype | None = None,
         clip: float = 0.0,
+        compile: bool = False,
     ) -> None:
-        self.model = model
-        self.criterion = criterion
+        self.model = torch.compile(model) if compile else model
+        self.criterion = torch.compile(criterion) if compile else criterion
+        self.compiled = compile
         self.optimizer = optimizer
         self.device = device
         self.amp = amp
@@ -47,7 +54,7 @@ class TrainStep:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(
-        self, batches: Sequence[Batch], mark: Callable[[str], None] = _ignore
+        self, batches: Sequence[Batch], mark: Callable[[str], None] = ignore
     ) -> dict[str, Tensor]:
         """Train on the batches, whose gradients are averaged.
 
@@ -57,25 +64,40 @@ class TrainStep:
         Returns:
             The criterion's losses of the last batch, detached, and ``grad_norm`` before clipping.
         """
-        for images, mask, targets in batches:
-            images, mask, targets = self.to_device(images, mask, targets)
-            with autocast(self.device, self.amp):
-                outputs = self.model(images, mask)
-            mark("forward")
-            losses = self.criterion(outputs, targets)
-            mark("loss")
-            (losses["loss"] / len(batches)).backward()
-            mark("backward")
+        for batch in batches:
+            losses = self.gradients(batch, 1 / len(batches), mark)
+        losses["grad_norm"] = self.update()
+        mark("optimizer")
+        return losses
+
+    def gradients(
+        self, batch: Batch, share: float = 1.0, mark: Callable[[str], None] = ignore
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a batch, times its share, and return its losses, detached."""
+        images, mask, targets = self.to_device(*batch)
+        with autocast(self.device, self.amp):
+            outputs = self.model(images, mask)
+        mark("forward")
+        losses = self.criterion(outputs, targets)
+        mark("loss")
+        (losses["loss"] * share).backward()
+        mark("backward")
+        return {name: value.detach() for name, value in losses.items()}
+
+    def update(self) -> Tensor:
+        """Clip, step and clear the gradients, whose norm before clipping is returned."""
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        mark("optimizer")
-        return {name: value.detach() for name, value in losses.items()} | {"grad_norm": norm}
+        return norm
 
     def to_device(self, images: Tensor, mask: Tensor | None, targets: Targets) -> Batch:
         """The batch on the device, images in channels-last order; no mask if nothing is padded."""
         if mask is not None and mask.device.type == "cpu" and not mask.any():
             mask = None
+        if self.compiled:
+            images, mask = pad_to_bucket(images, mask)
+            targets = pack_to_power(targets)
         if mask is not None:
             mask = mask.to(self.device, non_blocking=True)
         images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
@@ -86,3 +108,26 @@ class TrainStep:
             for target in targets
         ]
         return images, mask, targets
+
+
+def pad_to_bucket(
+    images: Tensor,  # [B, 3, H, W]
+    mask: Tensor | None,  # [B, H, W] bool, True = padding
+    bucket: int = BUCKET,
+) -> tuple[Tensor, Tensor | None]:
+    """The batch at the next multiples of ``bucket`` in height and width; the same if it has them."""
+    *_, h, w = images.shape
+    below, right = -h % bucket, -w % bucket
+    if not below and not right:
+        return images, mask
+    if mask is None:
+        mask = torch.zeros(len(images), h, w, dtype=torch.bool, device=images.device)
+    return F.pad(images, (0, right, 0, below)), F.pad(mask, (0, right, 0, below), value=True)
+
+
+def pack_to_power(targets: Targets) -> PackedTargets:
+    """The targets packed with a power of two as capacity, 64 at least; packed ones as they are."""
+    if isinstance(targets, PackedTargets):
+        return targets
+    total = sum(len(target["labels"]) for target in targets)
+    return PackedTargets.pack(targets, capacity=max(64, 1 << (total - 1).bit_length()))
