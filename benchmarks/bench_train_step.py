@@ -18,7 +18,6 @@ from benchmarks.baselines.published_criterion import (
     WEIGHTS,
     PublishedCriterion,
     published_step,
-    scaled,
 )
 from benchmarks.baselines.published_detr import PublishedDETR
 from benchmarks.harness import measure, surroundings, write_csv
@@ -26,10 +25,11 @@ from detr_fast.losses import SetCriterion
 from detr_fast.models import MODELS
 from detr_fast.precision import amp_dtype, autocast
 from detr_fast.training.clock import PHASES, PhaseClock
+from detr_fast.training.graph import GraphedStep
 from detr_fast.training.schedule import make_optimizer
 from detr_fast.training.step import TrainStep
 
-EAGER = "detr_fast"
+EAGER, COMPILED, GRAPHED = "detr_fast", "detr_fast compiled", "detr_fast CUDA graph"
 PUBLISHED, TRANSFORMERS = "published formula", "transformers"
 CLASSES, QUERIES, CLIP = 91, 100, 0.1
 
@@ -68,7 +68,6 @@ class Case:
     def built(self) -> nn.Module:
         torch.manual_seed(self.seed)
         return MODELS[self.model](CLASSES, QUERIES, trainable_layers=3)
-
 
 
 class Contender:
@@ -122,11 +121,11 @@ class Ours(Contender):
         self.criterion = SetCriterion(CLASSES).to(case.device)
         optimizer = make_optimizer(self.model, 1e-4, 1e-5, 1e-4)
         self.train_step = TrainStep(
-            self.model, self.criterion, optimizer, case.device, self.amp, CLIP
+            self.model, self.criterion, optimizer, case.device, self.amp, CLIP, self.compiled
         )
-        matcher = self.criterion.matcher
-        for name in ("match_layers", "match_packed"):
-            setattr(matcher, name, self.clock.around(getattr(matcher, name), "match", "loss"))
+        if not self.compiled:  # compiled code has no place for a clock
+            matcher = self.criterion.matcher
+            matcher.match_packed = self.clock.around(matcher.match_packed, "match", "loss")
         # As a loader hands it over: no mask where nothing is padded.
         self.batch = (self.images, self.mask if case.padded else None, self.targets)
 
@@ -140,6 +139,21 @@ class Ours(Contender):
         with self.autocast():
             outputs = self.model(*self.batch[:2])
         return self.criterion(outputs, self.targets)
+
+
+class Compiled(Ours):
+    compiled = True
+
+
+class Graphed(Ours):
+    """The whole step as one CUDA graph; it has no phases."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.graphed = GraphedStep(self.train_step, capacity=20 * case.batch)
+
+    def step(self) -> None:
+        self.graphed(self.batch)
 
 
 class Published(Contender):
@@ -203,14 +217,16 @@ class Transformers(Contender):
         model.loss_function = self.clock.around(model.loss_function, "loss", "forward")
         clock = self.clock
 
-        class Matcher(library.HungarianMatcher):
+        original = getattr(library.HungarianMatcher, "original", library.HungarianMatcher)
+
+        class Matcher(original):
             """Marks its time; the library makes one for every batch, by this name."""
 
             def forward(self, outputs: dict, targets: list[dict]) -> list:
                 return clock.around(super().forward, "match", "loss")(outputs, targets)
 
-        if library.HungarianMatcher.__module__ != __name__:
-            library.HungarianMatcher = Matcher
+        Matcher.original = original
+        library.HungarianMatcher = Matcher
         return model
 
     def step(self) -> None:
@@ -232,7 +248,17 @@ class Transformers(Contender):
         return outputs.loss_dict
 
 
-CONTENDERS = {PUBLISHED: Published, TRANSFORMERS: Transformers, EAGER: Ours}
+CONTENDERS = {
+    PUBLISHED: Published,
+    TRANSFORMERS: Transformers,
+    EAGER: Ours,
+    COMPILED: Compiled,
+    GRAPHED: Graphed,
+}
+ON_REQUEST = {  # by kind of device: what is left out unless --only names it
+    "cpu": (COMPILED, GRAPHED),  # minutes to compile; impossible
+    "cuda": (),
+}
 
 
 def check(contenders: dict[str, Contender]) -> None:
@@ -244,10 +270,10 @@ def check(contenders: dict[str, Contender]) -> None:
             raise AssertionError(f"{name} has loss {loss}, {PUBLISHED} {losses[PUBLISHED]}")
 
 
-def host_waits(contender: Contender) -> int:
+def host_waits(contender: Contender) -> int | str:
     """How often the host waits for the GPU in a step: runtime calls that block, as profiled."""
     if contender.case.device.type != "cuda":
-        return 0
+        return ""
     contender.step()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -301,8 +327,8 @@ def run_case(case: Case, names: list[str], seconds: float) -> list[dict]:
     contenders = {name: CONTENDERS[name](case) for name in names}
     check(contenders)
     steps = 1 if case.device.type == "cpu" else 5  # the host may run ahead of a GPU
-    for contender in contenders.values():  # warm up, and compile
-        contender.timed(2)
+    for contender in contenders.values():  # warm up, compile, capture
+        contender.timed(5 if case.device.type == "cuda" else 2)
         contender.phases.clear()
     calls = {name: lambda c=c: c.timed(steps) for name, c in contenders.items()}
     figures = measure(
@@ -322,7 +348,9 @@ def run_case(case: Case, names: list[str], seconds: float) -> list[dict]:
                 "precision": "bf16 autocast" if contender.amp else "float32",
                 "variant": name,
                 "images_per_second": round(case.batch / step * 1e3, 2),
-                "speedup_to_published": round(figures[PUBLISHED]["p50_us"] / figures[name]["p50_us"], 2),
+                "speedup_to_published": round(
+                    figures[PUBLISHED]["p50_us"] / figures[name]["p50_us"], 2
+                ),
                 "step_ms": round(step, 2),
                 "step_ms_p20": round(figures[name]["p20_us"] / steps / 1e3, 2),
                 "step_ms_p80": round(figures[name]["p80_us"] / steps / 1e3, 2),
@@ -345,7 +373,9 @@ def show(rows: list[dict]) -> None:
         f"{' with padding' if first['padded'] else ''}, {first['precision']}"
     )
     names = [phase for phase in PHASES if phase != "data"]
-    print(f"  {'ms per step':22}" + "".join(f"{name:>10}" for name in (*names, "step")) + "   img/s")
+    print(
+        f"  {'ms per step':22}" + "".join(f"{name:>10}" for name in (*names, "step")) + "   img/s"
+    )
     for row in rows:
         times = [row[f"{name}_ms"] for name in (*names, "step")]
         print(
@@ -373,7 +403,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    names = list(CONTENDERS) if args.only is None else list(dict.fromkeys([PUBLISHED, *args.only]))
+    names = [name for name in CONTENDERS if name not in ON_REQUEST[device.type]]
+    if args.only is not None:
+        names = list(dict.fromkeys([PUBLISHED, *args.only]))
 
     rows = []
     about = surroundings(args.seed)

@@ -6,7 +6,6 @@ import functools
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.baselines.published_criterion import PublishedCriterion, published_step
@@ -36,7 +35,9 @@ def resnet(**options) -> nn.Module:
 
 
 def step_of(model: nn.Module, **options) -> TrainStep:
-    return TrainStep(model, SetCriterion(7), make_optimizer(model, 1e-4, 1e-5, 1e-4), CPU, **options)
+    return TrainStep(
+        model, SetCriterion(7), make_optimizer(model, 1e-4, 1e-5, 1e-4), CPU, **options
+    )
 
 
 def gradients(model: nn.Module, *batch) -> dict[str, torch.Tensor]:
@@ -154,7 +155,9 @@ def test_accumulation_is_the_mean(images):
     model = resnet()
     twice, once = step_of(copy.deepcopy(model)), step_of(model)
     batch = (images, None, TARGETS)
-    norms = [step(batches)["grad_norm"] for step, batches in ((once, [batch]), (twice, [batch] * 2))]
+    norms = [
+        step(batches)["grad_norm"] for step, batches in ((once, [batch]), (twice, [batch] * 2))
+    ]
     torch.testing.assert_close(*norms)
 
 
@@ -184,13 +187,15 @@ class TestCompiled:
             compiles.append(graph)
             return graph.forward
 
-        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile.func, backend=backend))
+        monkeypatch.setattr(
+            torch, "compile", functools.partial(torch.compile.func, backend=backend)
+        )
         step = step_of(resnet(), compile=True)
         after = []
-        for h, w in ((64, 64), (128, 64), (64, 192), (128, 192), (192, 256), (256, 128), (90, 100)):
+        for h, w in ((64, 64), (128, 64), (64, 128), (192, 320), (256, 128)):
             step.gradients((torch.randn(2, 3, h, w), None, TARGETS))
             after.append(len(compiles))
-        assert after[0] > 0 and after[-2] == after[2]  # the last one has a mask
+        assert 0 < after[0] < after[2] == after[-1]
 
 
 def test_bucket():

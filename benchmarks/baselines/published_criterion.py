@@ -35,7 +35,10 @@ class AssertingMatcher(PublishedMatcher):
 
     @torch.no_grad()
     def forward(self, outputs: dict, targets: list[dict]) -> list[tuple[Tensor, Tensor]]:
-        for boxes in (outputs["pred_boxes"].flatten(0, 1), torch.cat([t["boxes"] for t in targets])):
+        for boxes in (
+            outputs["pred_boxes"].flatten(0, 1),
+            torch.cat([t["boxes"] for t in targets]),
+        ):
             corners = box_convert(boxes, "cxcywh", "xyxy")
             assert (corners[:, 2:] >= corners[:, :2]).all()
         return super().forward(outputs, targets)

@@ -20,7 +20,10 @@ class EncoderLayer(nn.Module):
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout)
-        self.linear1, self.linear2 = nn.Linear(dim, dim_feedforward), nn.Linear(dim_feedforward, dim)
+        self.linear1, self.linear2 = (
+            nn.Linear(dim, dim_feedforward),
+            nn.Linear(dim_feedforward, dim),
+        )
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout, self.dropout1, self.dropout2 = (nn.Dropout(dropout) for _ in range(3))
 
@@ -42,7 +45,10 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout)
         self.multihead_attn = nn.MultiheadAttention(dim, num_heads, dropout)
-        self.linear1, self.linear2 = nn.Linear(dim, dim_feedforward), nn.Linear(dim_feedforward, dim)
+        self.linear1, self.linear2 = (
+            nn.Linear(dim, dim_feedforward),
+            nn.Linear(dim_feedforward, dim),
+        )
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
         self.dropout, self.dropout1, self.dropout2, self.dropout3 = (
             nn.Dropout(dropout) for _ in range(4)
@@ -136,9 +142,7 @@ class PublishedDETR(nn.Module):
         logits = self.class_embed(hidden)
         first, second, last = self.bbox_embed.layers
         boxes = last(F.relu(second(F.relu(first(hidden))))).sigmoid()
-        layers = [
-            {"pred_logits": a, "pred_boxes": b} for a, b in zip(logits, boxes, strict=True)
-        ]
+        layers = [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits, boxes, strict=True)]
         return {**layers[-1], "aux_outputs": layers[:-1]}
 
 

@@ -6,7 +6,11 @@ import transformers
 from torch import Tensor, nn
 
 RESNETS = {
-    "resnet18": {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
+    "resnet18": {
+        "layer_type": "basic",
+        "depths": [2, 2, 2, 2],
+        "hidden_sizes": [64, 128, 256, 512],
+    },
     "resnet50": {},
 }
 

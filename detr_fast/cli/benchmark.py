@@ -29,7 +29,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add_config_options(parser)
     parser.add_argument("--steps", type=int, default=20, help="to measure (default: 20)")
-    parser.add_argument("--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any")
+    parser.add_argument(
+        "--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any"
+    )
     return parser
 
 
@@ -96,7 +98,10 @@ def table(seconds: dict[str, float], whole: float, images: int) -> str:
     slower = "data" if seconds.get("data", 0.0) > total / 2 else "step"
     lines.append(
         f"data {seconds.get('data', 0) / total:.0%} | step {1 - seconds.get('data', 0) / total:.0%}: "
-        + ("the loader is the bottleneck: more --workers, --cache" if slower == "data" else
-           "the step is the bottleneck")
+        + (
+            "the loader is the bottleneck: more --workers, --cache"
+            if slower == "data"
+            else "the step is the bottleneck"
+        )
     )
     return "\n".join(lines)

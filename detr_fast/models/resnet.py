@@ -30,7 +30,8 @@ def conv_norm(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, shift = x.to(dtype), weight.to(dtype), shift.to(dtype)
-    if weight.requires_grad and _is_small_map(x, conv) and not torch.compiler.is_compiling():
+    # Not asked while compiling, which would make it a guard on the size.
+    if not torch.compiler.is_compiling() and weight.requires_grad and _is_small_map(x, conv):
         return _SmallMapConvolution.apply(x, weight, shift)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 

@@ -65,7 +65,11 @@ def _threshold(p: float) -> tuple[int, float]:
 def _check(x: Tensor, seed: Tensor, p: float) -> None:
     if x.dtype not in (torch.float32, torch.bfloat16) or not 0 <= p < 1:
         raise ValueError(f"dropout of {x.dtype} with p {p}, expected float32 or bfloat16, 0..1")
-    if seed.dtype != torch.int64 or seed.numel() != 1 or {x.device.type, seed.device.type} != {"cpu"}:
+    if (
+        seed.dtype != torch.int64
+        or seed.numel() != 1
+        or {x.device.type, seed.device.type} != {"cpu"}
+    ):
         raise ValueError(f"seed is {seed.dtype} on {seed.device}, expected one int64 on the CPU")
 
 

@@ -261,9 +261,7 @@ class Trainer:
             self.ema.update_parameters(self.model)
         return losses
 
-    def _run_step(
-        self, batches: list[Batch], mark: Callable[[str], None]
-    ) -> dict[str, Tensor]:
+    def _run_step(self, batches: list[Batch], mark: Callable[[str], None]) -> dict[str, Tensor]:
         if self.graphed is not None:
             try:
                 return self.graphed(batches[0])

@@ -59,9 +59,7 @@ class GraphedStep:
             self._graph.replay()
             return self._losses
         if self._steps == 0:
-            self._images = images.to(
-                self.step.device, memory_format=torch.channels_last, copy=True
-            )
+            self._images = images.to(self.step.device, memory_format=torch.channels_last, copy=True)
             self._mask = mask.to(self.step.device, copy=True)
             self._targets = targets.to(self.step.device)
             self._side = torch.cuda.Stream(self.step.device)

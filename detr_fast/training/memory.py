@@ -51,7 +51,9 @@ def what_fits(step: TrainStep, batch: Batch) -> str:
             )
         fits //= 2
     _release(step)
-    return f"{line}; not even one image fits: use smaller images, a smaller model or --checkpointing"
+    return (
+        f"{line}; not even one image fits: use smaller images, a smaller model or --checkpointing"
+    )
 
 
 def _release(step: TrainStep) -> None:
