@@ -1,4 +1,4 @@
-"""``detr-fast benchmark``: where the time of a training step goes, on one's own data and machine."""
+"""``detr-fast benchmark``: where the time of a training step goes, on one's own data."""
 
 import argparse
 import itertools
@@ -46,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     )
     trainer = Trainer(config, data, data, Path("unused"), device, quiet=True)
     print(f"data   {data.describe()}")
+    number = "bfloat16 autocast" if trainer.amp else "float32"
     print(
-        f"model  {config.model}, batches of {config.batch_size}, on {device} in "
-        f"{'bfloat16 autocast' if trainer.amp else 'float32'}, {torch.get_num_threads()} CPU threads"
+        f"model  {config.model}, batches of {config.batch_size}, on {device} in {number}, "
+        f"{torch.get_num_threads()} CPU threads"
     )
     seconds, whole = measure(trainer, args.steps)
     print("\n" + table(seconds, whole, config.batch_size * config.accumulate))
@@ -95,13 +96,9 @@ def table(seconds: dict[str, float], whole: float, images: int) -> str:
         bar = "█" * max(1, round(BAR * value / longest))
         lines.append(f"{name:10}{value * 1e3:9.1f}{value / total:8.1%}  {bar}")
     lines.append(f"{'step':10}{whole * 1e3:9.1f}           {images / whole:.1f} images/s")
-    slower = "data" if seconds.get("data", 0.0) > total / 2 else "step"
-    lines.append(
-        f"data {seconds.get('data', 0) / total:.0%} | step {1 - seconds.get('data', 0) / total:.0%}: "
-        + (
-            "the loader is the bottleneck: more --workers, --cache"
-            if slower == "data"
-            else "the step is the bottleneck"
-        )
-    )
+    data = seconds.get("data", 0.0) / total
+    which = "the step is the bottleneck"
+    if data > 0.5:
+        which = "the loader is the bottleneck: try more --workers, or --cache"
+    lines.append(f"data {data:.0%} | step {1 - data:.0%}: {which}")
     return "\n".join(lines)

@@ -99,7 +99,7 @@ def resnet_forward(
     """The last stage's feature map.
 
     Args:
-        checkpointing: keep each block's input alone for the backward pass, and compute the rest anew.
+        checkpointing: keep each block's input alone, and compute the rest anew for gradients.
     """
     x = F.relu(conv_norm(x, body["conv1"], body["bn1"]), inplace=True)
     x = body["maxpool"](x)

@@ -150,7 +150,7 @@ class DecoderLayer(nn.Module):
 
 
 def _run(stack: nn.Module, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
-    """A layer's output; with ``stack.checkpointing`` its insides are computed anew for gradients."""
+    """A layer's output; with ``stack.checkpointing`` its insides are computed anew later."""
     if stack.checkpointing and stack.training:
         return checkpoint(layer, *inputs, use_reentrant=False)
     return layer(*inputs)

@@ -39,7 +39,7 @@ class PhaseClock:
         return dict(seconds)
 
     def around(self, call: Callable, phase: str, before: str) -> Callable:
-        """``call``, marked as ``phase`` of its own; what came just before it counts as ``before``."""
+        """``call``, marked as a ``phase``; what came just before it counts as ``before``."""
 
         def marked(*args: Any, **kwargs: Any) -> Any:
             self.mark(before)

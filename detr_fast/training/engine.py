@@ -24,7 +24,7 @@ from ..precision import amp_dtype
 from . import distributed
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
-from .graph import GraphedStep, ShapeMismatch
+from .graph import GraphedStep, ShapeMismatch, why_not
 from .loader import TrainLoader, default_workers, make_loader
 from .logs import ProgressBar, RunLog
 from .memory import is_out_of_memory, what_fits
@@ -273,20 +273,13 @@ class Trainer:
 
     def _graphed_step(self) -> GraphedStep | None:
         """The step as a CUDA graph, or one line that says why not."""
-        config = self.config
-        reason = None
-        if self.device.type != "cuda":
-            reason = f"it trains on the {self.device.type}"
-        elif config.image_size is None:
-            reason = "images differ in size; give --image-size"
-        elif config.accumulate > 1 or distributed.world_size() > 1 or config.compile:
-            reason = "it goes with neither --accumulate, --compile nor several processes"
-        if reason is not None:
-            if not self.quiet:
-                print(f"note   no CUDA graph: {reason}")
-            return None
-        most = int(self.train_set.object_counts.sum(1).max())
-        return GraphedStep(self.train_step, capacity=config.batch_size * most)
+        reason = why_not(self.config, self.device, distributed.world_size())
+        if reason is None:
+            most = int(self.train_set.object_counts.sum(1).max())
+            return GraphedStep(self.train_step, capacity=self.config.batch_size * most)
+        if not self.quiet:
+            print(f"note   no CUDA graph: {reason}")
+        return None
 
     def _check_finite(self, means: dict[str, float]) -> None:
         for name in ("loss", "grad_norm"):

@@ -5,9 +5,21 @@ from torch import Tensor
 
 from .. import faults
 from ..packing import PackedTargets
+from .config import TrainConfig
 from .step import Batch, TrainStep
 
 WARM_UP = 3  # steps on a side stream before capturing, as torch asks for
+
+
+def why_not(config: TrainConfig, device: torch.device, processes: int) -> str | None:
+    """Why a run cannot have its step as a CUDA graph; None where it can."""
+    if device.type != "cuda":
+        return f"it trains on the {device.type}"
+    if config.image_size is None:
+        return "images differ in size; give --image-size"
+    if config.accumulate > 1 or processes > 1 or config.compile:
+        return "it goes with neither --accumulate, --compile nor several processes"
+    return None
 
 
 class ShapeMismatch(ValueError):
@@ -17,7 +29,7 @@ class ShapeMismatch(ValueError):
 class GraphedStep:
     """Captures a :class:`TrainStep` with the first batch, and replays it with every later one.
 
-    The first steps run as they are. Batches must have one shape; targets are packed to ``capacity``.
+    The first steps run as they are. Batches have one shape; targets are packed to ``capacity``.
 
     Args:
         step: whose optimizer is made capturable, with learning rates in tensors.

@@ -44,10 +44,9 @@ def what_fits(step: TrainStep, batch: Batch) -> str:
                 raise
         else:
             _release(step)
-            several = -(-size // fits)
             return (
-                f"{line}; {fits} fits: --batch-size {fits}, with --accumulate {several} for as many "
-                "images per step, or --checkpointing"
+                f"{line}; {fits} fits: --batch-size {fits}, with --accumulate {-(-size // fits)} "
+                "for as many images per step, or --checkpointing"
             )
         fits //= 2
     _release(step)

@@ -1,4 +1,4 @@
-"""One optimizer step: forward, match, loss, backward, clip, update. Nothing waits for the device."""
+"""One optimizer step: forward, match, loss, backward, clip, update. Nothing makes the host wait."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -115,7 +115,7 @@ def pad_to_bucket(
     mask: Tensor | None,  # [B, H, W] bool, True = padding
     bucket: int = BUCKET,
 ) -> tuple[Tensor, Tensor | None]:
-    """The batch at the next multiples of ``bucket`` in height and width; the same if it has them."""
+    """The batch at the next multiples of ``bucket`` in height and width."""
     *_, h, w = images.shape
     below, right = -h % bucket, -w % bucket
     if not below and not right:
