@@ -1,4 +1,4 @@
-"""The command line: ``detr-fast train | eval | predict``; one file per command."""
+"""The command line: ``detr-fast train | eval | predict | benchmark``; one file per command."""
 
 import argparse
 import sys
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from .. import __version__
 from ..data import clean_message
 from ..training import distributed
-from . import evaluate, predict, train
+from . import benchmark, evaluate, predict, train
 
-COMMANDS = (train, evaluate, predict)
+COMMANDS = (train, evaluate, predict, benchmark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,6 +35,30 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # so that only what was given is passed on
     )
+    add_config_options(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--name", default=None, help="of the folder; default: data and model")
+    run.add_argument("--runs", type=Path, default=None, help="where it goes; default: runs")
+    run.add_argument(
+        "--resume",
+        type=Path,
+        default=None,
+        metavar="RUN",
+        help="a run's folder: go on exactly where it stopped, with its options",
+    )
+    run.add_argument(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        default=False,
+        help="if the run of that --name exists, go on with it: for restarts by torchrun or Slurm",
+    )
+    run.add_argument("--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any")
+    return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add what :class:`TrainConfig` holds: options of the data, the model and the training."""
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", metavar="SPEC", help="shapes | voc:PATH | coco:IMAGES:JSON | coco:ROOT"
@@ -107,37 +131,22 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     training.add_argument("--box-loss", choices=BOX_LOSSES)
     training.add_argument("--eos-coef", type=float, help='class weight of "no object"')
     training.add_argument("--amp", choices=("auto", "none", "bf16"))
+    training.add_argument(
+        "--compile", action="store_true", help="torch.compile: minutes to start, faster steps"
+    )
+    training.add_argument(
+        "--cuda-graph", action="store_true", help="each step as one CUDA graph; needs --image-size"
+    )
+    training.add_argument(
+        "--checkpointing", action="store_true", help="gradient checkpointing: less memory"
+    )
     training.add_argument("--seed", type=int)
     training.add_argument("--eval-every", type=int, metavar="EPOCHS")
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--name", default=None, help="of the folder; default: data and model")
-    run.add_argument("--runs", type=Path, default=None, help="where it goes; default: runs")
-    run.add_argument(
-        "--resume",
-        type=Path,
-        default=None,
-        metavar="RUN",
-        help="a run's folder: go on exactly where it stopped, with its options",
-    )
-    run.add_argument(
-        "--continue",
-        dest="go_on",
-        action="store_true",
-        default=False,
-        help="if the run of that --name exists, go on with it: for restarts by torchrun or Slurm",
-    )
-    run.add_argument("--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, then say what came out."""
-    given = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__}
-    if "image_size" in given:
-        given["image_size"] = tuple(given["image_size"])
-    if given.get("backbone_weights") == "none":
-        given["backbone_weights"] = None
+    given = given_options(args)
     device = distributed.start(args.device)
     if args.go_on:
         args.resume = _run_to_continue(args)
@@ -183,6 +192,16 @@ def _way_on(folder: Path) -> str:
     if (folder / "last.pt").exists():
         return f"go on with: detr-fast train --resume {folder}"
     return "nothing was saved yet"
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of :class:`TrainConfig` that were given."""
+    given = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__}
+    if "image_size" in given:
+        given["image_size"] = tuple(given["image_size"])
+    if given.get("backbone_weights") == "none":
+        given["backbone_weights"] = None
+    return given
 
 
 def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, Any], TrainConfig]:

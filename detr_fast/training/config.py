@@ -67,6 +67,9 @@ class TrainConfig:
     box_loss: str = "l1"
     eos_coef: float = 0.1
     amp: str = "auto"  # "none", "bf16", or "auto": bf16 where the hardware multiplies it faster
+    compile: bool = False  # torch.compile for model and criterion
+    cuda_graph: bool = False  # the whole step as one CUDA graph; images of one size
+    checkpointing: bool = False  # gradient checkpointing: less memory, more time
     seed: int = 0
     workers: int | None = None  # processes that load images; None: see loader.default_workers
     eval_every: int = 1  # epochs

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,17 +15,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .. import evaluation
-from ..data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe, to_device
+from ..data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe
 from ..losses import SetCriterion
 from ..models import MODELS
 from ..models.weights import CheckpointError
-from ..precision import amp_dtype, autocast
+from ..precision import amp_dtype
 from . import distributed
 from .checkpoint import copy_checkpoint, save_checkpoint
 from .config import TrainConfig
+from .graph import GraphedStep, ShapeMismatch, why_not
 from .loader import TrainLoader, default_workers
 from .logs import ProgressBar, RunLog
+from .memory import is_out_of_memory, what_fits
 from .schedule import make_optimizer, make_scheduler
+from .step import TrainStep, ignore
 
 LOGGED = (
     *("loss", "loss_ce", "loss_bbox", "loss_giou"),
@@ -112,6 +116,7 @@ class Trainer:
         self.scheduler = make_scheduler(
             self.optimizer, config.schedule, self.total_steps, config.warmup_steps, config.lr_drop
         )
+        self.model.set_checkpointing(config.checkpointing)
         self.step = 0
         self.best_ap = -math.inf
         self.images_seen, self.seconds = 0, 0.0
@@ -119,7 +124,16 @@ class Trainer:
         if checkpoint is not None:
             self._load(checkpoint)
         self.parallel = distributed.parallel(self.model, device)
-        self._first_step = True  # of this process
+        self.train_step = TrainStep(
+            self.parallel,
+            self.criterion,
+            self.optimizer,
+            device,
+            self.amp,
+            config.clip,
+            config.compile,
+        )
+        self.graphed = self._graphed_step() if config.cuda_graph else None
         self._stop = False
 
     @property
@@ -194,7 +208,8 @@ class Trainer:
         summed, images_then, seconds_then = 0, self.images_seen, self.seconds
         waited_then = self.prefetcher.data_seconds
         for _ in range(done, self.steps_per_epoch):
-            losses = self._train_step([next(batches) for _ in range(config.accumulate)])
+            loaded = [next(batches) for _ in range(config.accumulate)]
+            losses = self._train_step(loaded)
             self.step += 1
             before, clock = clock, time.perf_counter()
             self.seconds += clock - before
@@ -207,11 +222,11 @@ class Trainer:
                 means = {name: float(value) / summed for name, value in sums.items()}
                 self._check_finite(means)
                 speed = (self.images_seen - images_then) / (self.seconds - seconds_then)
-                waited = self.prefetcher.data_seconds - waited_then
+                share = (self.prefetcher.data_seconds - waited_then) / (self.seconds - seconds_then)
                 means |= {
-                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "lr": float(self.optimizer.param_groups[0]["lr"]),
                     "images_per_second": speed,
-                    "data_share": waited / (self.seconds - seconds_then),
+                    "data_share": share,
                 }
                 if log is not None:
                     log.write("train", self.step, self.step / self.steps_per_epoch, means)
@@ -221,7 +236,7 @@ class Trainer:
                     ce=f"{means['loss_ce']:.2f}",
                     l1=f"{means['loss_bbox']:.2f}",
                     giou=f"{means['loss_giou']:.2f}",
-                    **{"img/s": f"{speed:.0f}"},
+                    **{"img/s": f"{speed:.0f} data {share:.0%} | step {1 - share:.0%}"},
                 )
                 sums, summed = {}, 0
                 images_then, seconds_then = self.images_seen, self.seconds
@@ -235,29 +250,47 @@ class Trainer:
                 self._save("last.pt")
                 raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
 
-    def _train_step(self, batches: list[Batch]) -> dict[str, Tensor]:
-        for number, batch in enumerate(batches, 1):
-            images, mask, targets = to_device(batch, self.device)
-            wait = number < len(batches)
-            with distributed.no_reduction(self.parallel, wait, self._first_step):
-                with autocast(self.device, self.amp):
-                    outputs = self.parallel(images, mask)
-                try:
-                    losses = self.criterion(outputs, targets)
-                except ValueError as error:
-                    raise ValueError(f"step {self.step + 1}: {error}") from error
-                (losses["loss"] / len(batches)).backward()
-            self.images_seen += len(images) * distributed.world_size()
-        losses["grad_norm"] = nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.clip or math.inf
-        )
-        self._first_step = False
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def _train_step(
+        self, batches: list[Batch], mark: Callable[[str], None] = ignore
+    ) -> dict[str, Tensor]:
+        try:
+            losses = self._run_step(batches, mark)
+        except ValueError as error:
+            raise ValueError(f"step {self.step + 1}: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = True
+        else:
+            failed = False
+        if failed:  # here the error is gone, and the tensors that it held
+            largest = max(batches, key=lambda batch: batch[0].numel())
+            raise ValueError(f"step {self.step + 1}: {what_fits(self.train_step, largest)}")
+        self.images_seen += sum(len(batch[0]) for batch in batches) * distributed.world_size()
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        return {name: value.detach() for name, value in losses.items()}
+        return losses
+
+    def _run_step(self, batches: list[Batch], mark: Callable[[str], None]) -> dict[str, Tensor]:
+        if self.graphed is not None:
+            try:
+                return self.graphed(batches[0])
+            except ShapeMismatch as error:
+                self.graphed = None
+                if not self.quiet:
+                    print(f"note   going on without a CUDA graph: {error}")
+        return self.train_step(batches, mark)
+
+    def _graphed_step(self) -> GraphedStep | None:
+        """The step as a CUDA graph, or one line that says why not."""
+        reason = why_not(self.config, self.device, distributed.world_size())
+        if reason is None:
+            most = int(self.train_set.object_counts.sum(1).max())
+            return GraphedStep(self.train_step, capacity=self.config.batch_size * most)
+        if not self.quiet:
+            print(f"note   no CUDA graph: {reason}")
+        return None
 
     def _decoder(self) -> DeviceDecoder | None:
         if self.config.decode == "cpu":
