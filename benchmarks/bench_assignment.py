@@ -3,8 +3,8 @@
 python -m benchmarks.bench_assignment --out benchmarks/results/assignment_cpu.csv
 
 The costs are DETR's, rows are targets. The row ``floor`` solves nothing: NumPy reads every cost
-once, with SIMD, for the least of each matrix. Sets: ``headline`` (96 problems of 300 and of 900 queries),
-and how the time grows with ``queries``, ``targets`` and the number of ``problems``.
+once, with SIMD, for the least of each matrix. Sets: ``headline`` (96 problems of 300 and of 900
+queries), and how the time grows with ``queries``, ``targets`` and the number of ``problems``.
 """
 
 import argparse

@@ -128,11 +128,16 @@ def main() -> None:
     rows = args.out / "gpu.csv"
     command = [python, "-m", "benchmarks.bench_gpu", "--out", str(rows)]
     report.run("Benchmarks", command + (["--quick"] if args.quick else []), 240)
-    _write(report, rows)
+    steps = args.out / "train_step.csv"
+    command = [python, "-m", "benchmarks.bench_train_step", "--out", str(steps)]
+    if not args.quick:
+        command += ["--model", "resnet50", "--size", "800", "1066", "--batch", "8"]
+    report.run("Training step", [*command, "--amp", "bf16", "--seconds", "20"], 240)
+    _write(report, rows, steps)
     raise SystemExit(report.failed)
 
 
-def _write(report: Report, rows: Path) -> None:
+def _write(report: Report, rows: Path, steps: Path | None = None) -> None:
     text = ["# What ran on a GPU", "", "| step | result |", "|---|---|", *report.lines, ""]
     if rows.is_file():
         with rows.open() as file:
@@ -158,8 +163,29 @@ def _write(report: Report, rows: Path) -> None:
                 + f" | {row['gpu_us']} | {row['host_us']} | {row['waits']} | {floor:.1f} |"
             )
         _draw(table, report.out / "gpu.png")
+    if steps is not None and steps.is_file():
+        text += _training_steps(steps)
     (report.out / "report.md").write_text("\n".join(text) + "\n")
     print(f"wrote {report.out / 'report.md'}")
+
+
+def _training_steps(path: Path) -> list[str]:
+    with path.open() as file:
+        table = list(csv.DictReader(file))
+    first = table[0]
+    columns = ("images_per_second", "speedup_to_published", "step_ms", "host_waits")
+    lines = [
+        "",
+        f"A training step of {first['model']}, {first['batch']} images of {first['height']} x "
+        f"{first['width']}, {first['precision']}; `{first['command']}`.",
+        "",
+        f"| variant | {' | '.join(columns)} | peak_mb_per_image |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table:
+        cells = [row["variant"], *(row[name] for name in columns), row["peak_mb_per_image"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _draw(table: list[dict[str, str]], path: Path) -> None:

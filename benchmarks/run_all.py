@@ -1,7 +1,8 @@
 """Measures everything that runs on the CPU again and draws it: python -m benchmarks.run_all.
 
-Writes benchmarks/results/*_cpu.csv, the pictures and the tables of the README. Takes about 8
-minutes on two cores, which should have nothing else to do.
+Writes benchmarks/results/*_cpu.csv, the pictures and the tables of the README. Takes about 10
+minutes on two cores, which should have nothing else to do. The loader is measured if the folder
+shared/data with photographs lies beside the checkout.
 """
 
 import argparse
@@ -22,6 +23,9 @@ def main() -> None:
     for name in ("assignment", "matcher"):
         _run(f"bench_{name}", *quick, "--out", _shown(args.results / f"{name}_cpu.csv"))
     _run("plot", _shown(args.results))
+    if not args.quick and (ROOT.parent / "shared" / "data").is_dir():
+        _run("bench_loader", "--out", _shown(args.results / "loader_cpu.csv"))
+        _run("scaling_model", "--write", _shown(ROOT / "benchmarks" / "SCALING.md"))
     if not args.quick:  # the tables are of full-sized cases
         _run("tables", _shown(args.results), "--write", _shown(args.readme))
 

@@ -2,8 +2,8 @@
 
 python -m benchmarks.tables benchmarks/results --write README.md
 
-Each table stands between ``<!-- NAME -->`` and ``<!-- end NAME -->``, NAME being ``assignment`` or
-``matcher``. Without ``--write`` the tables are printed.
+Each table stands between ``<!-- NAME -->`` and ``<!-- end NAME -->``, NAME being ``assignment``,
+``matcher`` or ``loader``. Without ``--write`` the tables are printed.
 """
 
 import argparse
@@ -60,7 +60,31 @@ def matcher_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+LOADERS = {
+    "published loader": "published loader",
+    "detr_fast": "detr_fast",
+    "left for a GPU to normalise": "detr_fast, a GPU normalises",
+    "with a cache": "detr_fast, cached",
+}
+LOADER_SETS = {
+    "coco": "640 x 480, published transforms",
+    "photos": "2560 x 1920, published transforms",
+    "small": "640 x 480 to 320 x 240, with zoom and colours",
+}
+
+
+def loader_table(rows: list[Row]) -> str:
+    """Two workers: images per second of each loader."""
+    lines = _head("pictures", *LOADERS.values())
+    for set_, title in LOADER_SETS.items():
+        mine = {r["variant"]: r for r in rows if (r["set"], r["workers"]) == (set_, "2")}
+        cells = (mine[name]["images_per_second"] if name in mine else "-" for name in LOADERS)
+        lines.append(_line(title, *cells))
+    return "\n".join(lines)
+
+
 TABLES = {
+    "loader": ("loader_cpu.csv", loader_table),
     "assignment": ("assignment_cpu.csv", assignment_table),
     "matcher": ("matcher_cpu.csv", matcher_table),
 }

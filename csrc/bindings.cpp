@@ -185,6 +185,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
 
   define_boxes(m);
+  define_dropout(m);
   define_build(m);
 #ifdef DETR_FAST_CUDA
   define_cuda(m.def_submodule("cuda"));

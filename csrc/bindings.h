@@ -48,4 +48,6 @@ void define_cuda(pybind11::module_ m);
 void define_boxes(pybind11::module_& m);
 void define_cuda_boxes(pybind11::module_& m);
 
+void define_dropout(pybind11::module_& m);
+
 }  // namespace detr_fast

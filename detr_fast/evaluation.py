@@ -1,6 +1,7 @@
 """COCO evaluation with pycocotools, in one process or several."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,8 +12,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
+from .data import Batch, DetectionDataset, Prefetcher
 from .models import PostProcess
 from .precision import autocast
+from .training import distributed
+from .training.loader import make_eval_loader
 
 METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -34,10 +38,43 @@ _DESCRIPTIONS = (
 )
 
 
+def evaluate(
+    model: nn.Module,
+    dataset: DetectionDataset,
+    device: torch.device,
+    batch_size: int,
+    workers: int = 0,
+    amp: torch.dtype | None = None,
+    observe: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
+) -> dict[str, Any]:
+    """COCO figures of a model, and ``per_class``: class name -> AP. Equal on every process.
+
+    Each process detects in its share of the batches; the figures are those of a single process.
+    ``observe``: see ``detect``.
+    """
+    loader = make_eval_loader(
+        dataset,
+        batch_size,
+        workers,
+        distributed.rank(),
+        distributed.world_size(),
+        pin_memory=device.type == "cuda",
+    )
+    parts = distributed.gather(detect(model, loader, device, amp, observe))
+    row: dict[str, Any] = {}
+    if distributed.rank() == 0:
+        detections = merge_detections(parts, len(dataset))
+        figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
+        names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+        per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
+        row = {**figures, "per_class": per_class}
+    return distributed.broadcast(row)
+
+
 @torch.no_grad()
 def detect(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor, list[dict[str, Any]]]],
+    loader: Iterable[Batch],
     device: torch.device,
     amp: torch.dtype | None = None,
     observe: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
@@ -45,24 +82,64 @@ def detect(
     """The model's detections of every image of a loader: image id -> scores, labels, boxes xyxy.
 
     Boxes are in the pixels of the original images. Leaves the model in evaluation mode.
-    ``observe``, if given, is called with each batch's outputs and targets.
+    ``observe``, if given, is called with each batch's logits and boxes, on the CPU, and targets.
     """
     model.eval()
-    postprocess = PostProcess()
-    detections = {}
-    for images, mask, targets in loader:
-        padded = mask.any()  # read on the host, before the copy
-        mask = mask.to(device, non_blocking=True) if padded else None
-        with autocast(device, amp):
-            outputs = model(images.to(device, non_blocking=True), mask)
-        if observe is not None:
-            observe(outputs, targets)
-        # Boxes are relative to each image without its padding, as the position encoding is.
-        original = torch.stack([target["orig_size"] for target in targets]).to(device)
-        results = postprocess(outputs, original)
-        for target, result in zip(targets, results, strict=True):
-            detections[int(target["image_id"])] = {k: v.cpu() for k, v in result.items()}
+    detections: dict[int, dict[str, Tensor]] = {}
+    for images, mask, targets in Prefetcher(device).batches(loader):
+        original = torch.stack([target["orig_size"] for target in targets])
+        watch = None if observe is None else functools.partial(observe, targets=targets)
+        found = detect_batch(model, images, mask, original, amp, observe=watch)
+        for target, result in zip(targets, found, strict=True):
+            detections[int(target["image_id"])] = result
     return detections
+
+
+@torch.no_grad()
+def detect_batch(
+    model: nn.Module,
+    images: Tensor,  # [B, 3, H, W], where the model is
+    mask: Tensor | None,  # bool [B, H, W], True = padding
+    sizes: Tensor,  # [B, 2] (height, width) in pixels that the boxes are scaled to; on the CPU
+    amp: torch.dtype | None = None,
+    score_threshold: float = 0.0,
+    observe: Callable[[dict[str, Tensor]], None] | None = None,
+) -> list[dict[str, Tensor]]:
+    """Detections of a batch, per image ``scores``, ``labels``, ``boxes`` xyxy; on the CPU.
+
+    ``observe``, if given, is called with the logits and boxes that they come from.
+    """
+    with autocast(images.device, amp):
+        outputs = model(images, mask)
+    # Two copies for the whole batch, instead of some for each image. Boxes are relative to each
+    # image without its padding, as the position encoding is.
+    outputs = {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
+    if observe is not None:
+        observe(outputs)
+    return PostProcess(score_threshold)(outputs, sizes)
+
+
+def merge_detections(
+    parts: Iterable[dict[int, dict[str, Tensor]]], images: int
+) -> dict[int, dict[str, Tensor]]:
+    """The detections of all processes, in the order of image ids.
+
+    Args:
+        parts: each process's, as ``detect`` returns them.
+        images: how many images there are.
+
+    Raises:
+        RuntimeError: an image that two processes saw, or one that none did: the figures would not
+            be those of the data.
+    """
+    merged: dict[int, dict[str, Tensor]] = {}
+    for part in parts:
+        if twice := merged.keys() & part.keys():
+            raise RuntimeError(f"image {min(twice)} was evaluated by two processes")
+        merged |= part
+    if len(merged) != images:
+        raise RuntimeError(f"{len(merged)} of {images} images were evaluated")
+    return dict(sorted(merged.items()))
 
 
 def coco_metrics(

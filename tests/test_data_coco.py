@@ -99,7 +99,7 @@ def test_tiny_coco_agrees_with_pycocotools():
             if not a["iscrowd"] and a["bbox"][2] * a["bbox"][3] > 0
         ]
         entry = theirs.imgs[int(target["image_id"])]
-        assert data.image_path(index).name == entry["file_name"]
+        assert data.record(index).path.name == entry["file_name"]
         assert target["orig_size"].tolist() == [entry["height"], entry["width"]]
         assert image.dtype == torch.uint8
         assert image.shape == (3, entry["height"], entry["width"])

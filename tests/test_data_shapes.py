@@ -18,7 +18,7 @@ def test_form_of_images_and_targets():
     data = Shapes(num_images=60, image_size=96, seed=4)
     assert len(data) == 60
     assert data.class_names == ["circle", "square", "triangle"]
-    assert data.image_path(0) is None
+    assert data.record(0).path is None
     seen = []
     for index, (image, target) in enumerate(data):
         assert image.shape == (3, 96, 96) and image.dtype == torch.uint8

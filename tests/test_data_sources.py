@@ -113,6 +113,6 @@ def test_image_without_objects_through_transforms_and_collate(tmp_path):
     data = open_dataset(f"coco:{tmp_path}:{file}", "train", transforms=detr_eval(80))
     assert data.describe().endswith("1 image without objects")
     batch, mask, targets = collate([data[0]])
-    assert batch.shape == (1, 3, 80, 120) and not mask.any()
+    assert batch.shape == (1, 3, 80, 120) and mask is None
     assert targets[0]["boxes"].shape == (0, 4) and targets[0]["boxes"].dtype == torch.float32
     assert targets[0]["labels"].shape == (0,) and targets[0]["labels"].dtype == torch.int64

@@ -49,7 +49,7 @@ def test_bccd_first_image_as_labelled():
     index = names.index("BloodImage_00001")
     image, target = data[index]
     assert image.shape == (3, 480, 640)
-    assert data.image_path(index) == BCCD / "JPEGImages" / "BloodImage_00001.jpg"
+    assert data.record(index).path == BCCD / "JPEGImages" / "BloodImage_00001.jpg"
     assert target["orig_size"].tolist() == [480, 640]
     assert target["boxes"].tolist()[0] == [68, 315, 286, 480]
     assert data.class_names[int(target["labels"][0])] == "WBC"
@@ -86,7 +86,7 @@ def test_names_may_have_spaces_suffixes_and_other_formats(tmp_path):
     root = voc_folder(tmp_path, objects, splits={"train": ["cell 1", "b.jpg"]})
     (root / "JPEGImages" / "b.jpg").rename(root / "JPEGImages" / "b.PNG")
     data = VocDetection(root)
-    assert [data.image_path(i).name for i in range(2)] == ["cell 1.jpg", "b.PNG"]
+    assert [data.record(i).path.name for i in range(2)] == ["cell 1.jpg", "b.PNG"]
     assert data[1][0].shape == (3, 30, 40) and len(data[1][1]["labels"]) == 0
 
 

@@ -62,7 +62,7 @@ def test_two_processes_train_resume_and_evaluate(voc_folder, tmp_path):
             "--out",
             str(out),
             "--batch-size",
-            "1",
+            "2",  # three batches for two processes
             "--amp",
             "none",
             cwd=tmp_path,

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.data import CocoDetection, Shapes, fixed_eval
-from detr_fast.evaluation import METRICS, coco_metrics, detect, format_metrics
+from detr_fast.evaluation import METRICS, coco_metrics, detect, evaluate, format_metrics
 from detr_fast.precision import amp_dtype, autocast
-from detr_fast.training.engine import evaluate
 from detr_fast.training.loader import make_loader
 
 

@@ -68,3 +68,13 @@ def test_rows_become_a_page_and_a_figure(tmp_path) -> None:
     page = (tmp_path / "report.md").read_text()
     assert "| matching | initial | 96 | 300 | 100 | theirs | 15.0 | 7 | 0 | 1.0 |" in page
     assert (tmp_path / "gpu.png").stat().st_size > 10_000
+
+
+def test_training_steps_become_a_table(tmp_path) -> None:
+    steps = gpu_report.ROOT / "benchmarks" / "results" / "train_step_cpu.csv"
+    gpu_report._write(gpu_report.Report(tmp_path), tmp_path / "none.csv", steps)
+    page = (tmp_path / "report.md").read_text()
+    assert "A training step of resnet18, 4 images of 320 x 320" in page
+    with steps.open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert f"| {row['variant']} | {row['images_per_second']} |" in page

@@ -30,7 +30,7 @@ TRAIN = ("--batch-size", "4", "--num-queries", "6", "--seed", "3", "--device", "
 def train_rows(run: Path) -> list[dict]:
     """The training rows of a run, without what depends on the clock."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = {"images_per_second", "seconds", "train_seconds"}
+    clock = {"images_per_second", "seconds", "train_seconds", "data_share"}
     return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
 
@@ -170,6 +170,29 @@ class TestCheckpoint:
                 model(image)["pred_boxes"], trainer.eval_model.eval()(image)["pred_boxes"]
             )
 
+    def test_the_best_epoch_is_written_once(self, tmp_path, monkeypatch):
+        """Its two names are one file, until the next epoch's checkpoint takes one of them."""
+        figures = iter([0.3, 0.2, 0.4])
+        row = {"AP50": 0.5, "AP75": 0.5, "per_class": {}}
+        monkeypatch.setattr(
+            "detr_fast.evaluation.evaluate", lambda *_: {"AP": next(figures), **row}
+        )
+        last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+        for epochs, same, steps in ((1, True, (6, 6)), (2, False, (12, 6)), (3, True, (18, 18))):
+            checkpoint = load_checkpoint(tmp_path) if last.exists() else None
+            small_trainer(tmp_path, checkpoint, epochs=epochs, warmup_steps=0).run()
+            assert last.samefile(best) == same
+            assert tuple(load_checkpoint(path)["step"] for path in (last, best)) == steps
+
+    def test_without_hard_links_the_best_is_copied(self, tmp_path, monkeypatch):
+        def refuse(*_):
+            raise OSError("no hard links here")
+
+        monkeypatch.setattr("os.link", refuse)
+        small_trainer(tmp_path, epochs=1).run()
+        assert (tmp_path / "last.pt").read_bytes() == (tmp_path / "best.pt").read_bytes()
+        assert not (tmp_path / "last.pt").samefile(tmp_path / "best.pt")
+
     def test_a_failed_write_leaves_the_old_file(self, tmp_path):
         path = tmp_path / "last.pt"
         save_checkpoint(path, {"step": 1})
@@ -212,6 +235,8 @@ class TestEngine:
         )
         trainer = Trainer(config, images, images, tmp_path, torch.device("cpu"), quiet=True)
         row = trainer.run()
+        lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        assert all(0 < line["data_share"] < 1 for line in lines if line["kind"] == "train")
         losses = [row["loss"] for row in train_rows(tmp_path) if row["kind"] == "train"]
         assert losses[-1] < 0.5 * losses[0]
         assert row["AP50"] > 0.5
@@ -361,7 +386,7 @@ class TestLoader:
         for rank in range(3):
             loader = TrainLoader(data, 4, seed=1, workers=0, rank=rank, world_size=3)
             loader.batches.epoch = 5
-            seen += [index for batch in loader.batches for index in batch]
+            seen += [index for batch in loader.batches for _, index in batch]
         assert sorted(seen) == list(range(24))
 
     def test_fewer_images_than_a_batch(self):

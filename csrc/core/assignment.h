@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/aligned.h"
+#include "core/column_choice.h"
 #include "core/scan.h"
 #include "core/status.h"
 
@@ -26,37 +27,41 @@ namespace detr_fast {
 template <class Real, class Scan = PlainScan<Real>>
 class AssignmentSolver {
  public:
-  explicit AssignmentSolver(Scan scan = {}) : scan_(scan) {}
+  struct Fetch {
+    void (*row)(void* context, int32_t row) = nullptr;
+    void* context = nullptr;
+  };
+
+  explicit AssignmentSolver(Scan scan = {}) : scan_(scan), choice_(scan) {}
 
   // Solves cost [rows, stride], whose columns from `cols` on are padding and hold infinity:
   // rows <= cols, no NaN, no -infinity; +infinity forbids a pair. `minima` [rows] are the rows'
-  // minima where the caller knows them. Afterwards col_of_row [rows] and row_of_col [cols] (-1 =
-  // free) hold the answer.
+  // minima where the caller knows them; `rows_on_demand`, where the caller has one, is called
+  // before the first look at a row, whose costs it then writes. Afterwards col_of_row [rows] and
+  // row_of_col [cols] (-1 = free) hold the answer.
   Status solve(const Real* cost, int64_t rows, int64_t cols, int64_t stride,
-               const Minimum<Real>* minima = nullptr) {
+               const Minimum<Real>* minima = nullptr, Fetch rows_on_demand = {}) {
     if (stride > std::numeric_limits<int32_t>::max()) return Status::kTooLarge;
-    cost_ = cost;
-    rows_ = static_cast<int32_t>(rows);
-    cols_ = static_cast<int32_t>(cols);
-    stride_ = static_cast<int32_t>(stride);
-    kept_cols_.clear();
-    u_.resize(rows);
-    v_.assign(stride, 0.0);
-    col_of_row.assign(rows, -1);
-    row_of_col.assign(stride, -1);
-
-    Status status = start_greedily(minima);
-    if (status == Status::kOk && !free_rows_.empty()) {
-      // Where most rows want a column that another has taken, few columns are in demand.
-      if (free_rows_.size() * 4 > static_cast<size_t>(rows_)) cut_columns();
-      reduce_rows();
-      for (const int32_t i : free_rows_) {
-        status = augment(i);
-        if (status != Status::kOk) break;
-      }
-      if (!kept_cols_.empty()) restore_columns(rows, cols);
+    whole_ = {cost, static_cast<int32_t>(rows), static_cast<int32_t>(cols),
+              static_cast<int32_t>(stride)};
+    fetch_ = rows_on_demand;
+    if (fetch_.row) fetched_.assign(rows, 0);
+    Status status = start(minima);
+    if (status != Status::kOk || free_rows_.empty()) return status;
+    // Where most rows want a column that another has taken, few columns are in demand.
+    if (free_rows_.size() * 4 > static_cast<size_t>(rows) &&
+        choice_.choose([this](int32_t i) { return row_costs(i); }, now_.rows, now_.cols,
+                       now_.stride, u_.data())) {
+      fetch_ = {};  // choosing took a look at every row
+      keep_chosen_columns();
+      const bool found = search() == Status::kOk;
+      const bool optimal = found && is_optimal_for_all_columns();
+      restore_columns();
+      if (optimal) return Status::kOk;
+      status = start(minima);
+      if (status != Status::kOk) return status;
     }
-    return status;
+    return search();
   }
 
   std::vector<int32_t> col_of_row, row_of_col;
@@ -71,23 +76,54 @@ class AssignmentSolver {
     double v;         // of that column, before the search
   };
 
-  const Real* row_costs(int32_t row) const { return cost_ + static_cast<size_t>(row) * stride_; }
+  struct Matrix {
+    const Real* cost;
+    int32_t rows, cols, stride;
+
+    const Real* row(int32_t i) const { return cost + static_cast<size_t>(i) * stride; }
+  };
+
+  const Real* row_costs(int32_t row) {
+    if (fetch_.row && !fetched_[row]) {
+      fetch_.row(fetch_.context, row);
+      fetched_[row] = 1;
+    }
+    return now_.row(row);
+  }
 
   void assign(int32_t row, int32_t col) {
     row_of_col[col] = row;
     col_of_row[row] = col;
   }
 
+  Status start(const Minimum<Real>* minima) {
+    now_ = whole_;
+    u_.resize(now_.rows);
+    v_.assign(now_.stride, 0.0);
+    col_of_row.assign(now_.rows, -1);
+    row_of_col.assign(now_.stride, -1);
+    return start_greedily(minima);
+  }
+
+  Status search() {
+    reduce_rows();
+    for (const int32_t i : free_rows_) {
+      const Status status = augment(i);
+      if (status != Status::kOk) return status;
+    }
+    return Status::kOk;
+  }
+
   // u = the row's minimum keeps all reduced costs >= 0; a row whose cheapest column is free takes
   // it. The problems of a trained model mostly end here.
   Status start_greedily(const Minimum<Real>* minima) {
     free_rows_.clear();
-    for (int32_t i = 0; i < rows_; ++i) {
+    for (int32_t i = 0; i < now_.rows; ++i) {
       Minimum<Real> cheapest;
       if (minima) cheapest = minima[i];
       // Only the scan finds a free one among columns of equal cost.
       if (!minima || (cheapest.col >= 0 && row_of_col[cheapest.col] >= 0))
-        cheapest = scan_.row_minimum(row_costs(i), stride_, row_of_col.data());
+        cheapest = scan_.row_minimum(row_costs(i), now_.stride, row_of_col.data());
       if (cheapest.col < 0) return Status::kInfeasible;
       u_[i] = cheapest.value;
       if (row_of_col[cheapest.col] < 0)
@@ -104,12 +140,12 @@ class AssignmentSolver {
   void reduce_rows() {
     waiting_.swap(free_rows_);
     free_rows_.clear();
-    int64_t budget = kBidsPerRow * static_cast<int64_t>(rows_);
+    int64_t budget = kBidsPerRow * static_cast<int64_t>(now_.rows);
     while (!waiting_.empty()) {
       const int32_t i = waiting_.back();
       waiting_.pop_back();
       const int32_t* const owner = row_of_col.data();
-      const TwoMinima cheapest = scan_.two_smallest(row_costs(i), v_.data(), stride_, owner);
+      const TwoMinima cheapest = scan_.two_smallest(row_costs(i), v_.data(), now_.stride, owner);
       const int32_t col = cheapest.col;
       // No price to offer: a tie, or no other column at all. The search will find out.
       const bool stuck = col < 0 || (owner[col] >= 0 && !(cheapest.first < cheapest.second)) ||
@@ -134,7 +170,7 @@ class AssignmentSolver {
   // Finds the shortest path in reduced costs from row `root` to a free column (Dijkstra), updates
   // the dual variables and flips the path.
   Status augment(int32_t root) {
-    distance_.assign(stride_, kInfinity);
+    distance_.assign(now_.stride, kInfinity);
     visits_.clear();
     visits_.push_back({root, -1, 0.0, 0.0});
     double length = 0;
@@ -142,7 +178,7 @@ class AssignmentSolver {
     for (;;) {
       const int32_t row = visits_.back().row;
       const Minimum<double> nearest = scan_.relax(row_costs(row), v_.data(), distance_.data(),
-                                                  stride_, length - u_[row], row_of_col.data());
+                                                  now_.stride, length - u_[row], row_of_col.data());
       if (nearest.col < 0) return Status::kInfeasible;
       length = nearest.value;
       col = nearest.col;
@@ -187,76 +223,66 @@ class AssignmentSolver {
     }
   }
 
-  // Some optimal assignment gives each row one of its `rows` cheapest columns: if it did not, one
-  // of those would be free, and no dearer. So a column that no row has among its `rows` cheapest
-  // can go, unless a row holds it already. Instead of sorting each row, an upper bound of its
-  // `rows`-th cheapest is taken: the dearest of the `rows` columns that are cheapest on average.
-  void cut_columns() {
-    if (cols_ < rows_ + rows_ / 4 || cols_ < 32) return;
-    keep_.assign(stride_, Real(0));
-    for (int32_t i = 0; i < rows_; ++i) scan_.accumulate(row_costs(i), stride_, keep_.data());
-    Real nothing = 0;  // NaN if a sum is not finite: forbidden pairs, or an overflow
-    for (int32_t j = 0; j < cols_; ++j) nothing += keep_[j] * 0;
-    if (nothing != 0) return;
-    sums_ = keep_;
-    std::nth_element(keep_.begin(), keep_.begin() + (rows_ - 1), keep_.begin() + cols_);
-    const Real limit = keep_[rows_ - 1];
-    keep_.assign(stride_, std::numeric_limits<Real>::infinity());
-    for (int32_t i = 0; i < rows_; ++i) {
-      const Real dearest = scan_.largest_where(row_costs(i), sums_.data(), limit, stride_);
-      scan_.mark_up_to(row_costs(i), dearest, stride_, keep_.data());
-    }
-    for (int32_t j = 0; j < cols_; ++j)
-      if (keep_[j] <= 0 || row_of_col[j] >= 0) kept_cols_.push_back(j);
-
-    const int32_t kept = static_cast<int32_t>(kept_cols_.size());
-    const int32_t stride = (kept + kAlignment - 1) / kAlignment * kAlignment;
-    if (stride >= stride_ - stride_ / 8) return kept_cols_.clear();
-    const bool square = kept - rows_ <= rows_ / 4;
-    const int32_t rows = square ? kept : rows_;
+  // Goes on in a copy of the chosen columns, which hold all that rows hold already.
+  void keep_chosen_columns() {
+    const std::vector<int32_t>& kept = choice_.columns;
+    const int32_t cols = static_cast<int32_t>(kept.size());
+    const int32_t stride = (cols + kAlignment - 1) / kAlignment * kAlignment;
+    const bool square = cols - now_.rows <= now_.rows / 4;
+    const int32_t rows = square ? cols : now_.rows;
     constexpr Real kForbidden = std::numeric_limits<Real>::infinity();
     grow(kept_cost_, static_cast<size_t>(rows) * stride);
     for (int32_t i = 0; i < rows; ++i) {
       Real* const out = kept_cost_.data() + static_cast<size_t>(i) * stride;
-      const Real* const c = row_costs(i);
-      if (i < rows_)
-        for (int32_t k = 0; k < kept; ++k) out[k] = c[kept_cols_[k]];
-      else
-        std::fill(out, out + kept, Real(0));
-      std::fill(out + kept, out + stride, kForbidden);
+      if (i < now_.rows) {
+        const Real* const c = now_.row(i);
+        for (int32_t k = 0; k < cols; ++k) out[k] = c[kept[k]];
+      } else {
+        std::fill(out, out + cols, Real(0));
+      }
+      std::fill(out + cols, out + stride, kForbidden);
     }
+    now_ = {kept_cost_.data(), rows, cols, stride};
     if (square) {
-      start_square(rows, kept);
+      start_square();
     } else {
-      for (int32_t k = 0; k < kept; ++k) {  // kept_cols_[k] >= k: read before it is overwritten
-        row_of_col[k] = row_of_col[kept_cols_[k]];
+      for (int32_t k = 0; k < cols; ++k) {  // kept[k] >= k: read before it is overwritten
+        row_of_col[k] = row_of_col[kept[k]];
         if (row_of_col[k] >= 0) col_of_row[row_of_col[k]] = k;
       }
     }
-    cost_ = kept_cost_.data();
-    rows_ = rows;
-    cols_ = kept;
-    stride_ = stride;
   }
 
   // Where hardly more columns are left than rows, rows of cost 0 stand for "nobody" and make the
   // problem square: then every column will be held, and no invariant binds v. It can start at the
   // columns' average costs, which removes what makes all rows want the same columns.
-  void start_square(int32_t rows, int32_t kept) {
-    for (int32_t k = 0; k < kept; ++k)
-      v_[k] = static_cast<double>(sums_[kept_cols_[k]]) / static_cast<double>(rows_);
-    u_.assign(rows, 0.0);
-    col_of_row.assign(rows, -1);
+  void start_square() {
+    average_.assign(now_.stride, Real(0));
+    for (int32_t i = 0; i < whole_.rows; ++i)
+      scan_.accumulate(now_.row(i), now_.stride, average_.data());
+    for (int32_t k = 0; k < now_.cols; ++k)
+      v_[k] = static_cast<double>(average_[k]) / static_cast<double>(whole_.rows);
+    u_.assign(now_.rows, 0.0);
+    col_of_row.assign(now_.rows, -1);
     std::fill(row_of_col.begin(), row_of_col.end(), -1);
-    free_rows_.resize(rows);
-    for (int32_t i = 0; i < rows; ++i) free_rows_[i] = i;
+    free_rows_.resize(now_.rows);
+    for (int32_t i = 0; i < now_.rows; ++i) free_rows_[i] = i;
   }
 
-  void restore_columns(int64_t rows, int64_t cols) {
-    col_of_row.resize(rows);
-    row_of_col.assign(cols, -1);
-    for (int32_t i = 0; i < static_cast<int32_t>(rows); ++i)
-      if (col_of_row[i] >= 0) assign(i, kept_cols_[col_of_row[i]]);
+  // The invariants hold in all columns, if those left out have the v of a free column. In a square
+  // problem it is the largest v.
+  bool is_optimal_for_all_columns() {
+    double free_v = 0;
+    if (now_.rows == now_.cols) free_v = *std::max_element(v_.begin(), v_.begin() + now_.cols);
+    return choice_.is_complete([this](int32_t i) { return whole_.row(i); }, whole_.rows,
+                               whole_.stride, [&](int32_t i) { return u_[i] + free_v; });
+  }
+
+  void restore_columns() {
+    col_of_row.resize(whole_.rows);
+    row_of_col.assign(whole_.stride, -1);
+    for (int32_t i = 0; i < whole_.rows; ++i)
+      if (col_of_row[i] >= 0) assign(i, choice_.columns[col_of_row[i]]);
   }
 
   static constexpr int32_t kAlignment = 16;
@@ -265,15 +291,16 @@ class AssignmentSolver {
   static constexpr int64_t kBidsPerRow = 2;
 
   Scan scan_;
-  const Real* cost_ = nullptr;
-  int32_t rows_ = 0, cols_ = 0, stride_ = 0;
+  ColumnChoice<Real, Scan> choice_;
+  Matrix whole_{}, now_{};  // the problem, and what of it is at work
+  Fetch fetch_;
+  std::vector<char> fetched_;       // [rows]
   std::vector<double> u_;           // [rows] dual variables
   AlignedVector<double> v_;         // [stride] dual variables
   AlignedVector<double> distance_;  // [stride] of the shortest path so far; infinity if visited
   std::vector<Visit> visits_;       // rows in the order of the search
   std::vector<int32_t> free_rows_, waiting_;
-  AlignedVector<Real> sums_, keep_, kept_cost_;
-  std::vector<int32_t> kept_cols_;
+  AlignedVector<Real> kept_cost_, average_;
 };
 
 }  // namespace detr_fast

@@ -64,12 +64,18 @@ struct PlainScan {
     for (int32_t j = 0; j < n; ++j) sum[j] += c[j];
   }
 
-  // The largest c[j] with order[j] <= limit.
-  static Real largest_where(const Real* c, const Real* order, Real limit, int32_t n) {
-    Real most = -std::numeric_limits<Real>::infinity();
-    for (int32_t j = 0; j < n; ++j)
-      if (order[j] <= limit && c[j] > most) most = c[j];
-    return most;
+  // How many c[j] <= limit.
+  static int32_t count_up_to(const Real* c, Real limit, int32_t n) {
+    int32_t count = 0;
+    for (int32_t j = 0; j < n; ++j) count += c[j] <= limit;
+    return count;
+  }
+
+  // The least c[j] + d[j].
+  static Real least_sum(const Real* c, const Real* d, int32_t n) {
+    Real least = std::numeric_limits<Real>::infinity();
+    for (int32_t j = 0; j < n; ++j) least = c[j] + d[j] < least ? c[j] + d[j] : least;
+    return least;
   }
 
   // keep[j] = min(keep[j], c[j] - limit): not positive where c[j] <= limit.

@@ -184,9 +184,10 @@ class TeamSolver {
     block_.sync();
   }
 
-  // As AssignmentSolver::cut_columns: an upper bound of each row's `rows`-th cheapest cost is the
-  // dearest among the `rows` columns that are cheapest on average; a column above all rows' bounds,
-  // that no row holds, can go.
+  // Some optimal assignment gives each row one of its `rows` cheapest columns: if it did not, one
+  // of those would be free, and no dearer. An upper bound of each row's `rows`-th cheapest cost is
+  // the dearest among the `rows` columns that are cheapest on average; a column above all rows'
+  // bounds, that no row holds, can go.
   DETR_FAST_KERNEL_PART void cut_columns() {
     if (room_size_ < static_cast<int64_t>(rows_) * rows_) return;  // what is left would not fit
     if (cols_ < rows_ + rows_ / 4 || cols_ < kWarpSize) return;

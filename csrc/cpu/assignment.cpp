@@ -35,9 +35,10 @@ class Assigner {
       for (Minimum<Real>& minimum : minima_) minimum.value *= factor * sign;
       const int64_t stride = padded(more);
       grow(copy_, static_cast<size_t>(fewer) * stride);
-      const auto copy = transpose ? layout.transpose : layout.copy_rows;
-      copy(problem.cost, rows, cols, factor, copy_.data(), stride);
-      const Status status = solver_.solve(copy_.data(), fewer, more, stride, minima_.data());
+      if (transpose) layout.transpose(problem.cost, rows, cols, factor, copy_.data(), stride);
+      RowCopy source = {layout.copy_rows, problem.cost, cols, factor, copy_.data(), stride};
+      const Status status = solver_.solve(copy_.data(), fewer, more, stride, minima_.data(),
+                                          transpose ? Fetch{} : Fetch{&RowCopy::fetch, &source});
       if (status != Status::kOk) return status;
       for (int64_t i = 0; i < fewer; ++i) minima_[i].col = solver_.col_of_row[i];
     }
@@ -46,6 +47,23 @@ class Assigner {
   }
 
  private:
+  using Fetch = typename Solver<Real>::Fetch;
+
+  // Only the rows that the solver looks at: of random costs, less than half.
+  struct RowCopy {
+    decltype(LayoutKernels<Real>::copy_rows) copy;
+    const Real* cost;
+    int64_t cols;
+    Real factor;
+    Real* out;
+    int64_t stride;
+
+    static void fetch(void* context, int32_t row) {
+      const RowCopy& my = *static_cast<const RowCopy*>(context);
+      my.copy(my.cost + row * my.cols, 1, my.cols, my.factor, my.out + row * my.stride, my.stride);
+    }
+  };
+
   // Whether every row (column, where there are fewer) may have its minimum.
   bool are_distinct(int64_t more) {
     owner_.assign(more, -1);

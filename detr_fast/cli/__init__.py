@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from .. import __version__
 from ..data import clean_message
 from ..training import distributed
-from . import ablate, evaluate, predict, report, train, visualize
+from . import ablate, benchmark, evaluate, predict, report, train, visualize
 
-COMMANDS = (train, evaluate, predict, visualize, report, ablate)
+COMMANDS = (train, evaluate, predict, benchmark, visualize, report, ablate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 2 where the input was at fault (after one line that says how), 130
-        after Ctrl-C, or what the command returns.
+        The exit status: 0, 2 where the input was at fault (after one line that says how), 1 where
+        another process of the run is gone (likewise), 130 after Ctrl-C, or what the command
+        returns.
     """
     parser = argparse.ArgumentParser(
         prog="detr-fast", description="Train, evaluate and use DETR, the detection transformer."
@@ -42,7 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Our own errors say everything themselves; others need the name of their type.
         ours = type(error) is ValueError or type(error).__module__.startswith("detr_fast.")
         message = " ".join(str(error).split("\n")) if ours else clean_message(error)
-        print(f"detr-fast: error: {message}", file=sys.stderr)
+        _say(f"detr-fast: error: {message}")
         return 2
+    except RuntimeError as error:
+        if args.debug or not distributed.is_lost(error):
+            raise
+        lost = isinstance(error, distributed.LostProcess)
+        _say(f"detr-fast: {error if lost else 'a process of this run is gone'}")
+        return 1
     finally:
         distributed.stop()
+
+
+def _say(line: str) -> None:
+    """Print to the terminal, once however many processes there are."""
+    if distributed.says_first(line):
+        print(line, file=sys.stderr, flush=True)

@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import format_metrics
+from ..evaluation import evaluate, format_metrics
 from ..precision import amp_dtype
 from ..training import TrainConfig, distributed, load_checkpoint, load_model
-from ..training.engine import evaluate
 from ..training.loader import default_workers
 from .train import open_val_data
 

@@ -7,14 +7,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from ..data import DetectionDataset, denormalize
-from ..models import PostProcess
-from ..precision import autocast
+from ..data import DetectionDataset, Prefetcher, collate, denormalize, to_device
+from ..evaluation import detect_batch
 from ..training.loader import make_loader
 from ..visualize import draw_detections, enlarge, image_grid
 
 
-@torch.no_grad()
 def prediction_grid(
     model: nn.Module,
     dataset: DetectionDataset,
@@ -26,15 +24,12 @@ def prediction_grid(
 ) -> Image.Image:
     """Detections in the first images of a data set, as the model saw them, four in a row."""
     model.eval()
-    postprocess = PostProcess(score_threshold)
     cells = []
     for index in range(min(images, len(dataset))):
-        image, _ = dataset[index]
-        with autocast(device, amp):
-            outputs = model(image[None].to(device))
-        size = torch.tensor([image.shape[-2:]], device=device)
-        found = {k: v.cpu() for k, v in postprocess(outputs, size)[0].items()}
-        picture, factor = enlarge(F.to_pil_image(denormalize(image)), cell)
+        image, _, _ = to_device(collate([dataset[index]]), device)
+        size = torch.tensor([image.shape[-2:]])
+        found = detect_batch(model, image, None, size, amp, score_threshold)[0]
+        picture, factor = enlarge(F.to_pil_image(denormalize(image[0]).cpu()), cell)
         cells.append(
             draw_detections(
                 picture,
@@ -51,8 +46,7 @@ def batches(
     dataset: torch.utils.data.Dataset, device: torch.device, size: int = 16
 ) -> Iterator[tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]]:
     """Batches on the device as the model takes them: images, mask or None, targets."""
-    for images, mask, targets in make_loader(dataset, 0, batch_size=size):
-        yield images.to(device), mask.to(device) if mask.any() else None, targets
+    yield from Prefetcher(device).batches(make_loader(dataset, 0, batch_size=size))
 
 
 def as_picture(image: Tensor) -> Image.Image:

@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from ..data import DataError, read_image
-from ..models import PostProcess
-from ..precision import amp_dtype, autocast
+from ..evaluation import detect_batch
+from ..precision import amp_dtype
 from ..training import TrainConfig, distributed, load_checkpoint, load_model
 from ..training.recipes import eval_recipe
 from ..visualize import draw_detections, enlarge
@@ -46,7 +46,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
-@torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Detect in each image; an image that cannot be read is named, and the others still done."""
     if not 0 <= args.threshold <= 1:
@@ -56,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     files = find_images(args.images)
     recipe = eval_recipe(TrainConfig.from_dict(checkpoint["config"]))
     model = load_model(checkpoint).to(device)
-    postprocess = PostProcess(args.threshold)
     names, ids = checkpoint["class_names"], checkpoint["category_ids"]
     amp = amp_dtype(args.amp, device)
     out = _results_folder(args.out)
@@ -69,10 +67,8 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         image, _ = recipe(pixels)
-        with autocast(device, amp):
-            outputs = model(image[None].to(device))
-        size = torch.tensor([pixels.shape[-2:]], device=device)
-        found = {name: value.cpu() for name, value in postprocess(outputs, size)[0].items()}
+        size = torch.tensor([pixels.shape[-2:]])
+        found = detect_batch(model, image[None].to(device), None, size, amp, args.threshold)[0]
         picture = _new_name(out, file.stem, written)
         shown, factor = F.to_pil_image(pixels), 1.0
         if max(shown.size) < SMALLEST_PICTURE:  # captions would cover it

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import DetectionDataset, open_dataset
+from ..data.cache import available_memory
 from ..evaluation import format_metrics
 from ..losses import BOX_LOSSES
 from ..models import MODELS
@@ -34,6 +35,30 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # so that only what was given is passed on
     )
+    add_config_options(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--name", default=None, help="of the folder; default: data and model")
+    run.add_argument("--runs", type=Path, default=None, help="where it goes; default: runs")
+    run.add_argument(
+        "--resume",
+        type=Path,
+        default=None,
+        metavar="RUN",
+        help="a run's folder: go on exactly where it stopped, with its options",
+    )
+    run.add_argument(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        default=False,
+        help="if the run of that --name exists, go on with it: for restarts by torchrun or Slurm",
+    )
+    run.add_argument("--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any")
+    return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add what :class:`TrainConfig` holds: options of the data, the model and the training."""
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", metavar="SPEC", help="shapes | voc:PATH | coco:IMAGES:JSON | coco:ROOT"
@@ -54,7 +79,27 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     data.add_argument(
         "--flip-vertical", action="store_true", help="small recipe: images have no upside"
     )
-    data.add_argument("--cache", action="store_true", help="keep decoded images in memory")
+    data.add_argument(
+        "--cache",
+        action="store_true",
+        help="keep decoded images in memory, no larger than they are used",
+    )
+    data.add_argument(
+        "--cache-gb", type=float, help="for it, per machine; default: half of what is free"
+    )
+    data.add_argument(
+        "--draft",
+        action=argparse.BooleanOptionalAction,
+        help="decode training JPEGs at 1/2, 1/4 or 1/8 where that is enough; default: yes",
+    )
+    data.add_argument(
+        "--decode",
+        choices=("cpu", "cuda"),
+        help="cuda: the GPU decodes and transforms training JPEGs; default: cpu",
+    )
+    data.add_argument(
+        "--pad-multiple", type=int, metavar="PIXELS", help="round batches up: fewer different sizes"
+    )
     data.add_argument("--workers", type=int, help="processes that load images; default: by device")
 
     model = parser.add_argument_group("model")
@@ -86,34 +131,31 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     training.add_argument("--box-loss", choices=BOX_LOSSES)
     training.add_argument("--eos-coef", type=float, help='class weight of "no object"')
     training.add_argument("--amp", choices=("auto", "none", "bf16"))
+    training.add_argument(
+        "--compile", action="store_true", help="torch.compile: minutes to start, faster steps"
+    )
+    training.add_argument(
+        "--cuda-graph", action="store_true", help="each step as one CUDA graph; needs --image-size"
+    )
+    training.add_argument(
+        "--checkpointing", action="store_true", help="gradient checkpointing: less memory"
+    )
     training.add_argument("--seed", type=int)
     training.add_argument("--eval-every", type=int, metavar="EPOCHS")
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--name", default=None, help="of the folder; default: data and model")
-    run.add_argument("--runs", type=Path, default=None, help="where it goes; default: runs")
-    run.add_argument(
-        "--resume",
-        type=Path,
-        default=None,
-        metavar="RUN",
-        help="a run's folder: go on exactly where it stopped, with its options",
-    )
-    run.add_argument("--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, then say what came out."""
-    given = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__}
-    if "image_size" in given:
-        given["image_size"] = tuple(given["image_size"])
-    if given.get("backbone_weights") == "none":
-        given["backbone_weights"] = None
+    given = given_options(args)
     device = distributed.start(args.device)
+    if args.go_on:
+        args.resume = _run_to_continue(args)
     if args.resume is None:
         checkpoint, classes = None, None
         config = TrainConfig.create(**given)
+    elif args.go_on:
+        checkpoint = load_checkpoint(args.resume)
+        config, classes = _same_config(args.resume, checkpoint, given), checkpoint["class_names"]
     else:
         checkpoint, config = _resume(args, given)
         classes = checkpoint["class_names"]
@@ -134,18 +176,32 @@ def run(args: argparse.Namespace) -> int:
         print(_summary(trainer, train_set, val_set))
     try:
         row = trainer.run()
+    except distributed.LostProcess as lost:
+        raise distributed.LostProcess(f"{lost}; {_way_on(folder)}") from lost
     except Interrupted as stopped:
         if main:
-            saved = (folder / "last.pt").exists()
-            next_step = f"go on with: detr-fast train --resume {folder}"
-            print(
-                f"detr-fast: {stopped}; {next_step if saved else 'nothing was saved yet'}",
-                file=sys.stderr,
-            )
+            print(f"detr-fast: {stopped}; {_way_on(folder)}", file=sys.stderr)
         return 130
     if main:
         _finish(trainer, val_set, row)
     return 0
+
+
+def _way_on(folder: Path) -> str:
+    """How to go on with a run that ended early."""
+    if (folder / "last.pt").exists():
+        return f"go on with: detr-fast train --resume {folder}"
+    return "nothing was saved yet"
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of :class:`TrainConfig` that were given."""
+    given = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__}
+    if "image_size" in given:
+        given["image_size"] = tuple(given["image_size"])
+    if given.get("backbone_weights") == "none":
+        given["backbone_weights"] = None
+    return given
 
 
 def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, Any], TrainConfig]:
@@ -164,6 +220,32 @@ def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, 
     return checkpoint, config if workers is None else replace(config, workers=workers)
 
 
+def _run_to_continue(args: argparse.Namespace) -> Path | None:
+    """The folder that --continue means, if there is something to go on with."""
+    if args.resume is not None or args.name is None:
+        raise ValueError("--continue starts or goes on with a --name; --resume goes on with a run")
+    folder = (args.runs or Path("runs")) / args.name
+    # Rank 0 looks, for all: it is the one that writes there.
+    exists = distributed.broadcast((folder / "last.pt").exists())
+    return folder if exists else None
+
+
+def _same_config(folder: Path, checkpoint: dict[str, Any], given: dict[str, Any]) -> TrainConfig:
+    """The configuration of the run, if it is the one asked for; workers and memory may differ."""
+    now = TrainConfig.create(**given)
+    then = TrainConfig.from_dict(checkpoint["config"])
+    then = replace(then, workers=now.workers, cache_gb=now.cache_gb)
+    before = then.to_dict()
+    other = [
+        f"{name} {before[name]}, not {value}"
+        for name, value in now.to_dict().items()
+        if before[name] != value
+    ]
+    if other:
+        raise ValueError(f"{folder} was started with other options: {', '.join(other)}")
+    return then
+
+
 def open_data(
     config: TrainConfig, classes: list[str] | None = None
 ) -> tuple[DetectionDataset, DetectionDataset]:
@@ -171,11 +253,13 @@ def open_data(
     train_set = open_dataset(
         config.data,
         config.train_split,
-        train_recipe(config),
+        train_recipe(config, normalize=False),
         classes,
-        cache_images=config.cache,
+        scaled_decoding=config.draft,
+        **_cache_options(config),
     )
-    return train_set, open_val_data(config, train_set.class_names)
+    taken = 0 if train_set.cache is None else train_set.cache.bytes
+    return train_set, open_val_data(config, train_set.class_names, memory_taken=taken)
 
 
 def open_val_data(
@@ -183,8 +267,12 @@ def open_val_data(
     classes: list[str],
     data: str | None = None,
     split: str | None = None,
+    memory_taken: int = 0,
 ) -> DetectionDataset:
-    """What a configuration is evaluated on, or other data, with its transforms and classes."""
+    """What a configuration is evaluated on, or other data, with its transforms and classes.
+
+    ``memory_taken``: bytes that the images of the training data may take.
+    """
     spec = data or config.val_data or config.data
     if split is not None and _names_one_split(spec):
         raise ValueError(f"{spec} names one split: leave out the split {split!r}")
@@ -193,10 +281,19 @@ def open_val_data(
     return open_dataset(
         spec,
         split or config.val_split,
-        eval_recipe(config),
+        eval_recipe(config, normalize=False),
         classes,
-        cache_images=config.cache,
+        **_cache_options(config, memory_taken),
     )
+
+
+def _cache_options(config: TrainConfig, taken: int = 0) -> dict[str, Any]:
+    """What a data set may keep in memory in this process, beside what is ``taken``."""
+    if not config.cache:
+        return {}
+    limit = available_memory() // 2 if config.cache_gb is None else int(config.cache_gb * 1e9)
+    share = limit // distributed.local_world_size()
+    return {"cache_images": True, "cache_limit": max(0, share - taken)}
 
 
 def _names_one_split(spec: str) -> bool:
@@ -210,7 +307,9 @@ def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
     if name is not None:
         folder = runs / name
         if (folder / "last.pt").exists():
-            raise ValueError(f"{folder} exists: take another --name, or --resume it")
+            raise ValueError(
+                f"{folder} exists: take another --name, --resume it, or say --continue"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     source = config.data.partition(":")
@@ -229,6 +328,11 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
         f"note   {crowded} training images have more objects (up to {counts.max()}) than there are "
         f"queries ({config.num_queries}); the others cannot be learned: raise --num-queries"
     )
+    caches = {
+        name: data.cache.describe()
+        for name, data in (("train", train_set), ("val", val_set))
+        if data.cache is not None and len(data.cache)
+    }
     return "\n".join(
         [
             f"model  {config.model}, {parameters / 1e6:.1f} M parameters, {config.num_queries} "
@@ -237,6 +341,7 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
             f"val    {val_set.describe()}",
             f"run    {trainer.run_dir}, {config.epochs} epochs of {trainer.steps_per_epoch} steps "
             f"of {images} images{started}",
+            *(f"cache  {name}: {line}" for name, line in caches.items()),
             *([warning] if crowded else []),
         ]
     )

@@ -1,10 +1,12 @@
 """Data: COCO json, Pascal VOC folders, generated shapes; transforms; the padding collate."""
 
 from detr_fast.data.coco import CocoDetection
-from detr_fast.data.collate import collate
+from detr_fast.data.collate import Batch, collate
 from detr_fast.data.dataset import DetectionDataset, Record
+from detr_fast.data.encoded import DeviceDecoder, Encoded
 from detr_fast.data.errors import DataError, clean_message
 from detr_fast.data.images import read_image
+from detr_fast.data.prefetch import Prefetcher, to_device
 from detr_fast.data.shapes import Shapes
 from detr_fast.data.sources import open_dataset
 from detr_fast.data.transforms import (
@@ -15,6 +17,7 @@ from detr_fast.data.transforms import (
     detr_eval,
     detr_train,
     fixed_eval,
+    normalize,
     small_train,
 )
 from detr_fast.data.voc import VocDetection
@@ -22,9 +25,13 @@ from detr_fast.data.voc import VocDetection
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "Batch",
     "CocoDetection",
     "DataError",
     "DetectionDataset",
+    "DeviceDecoder",
+    "Encoded",
+    "Prefetcher",
     "Recipe",
     "Record",
     "Shapes",
@@ -35,7 +42,9 @@ __all__ = [
     "detr_eval",
     "detr_train",
     "fixed_eval",
+    "normalize",
     "open_dataset",
     "read_image",
     "small_train",
+    "to_device",
 ]

@@ -3,12 +3,18 @@
 Images are ``tv_tensors.Image`` [3, H, W], uint8 until :class:`ColorJitter` or :class:`Finish`;
 boxes are ``tv_tensors.BoundingBoxes`` xyxy in pixels until :class:`Finish`; ``target`` may be None.
 They are plain callables: the classes of transforms v2 changed their hooks between releases.
+
+Pixels may be on any device; boxes and random numbers are on the CPU.
+
+Steps with a ``useful_size`` also take an :class:`ImageFile`, which they decode no larger than they
+need it. ``useful_size(height, width)`` is the size to which an image of that size may be shrunk
+beforehand: the result is the same where the step resizes to one size, nearly so otherwise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,11 +22,31 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
+from detr_fast.data.images import ImageFile
+
 Target = dict[str, Tensor]
 Pair = tuple[Tensor, Target | None]
 
 _GROUND = (124, 116, 104)  # ImageNet's mean colour, close to 0 once normalised
 _LUMA = (0.299, 0.587, 0.114)
+
+
+def decode(
+    image: Tensor | ImageFile, target: Target | None, at_least: tuple[int, int] | None = None
+) -> Pair:
+    """Pixels for a file, of 1/2, 1/4 or 1/8 of its size where that leaves ``at_least``.
+
+    Boxes follow. What is decoded already comes back as it is.
+    """
+    if isinstance(image, Tensor):
+        return image, target
+    pixels, divisor = image.read(at_least)
+    if target is not None and divisor > 1:
+        boxes = target["boxes"].as_subclass(Tensor) / divisor
+        size = tuple(pixels.shape[-2:])
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+        target = {**target, "boxes": boxes}
+    return tv_tensors.Image(pixels), target
 
 
 class Resize:
@@ -31,8 +57,11 @@ class Resize:
 
     def __call__(self, image: Tensor, target: Target | None) -> Pair:
         if self.size is None or tuple(image.shape[-2:]) == self.size:
-            return image, target
+            return decode(image, target)
         return _resize(image, target, self.size)
+
+    def useful_size(self, height: int, width: int) -> tuple[int, int]:
+        return _smaller((height, width), self.size)
 
     def __repr__(self) -> str:
         return f"Resize({self.size})"
@@ -61,6 +90,9 @@ class ResizeShortSide:
         if self.longest is not None:  # an image of extreme shape, one pixel thin after resizing
             long = min(long, max(short, self.longest))
         return (short, long) if height <= width else (long, short)
+
+    def useful_size(self, height: int, width: int) -> tuple[int, int]:
+        return _smaller((height, width), self.new_size(height, width, max(self.sizes)))
 
     def __repr__(self) -> str:
         return f"ResizeShortSide({self.sizes}, longest={self.longest})"
@@ -108,17 +140,19 @@ class RandomZoom:
         self.stretch, self.min_visible = stretch, min_visible
 
     def __call__(self, image: Tensor, target: Target | None) -> Pair:
-        height, width = image.shape[-2:]
-        out_h, out_w = self.size or (height, width)
+        out_h, out_w = self.size or image.shape[-2:]
         zoom = math.exp(_uniform(math.log(self.zoom[0]), math.log(self.zoom[1])))
         ratio = math.exp(_uniform(-1, 1) * math.log1p(self.stretch) / 2)
+        needed = math.ceil(out_h * zoom / ratio), math.ceil(out_w * zoom * ratio)
+        image, target = decode(image, target, needed)
+        height, width = image.shape[-2:]
         x0, x1, left, right = _window(width, width / (zoom * ratio), out_w)
         y0, y1, top, bottom = _window(height, height / (zoom / ratio), out_h)
 
         part = F.resize(image[:, y0:y1, x0:x1], [bottom - top, right - left], antialias=True)
         if part.shape[-2:] != (out_h, out_w):
-            ground = torch.tensor(_GROUND, dtype=torch.uint8).view(3, 1, 1)
-            canvas = ground.repeat(1, out_h, out_w)
+            ground = torch.tensor(_GROUND, dtype=torch.uint8, device=part.device)
+            canvas = ground.expand(out_h, out_w, 3).contiguous().permute(2, 0, 1)
             canvas[:, top:bottom, left:right] = part
             part = canvas
         if target is not None:
@@ -133,11 +167,39 @@ class RandomZoom:
             target = _keep_visible(target, moved, edges, (out_h, out_w), self.min_visible)
         return tv_tensors.Image(part), target
 
+    def useful_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.size is None:
+            return height, width
+        most = self.zoom[1] * math.sqrt(1 + self.stretch)
+        return (
+            min(height, math.ceil(self.size[0] * most)),
+            min(width, math.ceil(self.size[1] * most)),
+        )
+
     def __repr__(self) -> str:
         return (
             f"RandomZoom({self.size}, zoom={self.zoom}, stretch={self.stretch}, "
             f"min_visible={self.min_visible})"
         )
+
+
+class OneOf:
+    """One of several chains of steps, drawn anew each time; the first step of each decodes."""
+
+    def __init__(self, *chains: Sequence[Callable]) -> None:
+        self.chains = [list(chain) for chain in chains]
+
+    def __call__(self, image: Tensor, target: Target | None) -> Pair:
+        for step in self.chains[_randint(0, len(self.chains) - 1)]:
+            image, target = step(image, target)
+        return image, target
+
+    def useful_size(self, height: int, width: int) -> tuple[int, int]:
+        sizes = [chain[0].useful_size(height, width) for chain in self.chains]
+        return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+    def __repr__(self) -> str:
+        return f"OneOf({', '.join(map(repr, self.chains))})"
 
 
 class Sanitize:
@@ -172,14 +234,14 @@ class ColorJitter:
         contrast = _uniform(max(0.0, 1 - self.contrast), 1 + self.contrast)
         saturation = _uniform(max(0.0, 1 - self.saturation), 1 + self.saturation)
         angle = 2 * math.pi * _uniform(-self.hue, self.hue)
-        luma = pixels.new_tensor(_LUMA)
-        grey = float(pixels.mean((1, 2)) @ luma) * bright
+        luma = torch.tensor(_LUMA)
         # luma @ matrix stays luma * gain, and greys stay grey: only chroma is scaled and turned.
         to_grey = luma.expand(3, 3)
         chroma = torch.eye(3) - to_grey
         matrix = to_grey + saturation * chroma @ _turn(angle) @ chroma
-        matrix = matrix * (bright * contrast)
-        offset = pixels.new_full((3, 1), (1 - contrast) * grey)
+        matrix = pixels.new_tensor((matrix * (bright * contrast)).tolist())
+        grey = pixels.mean((1, 2)) @ pixels.new_tensor(_LUMA)
+        offset = (grey * (bright * (1 - contrast))).expand(3, 1)
         mixed = torch.addmm(offset, matrix, pixels.flatten(1)).clamp_(0, 1)
         return tv_tensors.Image(mixed.view_as(pixels)), target
 
@@ -188,15 +250,21 @@ class ColorJitter:
 
 
 class Finish:
-    """What every recipe ends with: normalised float image, cxcywh boxes in 0..1, ``size``."""
+    """What every recipe ends with: normalised float image, cxcywh boxes in 0..1, ``size``.
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    With ``normalize=False`` an image that still is uint8 stays so.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], normalize: bool = True) -> None:
         self.mean, self.std = list(mean), list(std)
+        self.normalize = normalize
 
     def __call__(self, image: Tensor, target: Target | None) -> Pair:
         height, width = image.shape[-2:]
-        pixels = F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
-        pixels = F.normalize(pixels, self.mean, self.std)
+        pixels = image.as_subclass(Tensor)
+        if self.normalize or pixels.is_floating_point():
+            pixels = F.to_dtype(pixels, torch.float32, scale=True)
+            pixels = F.normalize(pixels, self.mean, self.std)
         if target is not None:
             boxes = target["boxes"].as_subclass(Tensor).to(torch.float32)
             scale = boxes.new_tensor([width, height, width, height])
@@ -205,14 +273,22 @@ class Finish:
         return pixels, target
 
     def __repr__(self) -> str:
-        return "Finish()"
+        return f"Finish(normalize={self.normalize})"
 
 
-def _resize(image: Tensor, target: Target | None, size: tuple[int, int]) -> Pair:
+def _resize(image: Tensor | ImageFile, target: Target | None, size: tuple[int, int]) -> Pair:
+    image, target = decode(image, target, size)
+    if tuple(image.shape[-2:]) == size:
+        return image, target
     image = F.resize(image, list(size), antialias=True)
     if target is not None:
         target = {**target, "boxes": F.resize(target["boxes"], list(size))}
     return image, target
+
+
+def _smaller(size: tuple[int, int], other: tuple[int, int] | None) -> tuple[int, int]:
+    """Of two sizes the one with fewer pixels."""
+    return size if other is None or math.prod(size) <= math.prod(other) else other
 
 
 def _keep_visible(

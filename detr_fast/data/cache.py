@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,39 +24,105 @@ class ImageCache:
 
     Args:
         sizes: ``(height, width)`` of each image.
+        limit: bytes of pixels to keep at most; None: all. The first images that fit are kept, the
+            others never.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, int]], limit: int | None = None) -> None:
         self._sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+        ends = np.cumsum(3 * self._sizes.prod(axis=1))
+        self.wanted = int(ends[-1]) if len(ends) else 0  # bytes that all images would take
+        self.room = len(ends)  # images that are kept
+        if limit is not None:
+            self.room = int(np.searchsorted(ends, limit, side="right"))
         self._allocate()
 
     def _allocate(self) -> None:
-        counts = 3 * self._sizes.prod(axis=1)
+        counts = 3 * self._sizes[: self.room].prod(axis=1)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
-        images = len(self._sizes)
         total = int(self._starts[-1])
-        memory = np.frombuffer(mmap.mmap(-1, max(1, total + images)), dtype=np.uint8)
-        self._pixels, self._filled = memory[:total], memory[total : total + images]
+        memory = np.frombuffer(mmap.mmap(-1, max(1, total + self.room)), dtype=np.uint8)
+        self._pixels, self._filled = memory[:total], memory[total : total + self.room]
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes when all images that have room are kept."""
+        return len(self._pixels)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """``(height, width)`` that image ``index`` is kept at."""
+        height, width = self._sizes[index]
+        return int(height), int(width)
+
+    def has_room(self, index: int) -> bool:
+        """Whether image ``index`` is one of those to keep."""
+        return index < self.room
 
     def get(self, index: int) -> Tensor | None:
-        """A copy of image ``index``, uint8 [3, H, W]; None when it is not kept yet."""
-        if not self._filled[index]:
+        """A copy of image ``index``, uint8 [3, H, W]; None when it is not kept (yet)."""
+        if not self.has_room(index) or not self._filled[index]:
             return None
-        return torch.from_numpy(self._view(index).copy())
+        return torch.from_numpy(self._view(index).copy()).permute(2, 0, 1)
 
     def put(self, index: int, image: Tensor) -> None:
         """Keep ``image``, uint8 [3, H, W] of exactly the size announced for ``index``."""
-        self._view(index)[...] = image.numpy()
+        self._view(index)[...] = image.permute(1, 2, 0).numpy()
         self._filled[index] = 1
+
+    def describe(self) -> str:
+        """One line: what is kept, and what does not fit."""
+        line = f"{len(self):,} images in {_gigabytes(self.wanted)}"
+        if self.room == len(self):
+            return line + ", all kept in memory once decoded"
+        return (
+            f"{line} do not fit: {self.room:,} are kept, in {_gigabytes(self.bytes)}; the others "
+            "are decoded anew each time (raise the limit with --cache-gb)"
+        )
 
     def _view(self, index: int) -> np.ndarray:
         height, width = self._sizes[index]
         flat = self._pixels[self._starts[index] : self._starts[index + 1]]
-        return flat.reshape(3, height, width)
+        return flat.reshape(height, width, 3)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_sizes": self._sizes}
+        return {"_sizes": self._sizes, "wanted": self.wanted, "room": self.room}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._allocate()
+
+
+def available_memory() -> int:
+    """Bytes that this machine, or the container this runs in, can still give."""
+    free = _read_number(Path("/proc/meminfo"), "MemAvailable:") * 1024
+    if not free:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        most = _read_number(Path(limit))
+        if most:  # 0: no such file, or no limit
+            free = min(free, max(0, most - _read_number(Path(used))))
+    return free
+
+
+def _read_number(file: Path, word: str = "") -> int:
+    """The number after ``word`` in a file; 0 where there is none."""
+    try:
+        for line in file.read_text().splitlines():
+            if line.startswith(word):
+                return int(line[len(word) :].split()[0])
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

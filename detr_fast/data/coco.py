@@ -40,7 +40,7 @@ class CocoDetection(DetectionDataset):
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint. Names
             that the file lacks have no boxes; an annotation of any other category is an error.
-        **options: ``cache_images``, ``cache_size`` of :class:`DetectionDataset`.
+        **options: ``cache_images`` and others of :class:`DetectionDataset`.
 
     Raises:
         DataError: naming the file and the entry.

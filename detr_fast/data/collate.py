@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from detr_fast.models.padding import pad_images
+from detr_fast.packing import PackedTargets
 
 Target = dict[str, Tensor]
 
 
+class Batch(NamedTuple):
+    """What a loader yields: B images, where they are padded, and their targets."""
+
+    images: Tensor  # [B, 3, H, W], float32 normalised, or uint8 as decoded
+    mask: Tensor | None  # bool [B, H, W], True = padding; None: there is none
+    targets: list[Target] | PackedTargets
+
+
 def collate(
-    batch: Sequence[tuple[Tensor, Target]], pad_to_multiple: int = 1
-) -> tuple[Tensor, Tensor, list[Target]]:
+    batch: Sequence[tuple[Tensor, Target]], pad_to_multiple: int = 1, pack: bool = False
+) -> Batch:
     """For ``DataLoader(collate_fn=collate)``.
 
     Args:
-        batch: B pairs of a float32 image ``[3, H_b, W_b]`` and its target.
+        batch: B pairs of an image ``[3, H_b, W_b]``, float32 or uint8, and its target.
         pad_to_multiple: H and W of the batch are rounded up to multiples of this.
+        pack: the targets as :class:`PackedTargets`: labels and boxes, in one piece of memory.
 
     Returns:
-        images float32 ``[B, 3, H, W]``, padded with 0 at the bottom and the right; mask bool
-        ``[B, H, W]``, True = padding; the B targets, unchanged.
+        images ``[B, 3, H, W]``, padded with 0 at the bottom and the right, the three colours of a
+        pixel side by side in memory (``torch.channels_last``); mask bool ``[B, H, W]``, True =
+        padding, or None where nothing is padded: seen here, from the sizes, so that nobody has to
+        read it; the B targets, unchanged, or packed.
     """
     images, targets = zip(*batch, strict=True)
     padded, mask = pad_images(list(images), pad_to_multiple)
-    return padded, mask, list(targets)
+    whole = all(image.shape == padded.shape[1:] for image in images)
+    packed = PackedTargets.pack(targets) if pack else list(targets)
+    return Batch(padded, None if whole else mask, packed)

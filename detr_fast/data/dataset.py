@@ -18,7 +18,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from detr_fast.data.cache import ImageCache
-from detr_fast.data.images import read_image
+from detr_fast.data.images import ImageFile, read_image
+from detr_fast.data.transforms import Recipe
 
 Target = dict[str, Tensor]
 Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
@@ -64,10 +65,14 @@ class DetectionDataset(Dataset):
             ``category_ids[k]``.
         transforms: called as ``transforms(image, target)``, see ``detr_fast.data.transforms``.
         dropped: how many ``"crowd"`` and ``"zero_area"`` annotations are not in the targets.
-        cache_images: keep each decoded image in memory (uint8, 3*H*W bytes). Workers started by
-            fork fill and share one cache; with spawn each worker has its own.
-        cache_size: ``(height, width)`` to which images are shrunk before they are kept, with
-            their boxes; ``orig_size`` still tells the original size. Only with ``cache_images``.
+        cache_images: keep each decoded image in memory (uint8, 3*H*W bytes), no larger than
+            ``transforms`` have use for, if they are a :class:`Recipe`. Workers started by fork
+            fill and share one cache; with spawn each worker has its own.
+        cache_limit: bytes that this may take; images beyond it are decoded each time. None: no
+            limit.
+        scaled_decoding: decode JPEG files at 1/2, 1/4 or 1/8 of their size where ``transforms``
+            shrink them further anyway. Faster, and a little different from the whole image resized
+            in one step. Only where ``transforms`` are a :class:`Recipe`.
 
     Raises:
         DataError: from ``dataset[i]``, when the image cannot be read or its size is not the one
@@ -83,33 +88,50 @@ class DetectionDataset(Dataset):
         *,
         dropped: dict[str, int] | None = None,
         cache_images: bool = False,
-        cache_size: tuple[int, int] | None = None,
+        cache_limit: int | None = None,
+        scaled_decoding: bool = False,
     ) -> None:
         if len(class_names) != len(category_ids):
             raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
-        if cache_size is not None and not cache_images:
-            raise ValueError("cache_size is only used with cache_images=True")
         self.records = list(records)
         self.class_names = list(class_names)
         self.category_ids = [int(c) for c in category_ids]
         self.transforms = transforms
         self.dropped = {"crowd": 0, "zero_area": 0} | (dropped or {})
         self._coco: Any = None
-        self._cache_size = None if cache_size is None else (int(cache_size[0]), int(cache_size[1]))
-        self._cache: ImageCache | None = None
+        self.scaled_decoding = scaled_decoding
+        self.cache: ImageCache | None = None
         if cache_images:
-            sizes = [self._cache_size or (r.height, r.width) for r in self.records]
-            self._cache = ImageCache(sizes)
+            useful = (
+                transforms.useful_size if isinstance(transforms, Recipe) else lambda *size: size
+            )
+            sizes = [useful(record.height, record.width) for record in self.records]
+            self.cache = ImageCache(sizes, cache_limit)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        image, target = self.read(index, lazily=self.scaled_decoding)
+        if self.transforms is not None:
+            return self.transforms(image, target)
+        return image, target
+
+    def read(self, index: int, lazily: bool = False) -> tuple[Tensor | ImageFile, Target]:
+        """The image and its target before ``transforms``.
+
+        Args:
+            lazily: an image that is neither kept in memory nor generated comes as its
+                :class:`ImageFile`, not decoded yet; if ``transforms`` are a :class:`Recipe`, which
+                can make use of it.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a dataset of {len(self)} images")
         index %= len(self)
-        pixels, record = self._load(index)
-        height, width = pixels.shape[-2:]
+        image, record = self._load(index)
+        if isinstance(image, ImageFile) and not (lazily and isinstance(self.transforms, Recipe)):
+            image, _ = image.read()
+        height, width = image.shape[-2:]
         boxes = torch.from_numpy(record.boxes.astype(np.float32))
         if (height, width) != (record.height, record.width):  # shrunk by the cache
             scale = (width / record.width, height / record.height)
@@ -120,18 +142,11 @@ class DetectionDataset(Dataset):
             "image_id": torch.tensor(record.image_id),
             "orig_size": torch.tensor([record.height, record.width]),
         }
-        image: Tensor = tv_tensors.Image(pixels)
-        if self.transforms is not None:
-            return self.transforms(image, target)
-        return image, target
+        return tv_tensors.Image(image) if isinstance(image, Tensor) else image, target
 
     def record(self, index: int) -> Record:
         """The annotations of one image, without decoding it."""
         return self.records[index]
-
-    def image_path(self, index: int) -> Path | None:
-        """The file of one image; None where images are generated."""
-        return self.record(index).path
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the data which epoch begins; only generated data makes use of it."""
@@ -176,16 +191,22 @@ class DetectionDataset(Dataset):
             self._coco = _to_coco(self)
         return self._coco
 
-    def _load(self, index: int) -> tuple[Tensor, Record]:
-        """Pixels, uint8 [3, H, W], and their record; a source that generates images overrides."""
+    def _load(self, index: int) -> tuple[Tensor | ImageFile, Record]:
+        """Pixels, uint8 [3, H, W], or the file they are in, and their record.
+
+        A source that generates images overrides it.
+        """
         record = self.records[index]
-        if self._cache is not None and (kept := self._cache.get(index)) is not None:
-            return kept, record
-        pixels = read_image(record.path, size=(record.height, record.width))
-        if self._cache is not None:
-            if self._cache_size is not None:
-                pixels = F.resize(pixels, list(self._cache_size), antialias=True)
-            self._cache.put(index, pixels)
+        size = (record.height, record.width)
+        if self.cache is None or not self.cache.has_room(index):
+            return ImageFile(record.path, size), record
+        pixels = self.cache.get(index)
+        if pixels is None:
+            pixels = read_image(record.path, size)
+            kept = self.cache.size(index)
+            if pixels.shape[-2:] != kept:
+                pixels = F.resize(pixels, list(kept), antialias=True)
+            self.cache.put(index, pixels)
         return pixels, record
 
 

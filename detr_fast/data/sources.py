@@ -40,8 +40,9 @@ def open_dataset(
         split: "train", "val" or "test"; of a VOC folder the name of any of its splits.
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint.
-        **options: for the data set's constructor: ``cache_images`` and ``cache_size`` (without
-            effect on shapes); for shapes ``num_images``, ``image_size``, ``seed``, ``fresh``.
+        **options: for the data set's constructor: ``cache_images``, ``cache_limit`` and
+            ``scaled_decoding`` (without effect on shapes); for shapes ``num_images``,
+            ``image_size``, ``seed``, ``fresh``.
 
     Raises:
         DataError: an unknown form, a wrong path, or bad data; one line.
@@ -64,7 +65,8 @@ def _open_shapes(
     *,
     seed: int = 0,
     cache_images: bool = False,  # there is nothing to decode
-    cache_size: tuple[int, int] | None = None,
+    cache_limit: int | None = None,
+    scaled_decoding: bool = False,
     **options: Any,
 ) -> Shapes:
     if split not in SPLITS:

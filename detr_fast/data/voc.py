@@ -43,7 +43,7 @@ class VocDetection(DetectionDataset):
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint; an
             object of any other class is an error.
-        **options: ``cache_images``, ``cache_size`` of :class:`DetectionDataset`.
+        **options: ``cache_images`` and others of :class:`DetectionDataset`.
 
     Raises:
         DataError: naming the file and the entry.

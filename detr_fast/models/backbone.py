@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
+from .resnet import resnet_forward
 from .weights import CheckpointError, read_weights
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -26,6 +27,9 @@ class ResNetBackbone(nn.Module):
         dilation: DC5, that is a dilated last stage with stride 1. ResNet-50 and -101 only.
         trainable_layers: how many of (layer4, layer3, layer2, layer1, stem) are trained, counted
             from the end, as torchvision counts them. The paper trains 3.
+
+    With ``checkpointing`` set, training keeps each block's input alone and computes the rest anew,
+    if the norm is frozen.
 
     Raises:
         ValueError: an unknown name or norm, or DC5 for a ResNet without bottlenecks.
@@ -62,9 +66,13 @@ class ResNetBackbone(nn.Module):
             parameter.requires_grad_((stage if stage.startswith("layer") else "stem") in trained)
         self.num_channels: int = resnet.fc.in_features
         self.body = IntermediateLayerGetter(resnet, {"layer4": "features"})
+        self.norm = norm
+        self.checkpointing = False
 
     def forward(self, images: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, C, h, w]
-        return self.body(images)["features"]
+        # Trained batch norm would count each batch twice.
+        checkpointing = self.checkpointing and self.training and self.norm == "frozen"
+        return resnet_forward(self.body, images, checkpointing)
 
 
 def _load_resnet(resnet: nn.Module, path: Path) -> None:

@@ -53,6 +53,15 @@ class DETR(nn.Module):
         self.aux_loss = aux_loss
         self.position_at = position_at
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Gradient checkpointing: less memory for more time, and the same gradients.
+
+        Training then keeps the inputs of the transformer's layers alone, and of the blocks of a
+        ResNet with frozen batch norm, and computes the rest again for the backward pass.
+        """
+        for part in (self.backbone[0], self.transformer.encoder, self.transformer.decoder):
+            part.checkpointing = on
+
     def forward(
         self,
         images: Tensor | Sequence[Tensor],  # [B, 3, H, W], or B images [3, H_b, W_b]

@@ -8,6 +8,19 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..ops.dropout import dropout
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout``, faster on a CPU, and with a ReLU before it in the same pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)
+
+    def of_relu(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training, relu=True)
 
 
 class Attention(nn.Module):
@@ -36,23 +49,47 @@ class Attention(nn.Module):
         value: Tensor,  # [B, S, D]
         key_mask: Tensor | None = None,  # [B, S] bool, True = may not be attended to
     ) -> Tensor:  # [B, Q, D]
-        weights = self.in_proj_weight.chunk(3)
-        biases = self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x in self._project(query, key, value)
         )
         allowed = None if key_mask is None else ~key_mask[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        if q.is_cpu and q.dtype == torch.bfloat16:
-            # On a CPU the bfloat16 backward of this op takes five times as long as the float32 one.
-            with torch.autocast("cpu", enabled=False):
-                out = F.scaled_dot_product_attention(
-                    q.float(), k.float(), v.float(), attn_mask=allowed, dropout_p=dropout
-                ).bfloat16()
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+        out = attend(q, k, v, allowed, self.dropout if self.training else 0.0)
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        dim = len(bias) // 3
+        if query is key:  # self-attention: one larger product for both
+            (w, w_value), (b, b_value) = (x.split((2 * dim, dim)) for x in (weight, bias))
+            return *F.linear(query, w, b).chunk(2, -1), F.linear(value, w_value, b_value)
+        parts = zip((query, key, value), weight.chunk(3), bias.chunk(3), strict=True)
+        return tuple(F.linear(x, w, b) for x, w, b in parts)
+
+
+def attend(
+    q: Tensor,  # [B, heads, Q, D / heads]
+    k: Tensor,  # [B, heads, S, D / heads]
+    v: Tensor,  # [B, heads, S, D / heads]
+    allowed: Tensor | None,  # [B, 1, 1, S] bool; None = every key
+    p: float,  # dropout of the weights
+) -> Tensor:  # [B, heads, Q, D / heads]
+    """``F.scaled_dot_product_attention``, by the way that is fastest to train on the device."""
+    if not q.is_cpu:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=p)
+    if p == 0:
+        if q.dtype != torch.bfloat16:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        # On a CPU the bfloat16 backward of this op takes five times as long as the float32 one.
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = q.float(), k.float(), v.float()
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).bfloat16()
+    # With dropout torch computes the weights here too, in more and slower passes.
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    weights = dropout(scores.softmax(-1, dtype=torch.float32), p, training=True)
+    return weights.to(v.dtype) @ v
 
 
 class EncoderLayer(nn.Module):
@@ -65,7 +102,7 @@ class EncoderLayer(nn.Module):
         self.linear2 = nn.Linear(dim_feedforward, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -77,7 +114,7 @@ class EncoderLayer(nn.Module):
         located = features + position
         attended = self.self_attn(located, located, features, mask)
         features = self.norm1(features + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(features)))
+        hidden = self.dropout.of_relu(self.linear1(features))
         return self.norm2(features + self.dropout(self.linear2(hidden)))
 
 
@@ -103,7 +140,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim) if self_attention else None
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -119,8 +156,15 @@ class DecoderLayer(nn.Module):
             content = self.norm1(content + self.dropout(attended))
         attended = self.multihead_attn(content + query_position, located_memory, memory, mask)
         content = self.norm2(content + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(content)))
+        hidden = self.dropout.of_relu(self.linear1(content))
         return self.norm3(content + self.dropout(self.linear2(hidden)))
+
+
+def _run(stack: nn.Module, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
+    """A layer's output; with ``stack.checkpointing`` its insides are computed anew later."""
+    if stack.checkpointing and stack.training:
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)
 
 
 class Encoder(nn.Module):
@@ -138,6 +182,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(dim, num_heads, dim_feedforward, dropout) for _ in range(num_layers)
         )
+        self.checkpointing = False
 
     def forward(
         self,
@@ -146,7 +191,7 @@ class Encoder(nn.Module):
         mask: Tensor | None,  # [B, S] bool, True = padding
     ) -> Tensor:  # [B, S, D]
         for layer in self.layers:
-            features = layer(features, position, mask)
+            features = _run(self, layer, features, position, mask)
         return features
 
 
@@ -178,6 +223,7 @@ class Decoder(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
+        self.checkpointing = False
 
     def forward(
         self,
@@ -192,7 +238,7 @@ class Decoder(nn.Module):
         hidden_layers, box_layers = [], []
         for layer in self.layers:
             query_position = queries.position(reference)
-            content = layer(content, query_position, memory, located_memory, mask)
+            content = _run(self, layer, content, query_position, memory, located_memory, mask)
             # The next layer continues from the un-normed content, as the published model does.
             hidden = self.norm(content)
             boxes, reference = queries.boxes(box_head(hidden), reference)

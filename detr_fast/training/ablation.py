@@ -18,7 +18,7 @@ from ..data import DetectionDataset
 from ..evaluation import coco_metrics, detect
 from .config import TrainConfig
 from .engine import Trainer
-from .loader import make_loader
+from .loader import make_eval_loader
 from .logs import read_metrics
 
 BASELINE = "baseline"
@@ -141,7 +141,7 @@ class Ablation:
         shutil.rmtree(run, ignore_errors=True)  # of a training that was interrupted
         trainer = Trainer(config, train_set, val_set, run, self.device, quiet=True)
         row = trainer.run()
-        loader = make_loader(val_set, trainer.workers, batch_size=config.batch_size)
+        loader = make_eval_loader(val_set, config.batch_size, trainer.workers)
         found = detect(trainer.eval_model, loader, self.device, trainer.amp)
         kept = {image: without_duplicates(one) for image, one in found.items()}
         suppressed, _ = coco_metrics(val_set.coco, kept, val_set.category_ids)

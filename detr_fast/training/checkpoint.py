@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, and safe to load."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, **state}, file)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def copy_checkpoint(source: Path, path: Path) -> None:
+    """The same file under another name, as ``save_checkpoint`` would have written it.
+
+    They share one place on the disk where it can be: neither is ever written into.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, temporary)
     os.replace(temporary, path)
 
 

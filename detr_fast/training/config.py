@@ -57,6 +57,10 @@ class TrainConfig:
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
     flip_vertical: bool = False  # small recipe: mirror upside down too
     cache: bool = False  # keep decoded images in memory
+    cache_gb: float | None = None  # for them, all processes of a machine together; None: half free
+    decode: str = "cpu"  # "cuda": training JPEGs are decoded and transformed by the GPU
+    draft: bool = True  # decode training JPEGs at a fraction of their size where that is enough
+    pad_multiple: int = 1  # height and width of a batch are rounded up to multiples of this
     epochs: int = 6
     batch_size: int = 16  # images per process and forward pass
     accumulate: int = 1  # forward passes per optimizer step
@@ -77,6 +81,9 @@ class TrainConfig:
     weight_bbox: float = 5.0
     weight_giou: float = 2.0
     amp: str = "auto"  # "none", "bf16", or "auto": bf16 where the hardware multiplies it faster
+    compile: bool = False  # torch.compile for model and criterion
+    cuda_graph: bool = False  # the whole step as one CUDA graph; images of one size
+    checkpointing: bool = False  # gradient checkpointing: less memory, more time
     seed: int = 0
     workers: int | None = None  # processes that load images; None: see loader.default_workers
     eval_every: int = 1  # epochs
@@ -135,7 +142,7 @@ class TrainConfig:
     def _check(self) -> None:
         least = {
             **dict.fromkeys(("epochs", "batch_size", "accumulate", "num_queries"), 1),
-            **dict.fromkeys(("eval_every", "log_every"), 1),
+            **dict.fromkeys(("eval_every", "log_every", "pad_multiple"), 1),
             **dict.fromkeys(("warmup_steps", "seed", "workers"), 0),
         }
         for name, minimum in least.items():
@@ -148,6 +155,8 @@ class TrainConfig:
         for name in ("lr", "lr_backbone", "weight_decay", "clip", "eos_coef", *weights):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if self.cache_gb is not None and not 0 < self.cache_gb < math.inf:
+            raise ValueError(f"cache_gb is {self.cache_gb}, expected more than 0")
         if self.image_size is not None and min(self.image_size) < MIN_IMAGE_SIZE:
             raise ValueError(
                 f"image_size is {self.image_size}, expected at least {MIN_IMAGE_SIZE} each way"
@@ -158,6 +167,7 @@ class TrainConfig:
             )
         for name, choices in (
             ("recipe", ("small", "detr")),
+            ("decode", ("cpu", "cuda")),
             ("schedule", ("step", "cosine")),
             ("amp", ("auto", "none", "bf16")),
             ("box_loss", BOX_LOSSES),

@@ -1,10 +1,19 @@
 """Several processes, as ``torchrun`` starts them: one line each, on top of torch.distributed."""
 
+import contextlib
+import hashlib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class LostProcess(RuntimeError):
+    """Another process of the run is gone, so that nothing more can be computed together."""
 
 
 def start(device: str | None = None) -> torch.device:
@@ -12,7 +21,8 @@ def start(device: str | None = None) -> torch.device:
 
     Args:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; default: a GPU if there is one. Under
-            torchrun each process takes the GPU of its local rank, with NCCL; gloo on the CPU.
+            torchrun each process takes the GPU of its local rank. Tensors on GPUs are reduced with
+            NCCL, all else with gloo.
 
     Raises:
         ValueError: no such device here.
@@ -30,8 +40,19 @@ def start(device: str | None = None) -> torch.device:
     if kind == "cuda":
         torch.cuda.set_device(chosen)
     if several and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     return chosen
+
+
+def _join(backend: str) -> None:
+    store, rank, size = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps its store when it restarts the processes of a machine: the addresses of
+        # those that are gone must not be found again. (With several machines each counts its own
+        # restarts, so that the number is of no use.)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def stop() -> None:
@@ -50,6 +71,60 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """How many of them run on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as it is trained: its gradients become the mean over all processes.
+
+    They are reduced while the backward pass goes on, in buckets that are laid out once and for
+    all (``static_graph``), and need no copy of their own. Buffers, such as batch statistics, are
+    left to each process until ``agree``.
+    """
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        static_graph=True,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+    )
+
+
+def no_reduction(
+    model: nn.Module, wanted: bool, first_step: bool
+) -> contextlib.AbstractContextManager[None]:
+    """Within it a backward pass only adds to this process's gradients, if that is ``wanted``.
+
+    For all but the last of several passes of one step. In the very first step the passes are
+    reduced each, which gives the same: a static graph is laid out by its first backward pass, and
+    that must not be one without reduction.
+    """
+    if wanted and not first_step and isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def agree(*modules: nn.Module) -> None:
+    """Give every process rank 0's buffers: what is evaluated, saved and resumed is one model."""
+    if world_size() > 1:
+        seen = {id(buffer): buffer for module in modules for buffer in module.buffers()}
+        for work in [dist.broadcast(buffer, src=0, async_op=True) for buffer in seen.values()]:
+            work.wait()
+
+
+def mean_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The means of scalar tensors over all processes, by one reduction."""
+    if world_size() == 1:
+        return dict(values)
+    stacked = torch.stack([value.float() for value in values.values()])
+    dist.all_reduce(stacked)
+    return dict(zip(values, stacked / world_size(), strict=True))
+
+
 def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     if world_size() == 1:
@@ -60,14 +135,42 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on every rank."""
+    """Every rank's value, in the order of ranks, on rank 0; an empty list on the others."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
 
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
-    return any(gather(flag))
+    if world_size() == 1:
+        return flag
+    votes = torch.tensor(int(flag))
+    dist.all_reduce(votes, dist.ReduceOp.MAX)
+    return bool(votes)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether this error of torch.distributed means that another process is gone."""
+    if isinstance(error, (LostProcess, dist.DistBackendError, dist.DistNetworkError)):
+        return True
+    # gloo has no error of its own: its file names are in the text.
+    several = "WORLD_SIZE" in os.environ
+    return isinstance(error, RuntimeError) and several and "gloo/" in str(error)
+
+
+def says_first(line: str) -> bool:
+    """Whether no other process of the run has said this line: so it is printed once.
+
+    Also where processes are gone: torchrun keeps the list.
+    """
+    if world_size() == 1:
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        digest = hashlib.sha1(line.encode()).hexdigest()
+        return store.add(f"detr_fast/said/{digest}", 1) == 1
+    except Exception:  # whatever it is: better said twice than never
+        return True

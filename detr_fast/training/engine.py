@@ -12,23 +12,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from ..data import DetectionDataset
-from ..evaluation import coco_metrics, detect
+from .. import evaluation
+from ..data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe
 from ..losses import SetCriterion
 from ..matching import FastMatcher
 from ..models import MODELS
 from ..models.weights import CheckpointError
-from ..precision import amp_dtype, autocast
+from ..precision import amp_dtype
 from . import distributed
-from .checkpoint import save_checkpoint
+from .checkpoint import copy_checkpoint, save_checkpoint
 from .config import TrainConfig
+from .graph import GraphedStep, ShapeMismatch, why_not
 from .instability import MatchingWatch
-from .loader import TrainLoader, default_workers, make_loader
+from .loader import TrainLoader, default_workers
 from .logs import ProgressBar, RunLog
+from .memory import is_out_of_memory, what_fits
 from .schedule import make_optimizer, make_scheduler
+from .step import TrainStep, ignore
 
 
 class Interrupted(Exception):
@@ -103,7 +105,10 @@ class Trainer:
             distributed.rank(),
             distributed.world_size(),
             pin_memory=device.type == "cuda",
+            pad_to_multiple=config.pad_multiple,
+            encoded=config.decode == "cuda",
         )
+        self.prefetcher = Prefetcher(device, self._decoder())
         self.steps_per_epoch = self.loader.batches_per_epoch // config.accumulate
         if self.steps_per_epoch < 1:
             raise ValueError(
@@ -114,6 +119,7 @@ class Trainer:
         self.scheduler = make_scheduler(
             self.optimizer, config.schedule, self.total_steps, config.warmup_steps, config.lr_drop
         )
+        self.model.set_checkpointing(config.checkpointing)
         self.watch = MatchingWatch(self.criterion.matcher)
         self.step = 0
         self.best_ap = -math.inf
@@ -121,11 +127,17 @@ class Trainer:
         torch.manual_seed(hash((config.seed, distributed.rank())))  # dropout differs by process
         if checkpoint is not None:
             self._load(checkpoint)
-        self.parallel: nn.Module = self.model
-        if distributed.world_size() > 1:
-            self.parallel = DistributedDataParallel(
-                self.model, device_ids=[device] if device.type == "cuda" else None
-            )
+        self.parallel = distributed.parallel(self.model, device)
+        self.train_step = TrainStep(
+            self.parallel,
+            self.criterion,
+            self.optimizer,
+            device,
+            self.amp,
+            config.clip,
+            config.compile,
+        )
+        self.graphed = self._graphed_step() if config.cuda_graph else None
         self._stop = False
 
     @property
@@ -153,14 +165,24 @@ class Trainer:
             while self.step < self.total_steps:
                 epoch = self.step // self.steps_per_epoch
                 self._train_epoch(epoch, log, bar)
-                self._agree_on_buffers()
+                distributed.agree(self.model, self.eval_model)
                 last = epoch + 1 == self.config.epochs
+                best = self.best_ap
                 if last or (epoch + 1) % self.config.eval_every == 0:
                     row = self._evaluate(epoch + 1, log, bar)
-                self._save("last.pt")
+                if self.best_ap > best:
+                    self._save("best.pt")
+                    if self.is_main:
+                        copy_checkpoint(self.run_dir / "best.pt", self.run_dir / "last.pt")
+                else:
+                    self._save("last.pt")
             if not row:  # resumed after the last step, whose evaluation is in the log already
                 row = self._evaluate(self.config.epochs, None, bar)
         except RuntimeError as error:
+            if distributed.is_lost(error):
+                raise distributed.LostProcess(
+                    f"a process of this run is gone, after step {self.step} of {self.total_steps}"
+                ) from error
             if "DataLoader worker" not in str(error):
                 raise
             # In the middle of a step, so that there is nothing whole to save.
@@ -182,12 +204,16 @@ class Trainer:
         config = self.config
         clock = time.perf_counter()
         done = self.step - epoch * self.steps_per_epoch  # > 0 after an interruption
-        batches = iter(self.loader.epoch(epoch, first_batch=done * config.accumulate))
+        batches = self.prefetcher.batches(
+            self.loader.epoch(epoch, first_batch=done * config.accumulate)
+        )
         self.parallel.train()
         sums: dict[str, Tensor] = {}
         summed, images_then, seconds_then = 0, self.images_seen, self.seconds
+        waited_then = self.prefetcher.data_seconds
         for _ in range(done, self.steps_per_epoch):
-            losses = self._train_step([next(batches) for _ in range(config.accumulate)])
+            loaded = [next(batches) for _ in range(config.accumulate)]
+            losses = self._train_step(loaded)
             self.step += 1
             before, clock = clock, time.perf_counter()
             self.seconds += clock - before
@@ -198,10 +224,16 @@ class Trainer:
                 torch._foreach_add_(list(sums.values()), [losses[name] for name in sums])
             bar.advance()
             if self.step % config.log_every == 0 or self.step % self.steps_per_epoch == 0:
+                sums = distributed.mean_of(sums)
                 means = {name: float(value) / summed for name, value in sums.items()}
                 self._check_finite(means)
                 speed = (self.images_seen - images_then) / (self.seconds - seconds_then)
-                means |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": speed}
+                share = (self.prefetcher.data_seconds - waited_then) / (self.seconds - seconds_then)
+                means |= {
+                    "lr": float(self.optimizer.param_groups[0]["lr"]),
+                    "images_per_second": speed,
+                    "data_share": share,
+                }
                 if log is not None:
                     log.write("train", self.step, self.step / self.steps_per_epoch, means)
                 bar.show(
@@ -210,48 +242,69 @@ class Trainer:
                     ce=f"{means['loss_ce']:.2f}",
                     l1=f"{means['loss_bbox']:.2f}",
                     giou=f"{means['loss_giou']:.2f}",
-                    **{"img/s": f"{speed:.0f}"},
+                    **{"img/s": f"{speed:.0f} data {share:.0%} | step {1 - share:.0%}"},
                 )
                 sums, summed = {}, 0
                 images_then, seconds_then = self.images_seen, self.seconds
+                waited_then = self.prefetcher.data_seconds
                 stop = distributed.any_rank(self._stop)
             else:
                 # Several processes must agree to stop, which they do where they wait anyway.
                 stop = self._stop and distributed.world_size() == 1
             if stop and self.step < self.total_steps:
-                self._agree_on_buffers()
+                distributed.agree(self.model, self.eval_model)
                 self._save("last.pt")
                 raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
 
-    def _train_step(self, batches: list[tuple[Tensor, Tensor, list[dict]]]) -> dict[str, Tensor]:
-        for images, mask, targets in batches:
-            padded = mask.any()  # read on the host, before the copy
-            mask = mask.to(self.device, non_blocking=True) if padded else None
-            images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            targets = [
-                {
-                    name: target[name].to(self.device, non_blocking=True)
-                    for name in ("labels", "boxes")
-                }
-                for target in targets
-            ]
-            with autocast(self.device, self.amp):
-                outputs = self.parallel(images, mask)
-            try:
-                losses = self.criterion(outputs, targets)
-            except ValueError as error:
-                raise ValueError(f"step {self.step + 1}: {error}") from error
-            (losses["loss"] / len(batches)).backward()
-            self.images_seen += len(images) * distributed.world_size()
-        losses["grad_norm"] = nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.clip or math.inf
-        )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def _train_step(
+        self, batches: list[Batch], mark: Callable[[str], None] = ignore
+    ) -> dict[str, Tensor]:
+        try:
+            losses = self._run_step(batches, mark)
+        except ValueError as error:
+            raise ValueError(f"step {self.step + 1}: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = True
+        else:
+            failed = False
+        if failed:  # here the error is gone, and the tensors that it held
+            largest = max(batches, key=lambda batch: batch[0].numel())
+            raise ValueError(f"step {self.step + 1}: {what_fits(self.train_step, largest)}")
+        self.images_seen += sum(len(batch[0]) for batch in batches) * distributed.world_size()
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        return {name: value.detach() for name, value in losses.items()}
+        return losses
+
+    def _run_step(self, batches: list[Batch], mark: Callable[[str], None]) -> dict[str, Tensor]:
+        if self.graphed is not None:
+            try:
+                return self.graphed(batches[0])
+            except ShapeMismatch as error:
+                self.graphed = None
+                if not self.quiet:
+                    print(f"note   going on without a CUDA graph: {error}")
+        return self.train_step(batches, mark)
+
+    def _graphed_step(self) -> GraphedStep | None:
+        """The step as a CUDA graph, or one line that says why not."""
+        reason = why_not(self.config, self.device, distributed.world_size())
+        if reason is None:
+            most = int(self.train_set.object_counts.sum(1).max())
+            return GraphedStep(self.train_step, capacity=self.config.batch_size * most)
+        if not self.quiet:
+            print(f"note   no CUDA graph: {reason}")
+        return None
+
+    def _decoder(self) -> DeviceDecoder | None:
+        if self.config.decode == "cpu":
+            return None
+        recipe = self.train_set.transforms
+        if self.device.type != "cuda" or not isinstance(recipe, Recipe):
+            raise ValueError("decode is cuda, which needs a GPU to train on, and a Recipe")
+        return DeviceDecoder(recipe, self.device, self.config.pad_multiple)
 
     def _check_finite(self, means: dict[str, float]) -> None:
         for name in ("loss", "grad_norm"):
@@ -261,18 +314,9 @@ class Trainer:
                     "lower learning rate. The checkpoints are of earlier steps"
                 )
 
-    def _agree_on_buffers(self) -> None:
-        """Give every process rank 0's batch statistics: each has seen other images.
-
-        What is evaluated, saved and resumed is then one model.
-        """
-        if distributed.world_size() > 1:
-            for buffer in [*self.model.buffers(), *self.eval_model.buffers()]:
-                torch.distributed.broadcast(buffer, src=0)
-
     def _evaluate(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         started = time.perf_counter()
-        row = evaluate(
+        row = evaluation.evaluate(
             self.eval_model,
             self.val_set,
             self.device,
@@ -291,16 +335,14 @@ class Trainer:
             f"epoch {epoch:3d}/{self.config.epochs}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
             f"AP75 {row['AP75']:.3f}  (trained {self.seconds:.0f} s, evaluated in {seconds:.1f} s)"
         )
-        if row["AP"] > self.best_ap:
-            self.best_ap = row["AP"]
-            self._save("best.pt")
+        self.best_ap = max(self.best_ap, row["AP"])
         return row
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stop:  # asked twice: now
             raise KeyboardInterrupt
         self._stop = True
-        if self.is_main:
+        if self.is_main and number == signal.SIGINT:  # torchrun sends the other one
             print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
     def _save(self, name: str) -> None:
@@ -347,38 +389,6 @@ class Trainer:
         self.watch = MatchingWatch(self.criterion.matcher, checkpoint.get("matching"))
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
         _set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
-
-
-def evaluate(
-    model: nn.Module,
-    dataset: DetectionDataset,
-    device: torch.device,
-    batch_size: int,
-    workers: int = 0,
-    amp: torch.dtype | None = None,
-    observe: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
-) -> dict[str, Any]:
-    """COCO figures of a model, and ``per_class``: class name -> AP. Equal on every process.
-
-    ``observe``: see ``detect``.
-
-    Each process detects in its share of the images, none of them twice.
-    """
-    shares = range(distributed.rank(), len(dataset), distributed.world_size())
-    loader = make_loader(
-        torch.utils.data.Subset(dataset, list(shares)), workers, batch_size=batch_size
-    )
-    found = detect(model, loader, device, amp, observe)
-    row: dict[str, Any] = {}
-    detections: dict[int, dict[str, Tensor]] = {}
-    for part in distributed.gather(found):
-        detections |= part
-    if distributed.rank() == 0:
-        figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
-        names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-        per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
-        row = {**figures, "per_class": per_class}
-    return distributed.broadcast(row)
 
 
 def _averaged(model: nn.Module, decay: float) -> AveragedModel:

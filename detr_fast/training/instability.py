@@ -36,11 +36,11 @@ class MatchingWatch:
 
     def observe(self, outputs: dict[str, Any], targets: Sequence[dict[str, Tensor]]) -> None:
         """Match one batch of an evaluation: outputs of the last layer, targets with image ids."""
-        layer = {name: outputs[name] for name in ("pred_logits", "pred_boxes")}
-        wanted = [{name: target[name] for name in ("labels", "boxes")} for target in targets]
+        layer = {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
+        wanted = [{name: target[name].cpu() for name in ("labels", "boxes")} for target in targets]
         for target, (queries, index) in zip(targets, self.matcher(layer, wanted), strict=True):
             row = torch.full((len(target["labels"]),), -1)
-            row[index.cpu()] = queries.cpu()
+            row[index] = queries
             self._seen[int(target["image_id"])] = row
 
     def finish(self) -> dict[str, float]:

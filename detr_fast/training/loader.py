@@ -1,46 +1,59 @@
 """Batches for training: the same ones whatever the number of workers, resumable at any batch."""
 
+from __future__ import annotations
+
+import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data import collate
+from ..data import DetectionDataset, Encoded, collate
+from ..data.encoded import read_encoded
+from . import distributed
 
 
 class SeededDataset(Dataset):
     """A data set whose random transforms depend on (seed, epoch, index) alone.
 
     So a sample does not depend on which worker draws it, nor on what was drawn before, and a run
-    resumed in the middle of an epoch sees what the unbroken run would have seen.
+    resumed in the middle of an epoch sees what the unbroken run would have seen. Its items are
+    asked for by ``(epoch, index)``: workers that live on from epoch to epoch need nothing else.
+
+    Args:
+        encoded: items are :class:`Encoded`, for a device to decode and transform.
     """
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: DetectionDataset, seed: int, encoded: bool = False) -> None:
         self.dataset = dataset
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.dataset.set_epoch(epoch)
+        self.encoded = encoded
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]] | Encoded:
+        epoch, index = key
+        self.dataset.set_epoch(epoch)
+        seed = hash((self.seed, epoch, index))
+        if self.encoded:
+            return read_encoded(self.dataset, index, seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, self.epoch, index)))
+            # Of the CPU alone: torch.manual_seed would seed the GPU's too, and with them dropout.
+            torch.default_generator.manual_seed(seed)
             return self.dataset[index]
 
 
-class EpochBatches(Sampler[list[int]]):
+class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Shuffled batches of one epoch for one of several processes, from any batch on.
 
-    The order depends on (seed, epoch). The last, incomplete batch is dropped, unless it is the
-    only one; every process gets the same number of batches.
+    The order depends on (seed, epoch), and so do the images of batch k of all processes together.
+    The last, incomplete batch is dropped, unless it is the only one; every process gets the same
+    number of batches. Yields lists of ``(epoch, index)``.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
@@ -59,44 +72,82 @@ class EpochBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.batches_per_epoch - self.first_batch
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
         order = torch.randperm(self.length, generator=generator).tolist()
         share = order[self.rank :: self.world_size] or order[:1]
+        keys = [(self.epoch, index) for index in share]
         for batch in range(self.first_batch, self.batches_per_epoch):
-            yield share[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield keys[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+class EvalBatches(Sampler[list[int]]):
+    """The batches of one process in an evaluation: every image in exactly one batch of one process.
+
+    Whole batches are dealt out, so that each image is padded as in a single process, and every
+    detection is the same. Some processes may get one batch fewer, or none.
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int, world_size: int) -> None:
+        starts = range(0, length, batch_size)[rank::world_size]
+        self.batches = [list(range(i, min(i + batch_size, length))) for i in starts]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
 
 
 class TrainLoader:
-    """Iterates over (images [B,3,H,W], mask [B,H,W], targets) of one epoch at a time."""
+    """Batches of one epoch at a time, their targets packed. The workers live on between epochs.
+
+    Args:
+        dataset: what to draw from, with its random transforms.
+        batch_size: images of one process.
+        seed: of the order and of the transforms.
+        workers: processes that load; 0: this one does.
+        rank, world_size: which of how many processes this one is.
+        pin_memory: batches in page-locked memory, for a GPU.
+        pad_to_multiple: H and W of a batch are rounded up to multiples of this.
+        encoded: yield lists of :class:`Encoded`, for a :class:`DeviceDecoder`, instead of batches.
+    """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: DetectionDataset,
         batch_size: int,
         seed: int,
         workers: int,
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        pad_to_multiple: int = 1,
+        encoded: bool = False,
     ) -> None:
-        self.dataset = SeededDataset(dataset, seed)
         self.batches = EpochBatches(len(dataset), batch_size, seed, rank, world_size)
-        self.workers = workers
-        self.pin_memory = pin_memory
+        padded = functools.partial(collate, pad_to_multiple=pad_to_multiple, pack=True)
+        self.loader = make_loader(
+            SeededDataset(dataset, seed, encoded),
+            workers,
+            collate_fn=list if encoded else padded,
+            pin_memory=pin_memory and not encoded,  # boxes would lose their type
+            batch_sampler=self.batches,
+            persistent_workers=workers > 0,
+        )
 
     @property
     def batches_per_epoch(self) -> int:
         return self.batches.batches_per_epoch
 
     def epoch(self, epoch: int, first_batch: int = 0) -> DataLoader:
-        """The batches of an epoch, without the first ``first_batch`` of them."""
-        self.dataset.set_epoch(epoch)
+        """The batches of an epoch, without the first ``first_batch`` of them.
+
+        To be iterated over before the next call.
+        """
         self.batches.epoch = epoch
         self.batches.first_batch = first_batch
-        return make_loader(
-            self.dataset, self.workers, pin_memory=self.pin_memory, batch_sampler=self.batches
-        )
+        return self.loader
 
 
 def default_workers(device: torch.device) -> int:
@@ -107,20 +158,34 @@ def default_workers(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return 0
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
-    return min(8, max(1, (os.cpu_count() or 1) // processes - 1))
+    return min(8, max(1, (os.cpu_count() or 1) // distributed.local_world_size() - 1))
 
 
-def make_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
-    """A DataLoader that pads, and whose workers leave Ctrl-C to the main process."""
+def make_loader(
+    dataset: Dataset, workers: int, collate_fn: Callable = collate, **options: Any
+) -> DataLoader:
+    """A DataLoader whose workers leave Ctrl-C to the main process; ``options`` are for it."""
     return DataLoader(
         dataset,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         worker_init_fn=_leave_interrupts_alone,
         generator=torch.Generator(),  # else it would draw from the random numbers of training
         **options,
     )
+
+
+def make_eval_loader(
+    dataset: Dataset,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """The batches of one process in an evaluation, see :class:`EvalBatches`."""
+    batches = EvalBatches(len(dataset), batch_size, rank, world_size)
+    return make_loader(dataset, workers, batch_sampler=batches, pin_memory=pin_memory)
 
 
 def _leave_interrupts_alone(worker: int) -> None:

@@ -1,18 +1,21 @@
-"""Which image transforms a configuration names, for training and for evaluation."""
+"""Which image transforms a configuration names, for training and for evaluation.
+
+With ``normalize=False`` images may come as uint8, to be normalised on the device.
+"""
 
 from ..data import Recipe, detr_eval, detr_train, fixed_eval, small_train
 from .config import TrainConfig
 
 
-def train_recipe(config: TrainConfig) -> Recipe:
+def train_recipe(config: TrainConfig, normalize: bool = True) -> Recipe:
     """The random transforms of training."""
     if config.recipe == "detr":
-        return detr_train()
-    return small_train(config.image_size, vertical=config.flip_vertical)
+        return detr_train(normalize=normalize)
+    return small_train(config.image_size, vertical=config.flip_vertical, normalize=normalize)
 
 
-def eval_recipe(config: TrainConfig) -> Recipe:
+def eval_recipe(config: TrainConfig, normalize: bool = True) -> Recipe:
     """The fixed transforms of evaluation and prediction."""
     if config.recipe == "detr":
-        return detr_eval()
-    return fixed_eval(config.image_size)
+        return detr_eval(normalize=normalize)
+    return fixed_eval(config.image_size, normalize=normalize)

@@ -38,9 +38,9 @@ void check_scans(std::mt19937& random) {
       scan.accumulate(c, n, keep.data());
       PlainScan<Real>::accumulate(c, n, other.data());
       CHECK(keep == other);
-      const Real limit = keep[cols / 2];
-      CHECK(scan.largest_where(c, keep.data(), limit, n) ==
-            PlainScan<Real>::largest_where(c, keep.data(), limit, n));
+      for (const Real limit : {c[0], c[cols / 2], Real(0), std::numeric_limits<Real>::infinity()})
+        CHECK(scan.count_up_to(c, limit, n) == PlainScan<Real>::count_up_to(c, limit, n));
+      CHECK(scan.least_sum(c, keep.data(), n) == PlainScan<Real>::least_sum(c, keep.data(), n));
       scan.mark_up_to(c, Real(0.25), n, keep.data());
       PlainScan<Real>::mark_up_to(c, Real(0.25), n, other.data());
       CHECK(keep == other);

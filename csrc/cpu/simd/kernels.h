@@ -60,7 +60,8 @@ struct ScanKernels {
                            const int32_t* owner);
   TwoMinima (*two_smallest)(const Real* c, const double* v, int32_t n, const int32_t* owner);
   void (*accumulate)(const Real* c, int32_t n, Real* sum);
-  Real (*largest_where)(const Real* c, const Real* order, Real limit, int32_t n);
+  int32_t (*count_up_to)(const Real* c, Real limit, int32_t n);
+  Real (*least_sum)(const Real* c, const Real* d, int32_t n);
   void (*mark_up_to)(const Real* c, Real limit, int32_t n, Real* keep);
 };
 

@@ -99,13 +99,28 @@ void accumulate(const Real* c, int32_t n, Real* sum) {
 }
 
 template <class Real>
-Real largest_where(const Real* c, const Real* order, Real limit, int32_t n) {
+int32_t count_up_to(const Real* c, Real limit, int32_t n) {
   using V = Vec<Real>;
-  const V infinity = splat(static_cast<Real>(__builtin_inf()));
-  V least = infinity;  // of -c
+  int32_t count = 0;
+#if defined(__AVX512F__)
+  const V most = splat(limit);
   for (int32_t j = 0; j < n; j += kLanes<Real>)
-    least = minimum(load<V>(order + j) <= limit ? -load<V>(c + j) : infinity, least);
-  return -lowest(least);
+    count += __builtin_popcount(lanes_up_to(load<V>(c + j), most));
+#else
+  typename IndexOf<Real>::type counts = {};
+  for (int32_t j = 0; j < n; j += kLanes<Real>) counts -= load<V>(c + j) <= limit;
+  for (int k = 0; k < kLanes<Real>; ++k) count += static_cast<int32_t>(counts[k]);
+#endif
+  return count;
+}
+
+template <class Real>
+Real least_sum(const Real* c, const Real* d, int32_t n) {
+  using V = Vec<Real>;
+  V least = splat(static_cast<Real>(__builtin_inf()));
+  for (int32_t j = 0; j < n; j += kLanes<Real>)
+    least = minimum(load<V>(c + j) + load<V>(d + j), least);
+  return lowest(least);
 }
 
 template <class Real>
@@ -117,8 +132,8 @@ void mark_up_to(const Real* c, Real limit, int32_t n, Real* keep) {
 
 template <class Real>
 constexpr ScanKernels<Real> scan_kernels() {
-  return {row_minimum<Real>, relax<Real>,         two_smallest<Real>,
-          accumulate<Real>,  largest_where<Real>, mark_up_to<Real>};
+  return {row_minimum<Real>, relax<Real>,     two_smallest<Real>, accumulate<Real>,
+          count_up_to<Real>, least_sum<Real>, mark_up_to<Real>};
 }
 
 }  // namespace

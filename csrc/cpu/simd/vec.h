@@ -48,6 +48,19 @@ template <>
 struct VectorOf<double> {
   using type = D;
 };
+// Integers as wide as a Real.
+template <class Real>
+struct IndexOf;
+template <>
+struct IndexOf<float> {
+  using type = I;
+  using lane = int32_t;
+};
+template <>
+struct IndexOf<double> {
+  using type = L;
+  using lane = int64_t;
+};
 template <class Real>
 using Vec = typename VectorOf<Real>::type;
 template <class Real>
@@ -142,6 +155,12 @@ DETR_FAST_INLINE uint32_t equal_lanes(F a, F b) {
 }
 DETR_FAST_INLINE uint32_t equal_lanes(D a, D b) {
   return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ);
+}
+DETR_FAST_INLINE uint32_t lanes_up_to(F a, F b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ);
+}
+DETR_FAST_INLINE uint32_t lanes_up_to(D a, D b) {
+  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LE_OQ);
 }
 DETR_FAST_INLINE uint32_t true_lanes(I mask) { return _mm512_movepi32_mask((__m512i)mask); }
 #elif defined(__AVX2__)

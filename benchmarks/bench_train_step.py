@@ -1,0 +1,428 @@
+"""A whole training step of DETR beside the published formula's and transformers'.
+
+python -m benchmarks.bench_train_step --threads 2 --out benchmarks/results/train_step_cpu.csv
+"""
+
+import argparse
+import math
+import multiprocessing
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baselines.published_criterion import (
+    WEIGHTS,
+    PublishedCriterion,
+    published_step,
+)
+from benchmarks.baselines.published_detr import PublishedDETR
+from benchmarks.harness import measure, surroundings, write_csv
+from detr_fast.losses import SetCriterion
+from detr_fast.models import MODELS
+from detr_fast.precision import amp_dtype, autocast
+from detr_fast.training.clock import PHASES, PhaseClock
+from detr_fast.training.graph import GraphedStep
+from detr_fast.training.schedule import make_optimizer
+from detr_fast.training.step import TrainStep
+
+EAGER, COMPILED, GRAPHED = "detr_fast", "detr_fast compiled", "detr_fast CUDA graph"
+PUBLISHED, TRANSFORMERS = "published formula", "transformers"
+CLASSES, QUERIES, CLIP = 91, 100, 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, in which precision."""
+
+    model: str
+    size: tuple[int, int]  # height, width
+    batch: int
+    amp: str
+    padded: bool
+    seed: int
+    device: torch.device
+
+    def inputs(self) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
+        """Images [B, 3, H, W], mask [B, H, W], and 1 to 20 targets for each image."""
+        g = torch.Generator().manual_seed(self.seed)
+        images = torch.randn(self.batch, 3, *self.size, generator=g)
+        mask = torch.zeros(self.batch, *self.size, dtype=torch.bool)
+        if self.padded:  # all but the first, to 3/4 of the width
+            mask[1:, :, self.size[1] * 3 // 4 :] = True
+            images[mask[:, None].expand_as(images)] = 0
+        targets = []
+        for _ in range(self.batch):
+            m = int(torch.randint(1, 21, (), generator=g))
+            labels = torch.randint(0, CLASSES, (m,), generator=g)
+            sides = 0.05 + 0.4 * torch.rand(m, 2, generator=g)
+            centres = sides / 2 + (1 - sides) * torch.rand(m, 2, generator=g)
+            targets.append({"labels": labels, "boxes": torch.cat([centres, sides], 1)})
+        move = self.device
+        targets = [{k: v.to(move) for k, v in target.items()} for target in targets]
+        return images.to(move), mask.to(move), targets
+
+    def built(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return MODELS[self.model](CLASSES, QUERIES, trainable_layers=3)
+
+
+class Contender:
+    """A model with all that its training step needs."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.images, self.mask, self.targets = case.inputs()
+        self.amp = amp_dtype(case.amp, case.device)
+        self.clock = PhaseClock(case.device)
+        self.phases: dict[str, list[float]] = defaultdict(list)
+        self.model = self.build().to(case.device).train()
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+
+    def build(self) -> nn.Module:
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """One training step, marking its phases."""
+        raise NotImplementedError
+
+    def losses(self) -> dict[str, Tensor]:
+        """The losses of the last decoder layer, without dropout."""
+        raise NotImplementedError
+
+    def total(self) -> float:
+        """The loss of the last decoder layer, by which contenders are compared."""
+        self.model.eval()
+        with torch.no_grad():
+            losses = self.losses()
+        self.model.train()
+        return sum(weight * losses[name].item() for name, weight in WEIGHTS.items())
+
+    def timed(self, steps: int) -> None:
+        """Some steps, and where their time went."""
+        self.clock.start()
+        for _ in range(steps):
+            self.step()
+        for phase, seconds in self.clock.stop().items():
+            self.phases[phase].append(seconds / steps)
+
+    def autocast(self):
+        return autocast(self.case.device, self.amp)
+
+
+class Ours(Contender):
+    compiled = False
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.criterion = SetCriterion(CLASSES).to(case.device)
+        optimizer = make_optimizer(self.model, 1e-4, 1e-5, 1e-4)
+        self.train_step = TrainStep(
+            self.model, self.criterion, optimizer, case.device, self.amp, CLIP, self.compiled
+        )
+        if not self.compiled:  # compiled code has no place for a clock
+            matcher = self.criterion.matcher
+            matcher.match_packed = self.clock.around(matcher.match_packed, "match", "loss")
+        # As a loader hands it over: no mask where nothing is padded.
+        self.batch = (self.images, self.mask if case.padded else None, self.targets)
+
+    def build(self) -> nn.Module:
+        return self.case.built().to(memory_format=torch.channels_last)
+
+    def step(self) -> None:
+        self.train_step([self.batch], self.clock.mark)
+
+    def losses(self) -> dict[str, Tensor]:
+        with self.autocast():
+            outputs = self.model(*self.batch[:2])
+        return self.criterion(outputs, self.targets)
+
+
+class Compiled(Ours):
+    compiled = True
+
+
+class Graphed(Ours):
+    """The whole step as one CUDA graph; it has no phases."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.graphed = GraphedStep(self.train_step, capacity=20 * case.batch)
+
+    def step(self) -> None:
+        self.graphed(self.batch)
+
+
+class Published(Contender):
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.criterion = PublishedCriterion(CLASSES).to(case.device)
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        groups = [
+            {"params": [p for p in self.trained if ("backbone" in names[id(p)]) == of_backbone]}
+            for of_backbone in (False, True)
+        ]
+        groups[1]["lr"] = 1e-5
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4)
+        matcher = self.criterion.matcher
+        matcher.forward = self.clock.around(matcher.forward, "match", "loss")
+
+    def build(self) -> nn.Module:
+        model = PublishedDETR(self.case.model, CLASSES, QUERIES)
+        model.load_state_dict(self.case.built().state_dict())
+        return model
+
+    def forward(self) -> dict:
+        with self.autocast():
+            outputs = self.model(self.images, self.mask)
+        return {  # the criterion in float32
+            "aux_outputs": [
+                {name: value.float() for name, value in layer.items()}
+                for layer in outputs["aux_outputs"]
+            ],
+            **{name: outputs[name].float() for name in ("pred_logits", "pred_boxes")},
+        }
+
+    def step(self) -> None:
+        published_step(
+            self.model, self.criterion, self.optimizer, self.forward, self.targets, self.clock.mark
+        )
+
+    def losses(self) -> dict[str, Tensor]:
+        return self.criterion(self.forward(), self.targets)
+
+
+class Transformers(Contender):
+    """As its Trainer runs it: its own loss under autocast, fused AdamW; auxiliary losses on.
+
+    Its defaults leave out the dropout of attention weights and of the hidden layers.
+    """
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, weight_decay=1e-4, fused=True)
+        self.pixel_mask = (~self.mask).long()
+        self.labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in self.targets]
+
+    def build(self) -> nn.Module:
+        from transformers.loss import loss_for_object_detection as library
+
+        from benchmarks.baselines import transformers_detr
+
+        state = self.case.built().state_dict()
+        model = transformers_detr.build(self.case.model, state, CLASSES, QUERIES)
+        model.loss_function = self.clock.around(model.loss_function, "loss", "forward")
+        clock = self.clock
+
+        original = getattr(library.HungarianMatcher, "original", library.HungarianMatcher)
+
+        class Matcher(original):
+            """Marks its time; the library makes one for every batch, by this name."""
+
+            def forward(self, outputs: dict, targets: list[dict]) -> list:
+                return clock.around(super().forward, "match", "loss")(outputs, targets)
+
+        Matcher.original = original
+        library.HungarianMatcher = Matcher
+        return model
+
+    def step(self) -> None:
+        with self.autocast():
+            loss = self.model(self.images, self.pixel_mask, labels=self.labels).loss
+        loss.backward()
+        self.clock.mark("backward")
+        nn.utils.clip_grad_norm_(self.trained, CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.clock.mark("optimizer")
+
+    def losses(self) -> dict[str, Tensor]:
+        # With auxiliary losses the library normalises the last layer twice.
+        self.model.config.auxiliary_loss = False
+        with self.autocast():
+            outputs = self.model(self.images, self.pixel_mask, labels=self.labels)
+        self.model.config.auxiliary_loss = True
+        return outputs.loss_dict
+
+
+CONTENDERS = {
+    PUBLISHED: Published,
+    TRANSFORMERS: Transformers,
+    EAGER: Ours,
+    COMPILED: Compiled,
+    GRAPHED: Graphed,
+}
+ON_REQUEST = {  # by kind of device: what is left out unless --only names it
+    "cpu": (COMPILED, GRAPHED),  # minutes to compile; impossible
+    "cuda": (),
+}
+
+
+def check(contenders: dict[str, Contender]) -> None:
+    """Raise AssertionError where a contender's loss is another than the published formula's."""
+    losses = {name: contender.total() for name, contender in contenders.items()}
+    for name, loss in losses.items():
+        half = contenders[name].amp is not None
+        if not math.isclose(loss, losses[PUBLISHED], rel_tol=0.02 if half else 1e-4):
+            raise AssertionError(f"{name} has loss {loss}, {PUBLISHED} {losses[PUBLISHED]}")
+
+
+def host_waits(contender: Contender) -> int | str:
+    """How often the host waits for the GPU in a step: runtime calls that block, as profiled."""
+    if contender.case.device.type != "cuda":
+        return ""
+    contender.step()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        contender.step()
+    waiting = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+    calls = {event.key: event.count for event in profile.key_averages()}
+    # The profiler itself synchronizes once, when it ends.
+    return sum(calls.get(name, 0) for name in (*waiting, "cudaMemcpy")) - 1
+
+
+def peak_memory(case: Case, name: str) -> float:
+    """Most memory of two training steps in MiB: weights, gradients, optimizer and activations.
+
+    On a GPU what torch had allocated, elsewhere the growth of the process, which should be new.
+    """
+    if case.device.type == "cuda":
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        contender = CONTENDERS[name](case)
+        for _ in range(2):
+            contender.step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_growth, (case, name, torch.get_num_threads()))
+
+
+def _growth(case: Case, name: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    if name == TRANSFORMERS:
+        import transformers.models.detr.modeling_detr  # noqa: F401
+    before = _resident("VmRSS")
+    contender = CONTENDERS[name](case)
+    for _ in range(2):
+        contender.step()
+    return _resident("VmHWM") - before
+
+
+def _resident(entry: str) -> float:
+    """Of this process, in MiB: now (VmRSS) or at most (VmHWM); 0 where Linux does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    (line,) = [line for line in lines if line.startswith(entry)]
+    return int(line.split()[1]) / 1024
+
+
+def run_case(case: Case, names: list[str], seconds: float) -> list[dict]:
+    contenders = {name: CONTENDERS[name](case) for name in names}
+    check(contenders)
+    steps = 1 if case.device.type == "cpu" else 5  # the host may run ahead of a GPU
+    for contender in contenders.values():  # warm up, compile, capture
+        contender.timed(5 if case.device.type == "cuda" else 2)
+        contender.phases.clear()
+    calls = {name: lambda c=c: c.timed(steps) for name, c in contenders.items()}
+    figures = measure(
+        calls, lambda results: None, seconds=seconds, warm_up=0, slow=math.inf, too_slow=math.inf
+    )
+    rows = []
+    for name, contender in contenders.items():
+        ms = {phase: statistics.median(t) * 1e3 for phase, t in contender.phases.items()}
+        step = figures[name]["p50_us"] / steps / 1e3
+        rows.append(
+            {
+                "model": case.model,
+                "height": case.size[0],
+                "width": case.size[1],
+                "batch": case.batch,
+                "padded": case.padded,
+                "precision": "bf16 autocast" if contender.amp else "float32",
+                "variant": name,
+                "images_per_second": round(case.batch / step * 1e3, 2),
+                "speedup_to_published": round(
+                    figures[PUBLISHED]["p50_us"] / figures[name]["p50_us"], 2
+                ),
+                "step_ms": round(step, 2),
+                "step_ms_p20": round(figures[name]["p20_us"] / steps / 1e3, 2),
+                "step_ms_p80": round(figures[name]["p80_us"] / steps / 1e3, 2),
+                **{
+                    f"{phase}_ms": round(ms[phase], 2) if phase in ms else ""
+                    for phase in PHASES
+                    if phase != "data"
+                },
+                "host_waits": host_waits(contender),
+                "calls": figures[name]["calls"],
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    first = rows[0]
+    print(
+        f"{first['model']}, {first['batch']} images of {first['height']} x {first['width']}"
+        f"{' with padding' if first['padded'] else ''}, {first['precision']}"
+    )
+    names = [phase for phase in PHASES if phase != "data"]
+    print(
+        f"  {'ms per step':22}" + "".join(f"{name:>10}" for name in (*names, "step")) + "   img/s"
+    )
+    for row in rows:
+        times = [row[f"{name}_ms"] for name in (*names, "step")]
+        print(
+            f"  {row['variant']:22}"
+            + "".join(f"{time:10.1f}" if time != "" else f"{'-':>10}" for time in times)
+            + f"{row['images_per_second']:8.2f}  {row['speedup_to_published']:.2f}x"
+            + f"  {row.get('peak_mb', 0):.0f} MiB"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="CSV file to write")
+    parser.add_argument("--model", default="resnet18", choices=("resnet18", "resnet50"))
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 320), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--amp", nargs="+", default=["none", "bf16"], choices=("none", "bf16"))
+    parser.add_argument("--padded", action="store_true", help="with padding as well as without")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="beside the published")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--seconds", type=float, default=15.0, help="per case (default: 15)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    names = [name for name in CONTENDERS if name not in ON_REQUEST[device.type]]
+    if args.only is not None:
+        names = list(dict.fromkeys([PUBLISHED, *args.only]))
+
+    rows = []
+    about = surroundings(args.seed)
+    for padded in (False, True) if args.padded else (False,):
+        for amp in args.amp:
+            case = Case(args.model, tuple(args.size), args.batch, amp, padded, args.seed, device)
+            found = run_case(case, names, args.seconds)
+            for row in found:
+                if not args.no_memory:
+                    row["peak_mb"] = round(peak_memory(case, row["variant"]), 1)
+                    row["peak_mb_per_image"] = round(row["peak_mb"] / case.batch, 1)
+            show(found)
+            rows += [{**row, **about} for row in found]
+    if args.out:
+        write_csv(args.out, rows)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

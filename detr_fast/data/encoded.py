@@ -1,0 +1,105 @@
+"""JPEG files decoded by the GPU: workers only read them, all else happens where the model is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from detr_fast.data.augment import Target
+from detr_fast.data.collate import Batch, collate
+from detr_fast.data.dataset import DetectionDataset
+from detr_fast.data.images import ImageFile, read_image
+from detr_fast.data.transforms import Recipe
+
+
+class Encoded(NamedTuple):
+    """An image on its way to a device that decodes it."""
+
+    data: Tensor  # uint8 [n], a JPEG file; or [3, H, W], pixels of an image that is none
+    path: Path | None
+    target: Target  # as before the transforms
+    seed: int  # of its random transforms
+
+
+def read_encoded(dataset: DetectionDataset, index: int, seed: int) -> Encoded:
+    """What :class:`DeviceDecoder` needs of an image.
+
+    Images that are generated or kept in memory are pixels already; so are files that other
+    decoders than Pillow may show differently: PNGs, pictures to be turned, CMYK.
+
+    Raises:
+        DataError: as ``dataset[index]``.
+    """
+    image, target = dataset.read(index, lazily=True)
+    if not isinstance(image, ImageFile):
+        return Encoded(image.as_subclass(Tensor), None, target, seed)
+    data = image.read_jpeg()
+    return Encoded(image.read()[0] if data is None else data, Path(image.path), target, seed)
+
+
+class DeviceDecoder:
+    """Makes a batch of encoded images: decoded, transformed and padded on a device.
+
+    Random transforms are those of ``seed``, whatever the state of the random numbers here. Pixels
+    differ by rounding from those that Pillow decodes.
+
+    Args:
+        recipe: the transforms.
+        device: where to work. On a GPU nvJPEG decodes the whole batch at once.
+        pad_to_multiple: as for ``collate``.
+
+    Raises:
+        ValueError: this torchvision cannot decode JPEG files there.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, pad_to_multiple: int = 1) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.pad_to_multiple = pad_to_multiple
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, "JPEG")
+        try:
+            decode_jpeg(torch.frombuffer(file.getbuffer(), dtype=torch.uint8), device=device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"torchvision cannot decode JPEG files on {device}: {error}"
+            ) from error
+
+    def __call__(self, batch: Sequence[Encoded]) -> Batch:
+        """The batch as ``collate`` makes it, targets packed, images on the device.
+
+        Raises:
+            DataError: a file that cannot be decoded.
+        """
+        pixels = self._decode(batch)
+        samples = []
+        with torch.random.fork_rng(devices=[]):
+            for image, item in zip(pixels, batch, strict=True):
+                torch.default_generator.manual_seed(item.seed)
+                samples.append(self.recipe(image, item.target))
+        return collate(samples, self.pad_to_multiple, pack=True)
+
+    def _decode(self, batch: Sequence[Encoded]) -> list[Tensor]:
+        files = [item for item in batch if item.data.ndim == 1]
+        if not files:
+            return [item.data.to(self.device, non_blocking=True) for item in batch]
+        try:
+            decoded = decode_jpeg(
+                [item.data for item in files], ImageReadMode.RGB, device=self.device
+            )
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:  # which does not say where: Pillow reads the file, or names it
+            decoded = [read_image(item.path).to(self.device) for item in files]
+        rest = iter(decoded)
+        return [
+            next(rest) if item.data.ndim == 1 else item.data.to(self.device, non_blocking=True)
+            for item in batch
+        ]

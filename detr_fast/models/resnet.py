@@ -1,0 +1,112 @@
+"""A ResNet's forward pass with frozen batch norm folded into the convolutions.
+
+Frozen batch norm is a fixed scale and shift of each channel. Scaling the convolution's weight
+instead of its output leaves one operation of three, and no second copy of the largest feature maps
+to keep for the backward pass. The parameters stay as they are, so that state dicts are the
+published ones, and the gradient goes through the product to the weight itself.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FrozenBatchNorm2d
+
+
+def conv_norm(
+    x: Tensor,  # [B, C, h, w]
+    conv: nn.Conv2d,  # without a bias
+    norm: nn.Module,
+) -> Tensor:
+    """``norm(conv(x))``, as one convolution where the norm is a ``FrozenBatchNorm2d``."""
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm(conv(x))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = conv.weight * scale[:, None, None, None]
+    shift = norm.bias - norm.running_mean * scale
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, shift = x.to(dtype), weight.to(dtype), shift.to(dtype)
+    # Not asked while compiling, which would make it a guard on the size.
+    if not torch.compiler.is_compiling() and weight.requires_grad and _is_small_map(x, conv):
+        return _SmallMapConvolution.apply(x, weight, shift)
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _is_small_map(x: Tensor, conv: nn.Conv2d) -> bool:
+    """A 3x3 convolution on a CPU whose batch has fewer pixels than channels."""
+    return (
+        x.is_cpu
+        and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+        and (conv.dilation, conv.groups) == ((1, 1), 1)
+        and x.shape[0] * x.shape[2] * x.shape[3] <= x.shape[1]
+    )
+
+
+class _SmallMapConvolution(torch.autograd.Function):
+    """A 3x3 convolution whose weight's gradient is one matrix product over all patches.
+
+    Measured against oneDNN's, 512 channels, one thread: at 400 pixels 17 ms instead of 32 in
+    float32 and 5 instead of 8 in bfloat16, at 100 pixels a quarter; from 800 on it gains nothing.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, shift, padding=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, weight = ctx.saved_tensors  # the shift is not trained
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            ones, no = [1, 1], [0, 0]
+            by_x, _, _ = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, ones, ones, ones, False, no, 1, [True, False, False]
+            )
+        b, c, h, w = x.shape
+        padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()  # [B, h + 2, w + 2, C]
+        image, row, column, _ = padded.stride()
+        patches = padded.as_strided((b, h, w, 3, 3, c), (image, row, column, row, column, 1))
+        patches = patches.reshape(b * h * w, 9 * c)
+        by_weight = gradient.permute(0, 2, 3, 1).reshape(b * h * w, -1).mT @ patches
+        return by_x, by_weight.view(-1, 3, 3, c).permute(0, 3, 1, 2), None
+
+
+def block_forward(
+    block: BasicBlock | Bottleneck,
+    x: Tensor,  # [B, C, h, w]
+) -> Tensor:
+    """A residual block."""
+    out = F.relu(conv_norm(x, block.conv1, block.bn1), inplace=True)
+    out = conv_norm(out, block.conv2, block.bn2)
+    if isinstance(block, Bottleneck):
+        out = conv_norm(F.relu(out, inplace=True), block.conv3, block.bn3)
+    if block.downsample is not None:
+        x = conv_norm(x, *block.downsample)
+    return F.relu(out + x, inplace=True)
+
+
+def resnet_forward(
+    body: Mapping[str, nn.Module],  # a torchvision ResNet's parts by name, without the classifier
+    x: Tensor,  # [B, 3, H, W]
+    checkpointing: bool = False,
+) -> Tensor:  # [B, C, h, w]
+    """The last stage's feature map.
+
+    Args:
+        checkpointing: keep each block's input alone, and compute the rest anew for gradients.
+    """
+    x = F.relu(conv_norm(x, body["conv1"], body["bn1"]), inplace=True)
+    x = body["maxpool"](x)
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        for block in body[stage]:
+            if checkpointing:
+                x = checkpoint(block_forward, block, x, use_reentrant=False)
+            else:
+                x = block_forward(block, x)
+    return x

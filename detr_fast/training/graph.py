@@ -1,0 +1,106 @@
+"""A whole training step as one CUDA graph: launched at once, for batches of one shape."""
+
+import torch
+from torch import Tensor
+
+from .. import faults
+from ..data import Batch
+from ..packing import PackedTargets
+from .config import TrainConfig
+from .step import TrainStep
+
+WARM_UP = 3  # steps on a side stream before capturing, as torch asks for
+
+
+def why_not(config: TrainConfig, device: torch.device, processes: int) -> str | None:
+    """Why a run cannot have its step as a CUDA graph; None where it can."""
+    if device.type != "cuda":
+        return f"it trains on the {device.type}"
+    if config.image_size is None:
+        return "images differ in size; give --image-size"
+    if config.accumulate > 1 or processes > 1 or config.compile:
+        return "it goes with neither --accumulate, --compile nor several processes"
+    return None
+
+
+class ShapeMismatch(ValueError):
+    """A batch of another shape than the graph's."""
+
+
+class GraphedStep:
+    """Captures a :class:`TrainStep` with the first batch, and replays it with every later one.
+
+    The first steps run as they are. Batches have one shape; targets are packed to ``capacity``.
+
+    Args:
+        step: whose optimizer is made capturable, with learning rates in tensors.
+        capacity: targets of a batch, at most.
+
+    Raises:
+        ValueError: where there is no CUDA graph, with the reason.
+    """
+
+    def __init__(self, step: TrainStep, capacity: int) -> None:
+        if step.device.type != "cuda":
+            raise ValueError(f"a CUDA graph needs a GPU, and this is {step.device.type}")
+        self.step = step
+        self.capacity = capacity
+        for group in step.optimizer.param_groups:
+            group["capturable"] = True
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=step.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._steps = 0
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Train on a batch. The losses returned are overwritten by the next call.
+
+        Raises:
+            ShapeMismatch: a batch of another shape than the first; nothing was changed.
+            ValueError: too many targets for the capacity.
+        """
+        images, mask, targets = batch
+        if mask is None:  # a graph has one way for all batches
+            mask = torch.zeros(
+                len(images), *images.shape[2:], dtype=torch.bool, device=images.device
+            )
+        if not isinstance(targets, PackedTargets):
+            targets = PackedTargets.pack(targets, self.capacity)
+        elif targets.counts is not None:  # packed without a capacity
+            targets = PackedTargets.pack(targets.unpack(), self.capacity)
+        if self._steps and images.shape != self._images.shape:
+            raise ShapeMismatch(
+                f"images are {list(images.shape)}, the CUDA graph's {list(self._images.shape)}"
+            )
+        if self._graph is not None:
+            self._fill(images, mask, targets)
+            self._graph.replay()
+            return self._losses
+        if self._steps == 0:
+            self._images = images.to(self.step.device, memory_format=torch.channels_last, copy=True)
+            self._mask = mask.to(self.step.device, copy=True)
+            self._targets = targets.to(self.step.device)
+            self._side = torch.cuda.Stream(self.step.device)
+        else:
+            self._fill(images, mask, targets)
+        self._steps += 1
+        if self._steps <= WARM_UP:
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
+                losses = self._run()
+            torch.cuda.current_stream().wait_stream(self._side)
+            return losses
+        faults.check_faults()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._losses = self._run()
+        self._graph.replay()  # capturing runs nothing
+        return self._losses
+
+    def _fill(self, images: Tensor, mask: Tensor, targets: PackedTargets) -> None:
+        self._images.copy_(images, non_blocking=True)
+        self._mask.copy_(mask, non_blocking=True)
+        self._targets.copy_(targets)
+
+    def _run(self) -> dict[str, Tensor]:
+        losses = self.step.gradients((self._images, self._mask, self._targets))
+        return losses | {"grad_norm": self.step.update()}

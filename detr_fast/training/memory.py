@@ -1,0 +1,63 @@
+"""What to do when memory runs out: say it in one line, with a batch size that was seen to fit."""
+
+import gc
+
+import torch
+
+from ..data import Batch
+from ..packing import PackedTargets
+from .step import TrainStep
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not allocate a tensor, on whatever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in text or "out of memory" in text.lower()
+    )
+
+
+def what_fits(step: TrainStep, batch: Batch) -> str:
+    """One line for the user: the batch that was too large, and what fits instead.
+
+    Tries forward and backward passes with half of the images, a quarter, and so on. Gradients are
+    thrown away and no weight is changed, but trained batch norm has counted the images: not to be
+    trained on. Call it when the exception, which holds tensors, is gone.
+    """
+    images, mask, targets = batch
+    if isinstance(targets, PackedTargets):
+        targets = targets.unpack()
+    size = len(images)
+    line = (
+        f"out of memory on {step.device} with a batch size of {size} at "
+        f"{images.shape[2]} x {images.shape[3]} pixels"
+    )
+    fits = size // 2
+    while fits:
+        _release(step)
+        part = (images[:fits], None if mask is None else mask[:fits], targets[:fits])
+        try:
+            step.gradients(part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            _release(step)
+            return (
+                f"{line}; {fits} fits: --batch-size {fits}, with --accumulate {-(-size // fits)} "
+                "for as many images per step, or --checkpointing"
+            )
+        fits //= 2
+    _release(step)
+    return (
+        f"{line}; not even one image fits: use smaller images, a smaller model or --checkpointing"
+    )
+
+
+def _release(step: TrainStep) -> None:
+    step.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if step.device.type == "cuda":
+        torch.cuda.empty_cache()

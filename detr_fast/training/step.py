@@ -1,0 +1,134 @@
+"""One optimizer step: forward, match, loss, backward, clip, update. Nothing makes the host wait."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import Batch, to_device
+from ..packing import PackedTargets
+from ..precision import autocast
+from . import distributed
+
+Targets = Sequence[dict[str, Tensor]] | PackedTargets
+BUCKET = 64  # compiled models see heights and widths that are multiples of this
+
+
+def ignore(phase: str) -> None:
+    """What is told the phases of a step where nobody asks."""
+
+
+class TrainStep:
+    """What a training loop calls with the batches of each step.
+
+    Args:
+        model: images and mask to outputs; maybe wrapped for distributed training, or compiled.
+        criterion: outputs and targets to losses, in float32 whatever the model runs in.
+        optimizer: of the model's parameters.
+        device: where the model is.
+        amp: autocast type of the model, None for float32.
+        clip: largest gradient norm; 0 = no clipping.
+        compile: run model and criterion through ``torch.compile``. Images are then padded to
+            multiples of 64 pixels and targets packed to powers of two. From the second size on the
+            compiled code takes any size, so that it is compiled a few times and not for every size.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        amp: torch.dtype | None = None,
+        clip: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        self.parallel = model
+        self.model = torch.compile(model) if compile else model
+        self.criterion = torch.compile(criterion) if compile else criterion
+        self.compiled = compile
+        self.optimizer = optimizer
+        self.device = device
+        self.amp = amp
+        self.clip = clip
+        self._first = True
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(
+        self, batches: Sequence[Batch], mark: Callable[[str], None] = ignore
+    ) -> dict[str, Tensor]:
+        """Train on the batches, whose gradients are averaged.
+
+        Args:
+            batches: on the device, or what ``data.to_device`` takes there.
+            mark: is told the end of each phase: forward, loss, backward, optimizer.
+
+        Returns:
+            The criterion's losses of the last batch, detached, and ``grad_norm`` before clipping.
+        """
+        for number, batch in enumerate(batches, 1):
+            wait = number < len(batches)
+            with distributed.no_reduction(self.parallel, wait, self._first):
+                losses = self.gradients(batch, 1 / len(batches), mark)
+        self._first = False
+        losses["grad_norm"] = self.update()
+        mark("optimizer")
+        return losses
+
+    def gradients(
+        self, batch: Batch, share: float = 1.0, mark: Callable[[str], None] = ignore
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a batch, times its share, and return its losses, detached."""
+        images, mask, targets = self._ready(*batch)
+        with autocast(self.device, self.amp):
+            outputs = self.model(images, mask)
+        mark("forward")
+        losses = self.criterion(outputs, targets)
+        mark("loss")
+        (losses["loss"] * share).backward()
+        mark("backward")
+        return {name: value.detach() for name, value in losses.items()}
+
+    def update(self) -> Tensor:
+        """Clip, step and clear the gradients, whose norm before clipping is returned."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _ready(self, images: Tensor, mask: Tensor | None, targets: Targets) -> Batch:
+        """The batch on the device; no mask if nothing is padded."""
+        if mask is not None and mask.device.type == "cpu" and not mask.any():
+            mask = None
+        images, mask, targets = to_device(Batch(images, mask, targets), self.device)
+        if self.compiled:
+            images, mask = pad_to_bucket(images, mask)
+            targets = pack_to_power(targets)
+        return Batch(images, mask, targets)
+
+
+def pad_to_bucket(
+    images: Tensor,  # [B, 3, H, W]
+    mask: Tensor | None,  # [B, H, W] bool, True = padding
+    bucket: int = BUCKET,
+) -> tuple[Tensor, Tensor | None]:
+    """The batch at the next multiples of ``bucket`` in height and width."""
+    *_, h, w = images.shape
+    below, right = -h % bucket, -w % bucket
+    if not below and not right:
+        return images, mask
+    if mask is None:
+        mask = torch.zeros(len(images), h, w, dtype=torch.bool, device=images.device)
+    return F.pad(images, (0, right, 0, below)), F.pad(mask, (0, right, 0, below), value=True)
+
+
+def pack_to_power(targets: Targets) -> PackedTargets:
+    """The targets packed with a power of two as capacity, 64 at least."""
+    if isinstance(targets, PackedTargets):
+        if targets.counts is None:  # it has a capacity
+            return targets
+        targets = targets.unpack()
+    total = sum(len(target["labels"]) for target in targets)
+    return PackedTargets.pack(targets, capacity=max(64, 1 << (total - 1).bit_length()))

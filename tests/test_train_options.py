@@ -1,0 +1,96 @@
+"""Options of training that are about speed and memory, and the benchmark command."""
+
+import re
+
+import pytest
+import torch
+
+from detr_fast.cli import main
+from detr_fast.training import TrainConfig
+from detr_fast.training.graph import why_not
+from detr_fast.training.memory import is_out_of_memory
+from tests.test_training import small_trainer
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def fails_beyond(trainer, images: int) -> list[int]:
+    """Makes the model run out of memory with more images; returns the batch sizes it sees."""
+    forward, seen = trainer.model.forward, []
+
+    def limited(batch, mask=None):
+        seen.append(len(batch))
+        if len(batch) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return forward(batch, mask)
+
+    trainer.model.forward = limited
+    return seen
+
+
+def batch_of(trainer, size: int) -> tuple:
+    targets = [{"labels": torch.tensor([0]), "boxes": torch.full((1, 4), 0.5)}] * size
+    return torch.randn(size, 3, 48, 64), torch.zeros(size, 48, 64, dtype=torch.bool), targets
+
+
+def test_out_of_memory_says_what_fits(tmp_path):
+    trainer = small_trainer(tmp_path)
+    before = [p.clone() for p in trainer.model.parameters()]
+    seen = fails_beyond(trainer, 3)
+    with pytest.raises(ValueError) as error:
+        trainer._train_step([batch_of(trainer, 8)])
+    assert str(error.value) == (
+        "step 1: out of memory on cpu with a batch size of 8 at 48 x 64 pixels; 2 fits: "
+        "--batch-size 2, with --accumulate 4 for as many images per step, or --checkpointing"
+    )
+    assert seen == [8, 4, 2]
+    assert all(p.grad is None for p in trainer.model.parameters())
+    for then, now in zip(before, trainer.model.parameters(), strict=True):
+        assert torch.equal(then, now)
+
+
+def test_out_of_memory_with_one_image(tmp_path):
+    trainer = small_trainer(tmp_path)
+    fails_beyond(trainer, 0)
+    with pytest.raises(ValueError, match="not even one image fits: use smaller images"):
+        trainer._train_step([batch_of(trainer, 2)])
+
+
+def test_other_errors_are_not_taken_for_it(tmp_path):
+    assert is_out_of_memory(MemoryError())
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(error.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    trainer = small_trainer(tmp_path)
+    trainer.model.forward = lambda *_: torch.ones(2, 3) @ torch.ones(2, 3)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        trainer._train_step([batch_of(trainer, 2)])
+
+
+def test_when_a_cuda_graph_is_possible():
+    fixed = TrainConfig.create(image_size=(64, 64))
+    assert why_not(fixed, GPU, 1) is None
+    assert why_not(fixed, CPU, 1) == "it trains on the cpu"
+    assert "give --image-size" in why_not(TrainConfig.create(), GPU, 1)
+    assert "several processes" in why_not(fixed, GPU, 2)
+    accumulated = TrainConfig.create(image_size=(64, 64), accumulate=2)
+    assert "--accumulate" in why_not(accumulated, GPU, 1)
+
+
+def test_benchmark_command(capsys):
+    options = ["--batch-size", "2", "--image-size", "48", "48", "--steps", "2", "--device", "cpu"]
+    assert main(["benchmark", *options]) == 0
+    said = capsys.readouterr().out
+    rows = re.findall(r"^(\w+) +([\d.]+) +([\d.]+)%  (█+)$", said, re.MULTILINE)
+    names = [name for name, *_ in rows]
+    assert names == ["data", "forward", "match", "loss", "backward", "optimizer"]
+    assert sum(float(share) for _, _, share, _ in rows) == pytest.approx(100, abs=0.5)
+    longest = max(rows, key=lambda row: float(row[1]))
+    assert len(longest[3]) == 40
+    assert re.search(r"data \d+% \| step \d+%: the (step|loader) is the bottleneck", said)
+
+
+def test_benchmark_command_needs_steps(capsys):
+    assert main(["benchmark", "--steps", "0"]) == 2
+    assert "steps is 0, expected at least 1" in capsys.readouterr().err

@@ -1,0 +1,242 @@
+"""The training step: every way of making it fast gives the plain step's losses and gradients."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from benchmarks.baselines.published_criterion import PublishedCriterion, published_step
+from benchmarks.baselines.published_detr import PublishedDETR
+from detr_fast.losses import SetCriterion
+from detr_fast.models import detr_resnet18, detr_tiny
+from detr_fast.models.resnet import block_forward, conv_norm
+from detr_fast.packing import PackedTargets
+from detr_fast.training.graph import GraphedStep
+from detr_fast.training.schedule import make_optimizer
+from detr_fast.training.step import TrainStep, pack_to_power, pad_to_bucket
+from tests.test_train_step_baselines import frozen_statistics
+
+CPU = torch.device("cpu")
+TARGETS = [
+    {"labels": torch.tensor([1, 6, 0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.3]] * 3)},
+    {"labels": torch.tensor([3]), "boxes": torch.tensor([[0.3, 0.4, 0.1, 0.6]])},
+]
+
+
+def resnet(**options) -> nn.Module:
+    torch.manual_seed(0)
+    small = {"num_encoder_layers": 1, "num_decoder_layers": 2, "dim": 32, "dim_feedforward": 64}
+    model = detr_resnet18(7, 12, trainable_layers=3, **(small | {"dropout": 0.0} | options))
+    frozen_statistics(model)
+    return model
+
+
+def step_of(model: nn.Module, **options) -> TrainStep:
+    return TrainStep(
+        model, SetCriterion(7), make_optimizer(model, 1e-4, 1e-5, 1e-4), CPU, **options
+    )
+
+
+def gradients(model: nn.Module, *batch) -> dict[str, torch.Tensor]:
+    step = step_of(model)
+    loss = step.gradients(batch)["loss"]
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return found | {"loss": loss}
+
+
+def assert_same(found: dict, expected: dict, share: float = 1e-4) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        scale = max(expected[name].abs().max().item(), 1e-3)
+        torch.testing.assert_close(value, expected[name], atol=share * scale, rtol=1e-3, msg=name)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+
+
+def norm_with_statistics(channels: int) -> FrozenBatchNorm2d:
+    norm = FrozenBatchNorm2d(channels)
+    for buffer in norm.buffers():
+        buffer.uniform_(0.5, 1.5)
+    return norm
+
+
+@pytest.mark.parametrize("size", [4, 16])  # a batch with fewer and with more pixels than channels
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_folded_norm(size, layout):
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(40, 24, 3, padding=1, bias=False), norm_with_statistics(24)
+    values, weights = [], []
+    for run in (lambda x: conv_norm(x, conv, norm), lambda x: norm(conv(x))):
+        x = torch.randn(2, 40, size, size, generator=torch.Generator().manual_seed(2))
+        x = x.to(memory_format=layout).requires_grad_()
+        conv.weight.grad = None
+        out = run(x)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        values.append((out, x.grad))
+        weights.append(conv.weight.grad)
+    torch.testing.assert_close(values[0], values[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*weights, atol=1e-3, rtol=1e-4)
+
+
+def test_trained_norm_is_left_alone():
+    conv, norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(conv_norm(x, conv, copy.deepcopy(norm)), norm(conv(x)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_blocks_are_torchvisions(name):
+    import torchvision
+
+    torch.manual_seed(0)
+    body = getattr(torchvision.models, name)(norm_layer=FrozenBatchNorm2d)
+    for block in body.layer2:
+        x = torch.randn(1, block.conv1.in_channels, 8, 8)
+        torch.testing.assert_close(block_forward(block, x), block(x.clone()), atol=1e-4, rtol=1e-4)
+
+
+def test_channels_last(images):
+    model = resnet()
+    expected = gradients(copy.deepcopy(model), images, None, TARGETS)
+    found = gradients(model.to(memory_format=torch.channels_last), images, None, TARGETS)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing(images, dropout):
+    """Also with dropout, whose random numbers are drawn again."""
+    model = resnet(dropout=dropout)
+    other = copy.deepcopy(model)
+    other.set_checkpointing(True)
+    torch.manual_seed(3)
+    expected = gradients(model, images, None, TARGETS)
+    torch.manual_seed(3)
+    assert_same(gradients(other, images, None, TARGETS), expected)
+
+
+def test_checkpointing_counts_a_batch_once(images):
+    """Statistics of trained batch norm."""
+    model = detr_tiny(7, 12)
+    model.set_checkpointing(True)
+    gradients(model, images, None, TARGETS)
+    counts = [b.item() for n, b in model.named_buffers() if n.endswith("num_batches_tracked")]
+    assert counts and set(counts) == {1}
+
+
+def test_ten_steps_of_the_published_loop(images):
+    ours = resnet(num_encoder_layers=6, num_decoder_layers=6, dim=256, dim_feedforward=256)
+    theirs = PublishedDETR("resnet18", 7, 12, dim_feedforward=256, dropout=0.0)
+    theirs.load_state_dict(ours.state_dict())
+    step = step_of(ours, clip=0.1)
+    names = dict(theirs.named_parameters())
+    groups = [
+        {"params": [p for n, p in names.items() if p.requires_grad and "backbone" not in n]},
+        {"params": [p for n, p in names.items() if p.requires_grad and "backbone" in n]},
+    ]
+    groups[1]["lr"] = 1e-5
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4)
+    criterion = PublishedCriterion(7)
+    mask = torch.zeros(2, 96, 128, dtype=torch.bool)
+    for _ in range(10):
+        found = step([(images, mask, TARGETS)])["loss"].item()
+        expected = published_step(
+            theirs, criterion, optimizer, lambda: theirs(images, mask), TARGETS, lambda phase: None
+        )
+        assert found == pytest.approx(expected, rel=2e-3)
+
+
+def test_accumulation_is_the_mean(images):
+    model = resnet()
+    twice, once = step_of(copy.deepcopy(model)), step_of(model)
+    batch = (images, None, TARGETS)
+    norms = [
+        step(batches)["grad_norm"] for step, batches in ((once, [batch]), (twice, [batch] * 2))
+    ]
+    torch.testing.assert_close(*norms)
+
+
+class TestCompiled:
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch):
+        """What compiling traces and differentiates, without minutes of code generation."""
+        torch._dynamo.reset()
+        compiled = functools.partial(torch.compile, backend="aot_eager")
+        monkeypatch.setattr(torch, "compile", compiled)
+        yield
+        torch._dynamo.reset()
+
+    def test_equals_eager(self, images):
+        model = resnet()
+        images = images[..., :128].contiguous()
+        eager, compiled = step_of(copy.deepcopy(model)), step_of(model, compile=True)
+        batch = (*pad_to_bucket(images, None), TARGETS)
+        for _ in range(2):
+            expected, found = eager([batch]), compiled([batch])
+            assert_same(found, expected)
+
+    def test_sizes_do_not_compile_for_ever(self, monkeypatch):
+        compiles = []
+
+        def backend(graph, inputs):
+            compiles.append(graph)
+            return graph.forward
+
+        monkeypatch.setattr(
+            torch, "compile", functools.partial(torch.compile.func, backend=backend)
+        )
+        step = step_of(resnet(), compile=True)
+        after = []
+        for h, w in ((64, 64), (128, 64), (64, 128), (192, 320), (256, 128)):
+            step.gradients((torch.randn(2, 3, h, w), None, TARGETS))
+            after.append(len(compiles))
+        assert 0 < after[0] < after[2] == after[-1]
+
+
+def test_bucket():
+    images, mask = pad_to_bucket(torch.ones(2, 3, 65, 64), None)
+    assert images.shape == (2, 3, 128, 64) and images.sum() == 2 * 3 * 65 * 64
+    assert mask.shape == (2, 128, 64) and (~mask).sum() == 2 * 65 * 64
+    same = torch.ones(2, 3, 64, 128)
+    assert pad_to_bucket(same, None) == (same, None)
+
+
+def test_capacity_is_a_power_of_two():
+    assert len(pack_to_power(TARGETS).labels) == 64
+    many = [{"labels": torch.zeros(65, dtype=torch.int64), "boxes": torch.full((65, 4), 0.5)}]
+    assert len(pack_to_power(many).labels) == 128
+    none = [{"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}]
+    assert len(pack_to_power(none).labels) == 64
+    packed = PackedTargets.pack(TARGETS)
+    assert pack_to_power(packed) is packed
+
+
+def test_no_cuda_graph_on_a_cpu():
+    with pytest.raises(ValueError, match="needs a GPU, and this is cpu"):
+        GraphedStep(step_of(resnet()), 10)
+
+
+def test_host_reads_nothing(images, monkeypatch):
+    """No value of the step is asked for: what would make the host wait for a GPU."""
+    step = step_of(resnet(), clip=0.1)
+    batch = (images, None, TARGETS)
+    step([batch])
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+        original = getattr(torch.Tensor, name)
+
+        def read(self, *args, _original=original, _name=name, **kwargs):
+            if self.dtype.is_floating_point:
+                reads.append(_name)
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+    losses = step([batch])
+    assert not reads
+    float(losses["loss"])
+    assert reads
