@@ -69,7 +69,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         kind.add_argument("--split", help="default: the split it was validated on")
 
     curves = kinds.add_parser("curves", help="losses, AP, matching, rates of a run, on one page")
-    curves.add_argument("run", type=Path, help="the run's folder")
+    curves.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
     curves.add_argument("--out", type=Path, default=None, help="a PNG; default: RUN/curves.png")
     curves.set_defaults(draw=_curves)
     return parser
@@ -163,11 +163,11 @@ def _matching(args: argparse.Namespace) -> None:
 
 
 def _curves(args: argparse.Namespace) -> None:
-    rows = list(read_metrics(args.run / "metrics.jsonl"))
+    rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
     if not rows:
         raise ValueError(f"{args.run / 'metrics.jsonl'} is missing, or has no row")
-    out = args.out or args.run / "curves.png"
-    plot_training(rows, args.run.resolve().name).save(out)
+    out = args.out or args.run_dir / "curves.png"
+    plot_training(rows, args.run_dir.resolve().name).save(out)
     print(f"wrote {out}")
 
 
