@@ -19,7 +19,8 @@ void define_dropout(py::module_& m) {
         else
           cpu::dropout(in, at<const float>(x), relu, at<float>(out));
       },
-      "x [count], float32 or bfloat16, the address of an int64 seed, how many of 65536 are dropped, "
+      "x [count], float32 or bfloat16, the address of an int64 seed, how many of 65536 are "
+      "dropped, "
       "the scale of the others, whether of max(x, 0), out [count], written.");
   m.def(
       "relu_dropout_backward",

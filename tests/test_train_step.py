@@ -213,7 +213,9 @@ def test_capacity_is_a_power_of_two():
     none = [{"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}]
     assert len(pack_to_power(none).labels) == 64
     packed = PackedTargets.pack(TARGETS)
-    assert pack_to_power(packed) is packed
+    assert len(pack_to_power(packed).labels) == 64
+    roomy = PackedTargets.pack(TARGETS, capacity=7)
+    assert pack_to_power(roomy) is roomy
 
 
 def test_no_cuda_graph_on_a_cpu():

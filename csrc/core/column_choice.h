@@ -29,7 +29,7 @@ class ColumnChoice {
   template <class Costs>
   bool choose(Costs cost, int32_t rows, int32_t cols, int32_t stride, const double* least) {
     columns.clear();
-    if (cols < kFewest) return false;
+    if (cols < kFewestColumns || rows < kFewestRows) return false;
     for (int32_t wanted = rows / 4 + 3; 2 * wanted < cols; wanted *= 2) {
       mark(cost, rows, cols, stride, least, wanted);
       const bool enough =
@@ -90,7 +90,9 @@ class ColumnChoice {
     return sorted_[wanted - 1];
   }
 
-  static constexpr int32_t kFewest = 128;
+  // Below, choosing takes longer than it saves.
+  static constexpr int32_t kFewestColumns = 128;
+  static constexpr int32_t kFewestRows = 7;
 
   Scan scan_;
   AlignedVector<Real> excess_;    // [stride] not positive in columns within some row's limit

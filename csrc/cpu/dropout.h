@@ -9,7 +9,7 @@
 namespace detr_fast::cpu {
 
 struct DropoutInput {
-  int64_t count;      // elements
+  int64_t count;  // elements
   uint64_t seed;
   uint32_t threshold;  // of 65536 elements so many are dropped, on average
   float scale;         // of those kept

@@ -119,9 +119,7 @@ def _raise_first(status: Tensor, named: bool) -> None:
 
 def _solve_ragged(costs: Sequence[Any], maximize: bool) -> list[tuple[Index, Index]]:
     threads = torch.get_num_threads()
-    solved = _C.linear_sum_assignments(
-        list(costs), bool(maximize), threads
-    )  # None: not read in place
+    in_place = solved = _C.linear_sum_assignments(list(costs), bool(maximize), threads)
     if solved is None:
         matrices = []
         for p, cost in enumerate(costs):
@@ -134,12 +132,11 @@ def _solve_ragged(costs: Sequence[Any], maximize: bool) -> list[tuple[Index, Ind
         dtype = np.result_type(*{matrix.dtype for matrix in matrices})
         matrices = [matrix.astype(dtype, copy=False) for matrix in matrices]
         solved = _C.linear_sum_assignments(matrices, bool(maximize), threads)
-    status, problem, pairs = solved
-    if status != _C.Status.ok:
-        _raise(status, problem)
-    if not any(isinstance(cost, Tensor) for cost in costs):
-        return pairs
-    return [_like(cost, *pair) for cost, pair in zip(costs, pairs, strict=True)]
+    if type(solved) is tuple:
+        _raise(*solved)
+    if in_place is not None:  # all are arrays
+        return solved
+    return [_like(cost, *pair) for cost, pair in zip(costs, solved, strict=True)]
 
 
 def _solve(

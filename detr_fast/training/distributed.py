@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+# torch 2.15 renamed it, and warns of the old name.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 class LostProcess(RuntimeError):
@@ -90,7 +98,7 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
         device_ids=[device] if device.type == "cuda" else None,
         static_graph=True,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,
+        **{_SYNC_BUFFERS: False},
     )
 
 
