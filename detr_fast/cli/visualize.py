@@ -165,7 +165,7 @@ def _matching(args: argparse.Namespace) -> None:
 def _curves(args: argparse.Namespace) -> None:
     rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
     if not rows:
-        raise ValueError(f"{args.run / 'metrics.jsonl'} is missing, or has no row")
+        raise ValueError(f"{args.run_dir / 'metrics.jsonl'} is missing, or has no row")
     out = args.out or args.run_dir / "curves.png"
     plot_training(rows, args.run_dir.resolve().name).save(out)
     print(f"wrote {out}")
