@@ -34,35 +34,48 @@ Result result_of(const Fault& fault) {
   return {fault.status, fault.problem, fault.query, fault.target};
 }
 
-using Int64Array = py::array_t<int64_t, py::array::c_style>;
+using Index = py::array_t<int64_t>;
+
+// (fault, answer): the fault is None or (status, problem). An enum's == in Python takes a
+// microsecond.
+template <class Real>
+py::tuple solve(const std::vector<cpu::Problem<Real>>& problems, bool maximize, int threads,
+                py::object answer) {
+  Fault fault;
+  {
+    py::gil_scoped_release release;
+    fault = cpu::assign(problems.data(), static_cast<int64_t>(problems.size()), maximize, threads);
+  }
+  if (fault.status == Status::kOk) return py::make_tuple(py::none(), std::move(answer));
+  return py::make_tuple(py::make_tuple(fault.status, fault.problem), py::none());
+}
 
 template <class Real>
-Fault assign(const int64_t* entry, int64_t count, bool maximize, int threads, int64_t* index,
-             int64_t pairs) {
-  std::vector<cpu::Problem<Real>> problems(count);
-  int64_t* row_index = index;
-  int64_t* col_index = index + pairs;
-  for (int64_t p = 0; p < count; ++p, entry += 3) {
-    problems[p] = {at<const Real>(static_cast<Address>(entry[0])), entry[1], entry[2], row_index,
-                   col_index};
-    row_index += std::min(entry[1], entry[2]);
-    col_index += std::min(entry[1], entry[2]);
+py::tuple assign_batch(const py::array& cost, bool maximize, int threads) {
+  const int64_t rows = cost.shape(cost.ndim() - 2), cols = cost.shape(cost.ndim() - 1);
+  const int64_t pairs = std::min(rows, cols);
+  std::vector<py::ssize_t> shape = {pairs};
+  if (cost.ndim() == 3) shape.insert(shape.begin(), cost.shape(0));
+  Index row_index(shape), col_index(shape);
+  std::vector<cpu::Problem<Real>> problems(cost.ndim() == 3 ? cost.shape(0) : 1);
+  const Real* matrix = static_cast<const Real*>(cost.data());
+  int64_t *to_rows = row_index.mutable_data(), *to_cols = col_index.mutable_data();
+  for (cpu::Problem<Real>& problem : problems) {
+    problem = {matrix, rows, cols, to_rows, to_cols};
+    matrix += rows * cols;
+    to_rows += pairs;
+    to_cols += pairs;
   }
-  return cpu::assign(problems.data(), count, maximize, threads);
+  return solve(problems, maximize, threads,
+               py::make_tuple(std::move(row_index), std::move(col_index)));
 }
 
-Result linear_sum_assignment(const Int64Array& problems, bool is_double, bool maximize,
-                             Int64Array& index, int threads) {
-  const int64_t* const entry = problems.data();
-  int64_t* const out = index.mutable_data();
-  const int64_t count = problems.shape(0), pairs = index.shape(1);
-  py::gil_scoped_release release;
-  const auto run = is_double ? assign<double> : assign<float>;
-  return result_of(run(entry, count, maximize, threads, out, pairs));
+py::tuple linear_sum_assignment(const py::array& cost, bool maximize, int threads) {
+  const auto run = cost.itemsize() == sizeof(double) ? assign_batch<double> : assign_batch<float>;
+  return run(cost, maximize, threads);
 }
 
-// None unless all are what the solver reads in place. No fault costs nothing: an enum's == in
-// Python takes a microsecond.
+// None unless all are what the solver reads in place.
 template <class Real>
 py::object assign_arrays(const py::list& costs, bool maximize, int threads) {
   const size_t count = costs.size();
@@ -75,18 +88,12 @@ py::object assign_arrays(const py::list& costs, bool maximize, int threads) {
     if (cost.ndim() != 2 || !(cost.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
       return py::none();
     const int64_t rows = cost.shape(0), cols = cost.shape(1);
-    py::array_t<int64_t> row_index(std::min(rows, cols)), col_index(std::min(rows, cols));
+    Index row_index(std::min(rows, cols)), col_index(std::min(rows, cols));
     problems[p] = {static_cast<const Real*>(cost.data()), rows, cols, row_index.mutable_data(),
                    col_index.mutable_data()};
     pairs[p] = py::make_tuple(std::move(row_index), std::move(col_index));
   }
-  Fault fault;
-  {
-    py::gil_scoped_release release;
-    fault = cpu::assign(problems.data(), static_cast<int64_t>(count), maximize, threads);
-  }
-  if (fault.status != Status::kOk) return py::make_tuple(fault.status, fault.problem);
-  return std::move(pairs);
+  return solve(problems, maximize, threads, std::move(pairs));
 }
 
 py::object linear_sum_assignments(const py::list& costs, bool maximize, int threads) {
@@ -160,17 +167,15 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       .value("invalid_pair_cost", Status::kInvalidPairCost)
       .value("out_of_memory", Status::kOutOfMemory);
 
-  m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("problems").noconvert(),
-        py::arg("is_double"), py::arg("maximize"), py::arg("index").noconvert(), py::arg("threads"),
-        "problems: int64 [P, 3], each (address, rows, cols) of a contiguous matrix; index: int64 "
-        "[2, sum of min(rows, cols)], written. Returns (status, problem, query, target) of the "
-        "first fault.");
+  m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("cost").noconvert(),
+        py::arg("maximize"), py::arg("threads"),
+        "cost: aligned contiguous array [R, C] or [P, R, C] of float32 or float64. Returns "
+        "(fault, (row_index, col_index)); fault is None, or (status, problem).");
 
   m.def("linear_sum_assignments", &linear_sum_assignments, py::arg("costs"), py::arg("maximize"),
         py::arg("threads"),
-        "costs: list of arrays. Returns a list of (row_index, col_index); None unless all are "
-        "aligned contiguous matrices of float32, or all of float64; or a tuple (status, problem) "
-        "where one has no answer.");
+        "costs: list of arrays. Returns (fault, list of (row_index, col_index)), or None unless "
+        "all are aligned contiguous matrices of float32, or all of float64.");
 
   m.def("match", &match, py::arg("logits"), py::arg("boxes"), py::arg("shape"), py::arg("dtypes"),
         py::arg("labels"), py::arg("target_boxes"), py::arg("counts"), py::arg("cost"),

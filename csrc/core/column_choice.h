@@ -57,12 +57,12 @@ class ColumnChoice {
   void mark(Costs cost, int32_t rows, int32_t cols, int32_t stride, const double* least,
             int32_t wanted) {
     excess_.assign(stride, std::numeric_limits<Real>::infinity());
-    Real gap = -1;  // from a row's minimum to its limit, alike in the rows of one problem
+    // From a row's minimum to its limit, which is alike in the rows of one problem.
+    Real gap = std::max(cost(0)[0], cost(0)[cols / 2]) - static_cast<Real>(least[0]);
     for (int32_t i = 0; i < rows; ++i) {
       const Real* const c = cost(i);
       const Real first = static_cast<Real>(least[i]);
-      const Real limit =
-          i == 0 ? exact_limit(c, cols, wanted) : find_limit(c, cols, stride, first, gap, wanted);
+      const Real limit = find_limit(c, cols, stride, first, gap, wanted);
       gap = limit - first;
       scan_.mark_up_to(c, limit, stride, excess_.data());
     }

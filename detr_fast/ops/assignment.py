@@ -66,14 +66,10 @@ def linear_sum_assignment(
     matrix = _to_matrix(cost)
     if matrix.ndim not in (2, 3):
         raise ValueError(f"expected a matrix (2-D array), got a {matrix.ndim} array")
-    rows, cols = matrix.shape[-2:]
-    count = len(matrix) if matrix.ndim == 3 else 1
-    problems = np.empty((count, 3), dtype=np.int64)
-    problems[:, 0] = np.arange(count) * (rows * cols * matrix.itemsize) + _address(matrix)
-    problems[:, 1:] = rows, cols
-    shape = (*matrix.shape[:-2], min(rows, cols))
-    index = _solve(problems, count * shape[-1], matrix.dtype, maximize, named=matrix.ndim == 3)
-    return _like(cost, index[0].reshape(shape), index[1].reshape(shape))
+    fault, pair = _C.linear_sum_assignment(matrix, bool(maximize), torch.get_num_threads())
+    if fault is not None:
+        _raise(fault[0], fault[1] if matrix.ndim == 3 else None)
+    return _like(cost, *pair)
 
 
 def _solve_on_gpu(cost: Tensor, maximize: bool, validate: bool) -> tuple[Tensor, Tensor]:
@@ -119,8 +115,9 @@ def _raise_first(status: Tensor, named: bool) -> None:
 
 def _solve_ragged(costs: Sequence[Any], maximize: bool) -> list[tuple[Index, Index]]:
     threads = torch.get_num_threads()
-    in_place = solved = _C.linear_sum_assignments(list(costs), bool(maximize), threads)
-    if solved is None:
+    solved = _C.linear_sum_assignments(list(costs), bool(maximize), threads)
+    in_place = solved is not None
+    if not in_place:
         matrices = []
         for p, cost in enumerate(costs):
             matrix = _to_matrix(cost)
@@ -132,27 +129,12 @@ def _solve_ragged(costs: Sequence[Any], maximize: bool) -> list[tuple[Index, Ind
         dtype = np.result_type(*{matrix.dtype for matrix in matrices})
         matrices = [matrix.astype(dtype, copy=False) for matrix in matrices]
         solved = _C.linear_sum_assignments(matrices, bool(maximize), threads)
-    if type(solved) is tuple:
-        _raise(*solved)
-    if in_place is not None:  # all are arrays
-        return solved
-    return [_like(cost, *pair) for cost, pair in zip(costs, solved, strict=True)]
-
-
-def _solve(
-    problems: np.ndarray,  # [P, 3] int64: address, rows, cols of a contiguous matrix
-    pairs: int,  # sum of min(rows, cols)
-    dtype: np.dtype,
-    maximize: bool,
-    named: bool,  # whether an error names the problem
-) -> np.ndarray:  # [2, pairs] int64
-    index = np.empty((2, pairs), dtype=np.int64)
-    status, problem, _, _ = _C.linear_sum_assignment(
-        problems, dtype == np.float64, bool(maximize), index, torch.get_num_threads()
-    )
-    if status != _C.Status.ok:
-        _raise(status, problem if named else None)
-    return index
+    fault, pairs = solved
+    if fault is not None:
+        _raise(*fault)
+    if in_place:  # all are arrays
+        return pairs
+    return [_like(cost, *pair) for cost, pair in zip(costs, pairs, strict=True)]
 
 
 def _raise(status: _C.Status, problem: int | None) -> None:
@@ -179,10 +161,6 @@ def _to_matrix(cost: Any) -> np.ndarray:
     elif array.dtype != np.float32:
         array = array.astype(np.float64, casting="safe", copy=False)
     return array if array.flags.c_contiguous and array.flags.aligned else array.copy()
-
-
-def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
 
 
 def _ndim(item: Any) -> int:
