@@ -1,4 +1,4 @@
-"""Matching and assignment on a GPU, against everything else that could be used there.
+"""Matching, assignment and box losses on a GPU, against everything else that could be used there.
 
 python -m benchmarks.bench_gpu --out benchmarks/results/gpu.csv
 """
@@ -13,6 +13,8 @@ import torch
 from benchmarks.baselines.blockwise_matcher import BlockwiseMatcher
 from benchmarks.baselines.published_matcher import PublishedMatcher
 from benchmarks.cases import FAMILIES, Case, make
+from benchmarks.gpu_losses import SIZES as LOSSES
+from benchmarks.gpu_losses import run_losses
 from benchmarks.gpu_timing import bandwidth, measure, waits
 from benchmarks.harness import surroundings, write_csv
 from detr_fast import FastMatcher, PackedTargets, linear_sum_assignment
@@ -201,6 +203,10 @@ def main() -> None:
             before = len(rows)
             rows += run_assignment(family, problems, queries, targets, args.seed, rounds)
             _print(rows[before:])
+    for size in LOSSES[:1] if args.quick else LOSSES:
+        before = len(rows)
+        rows += run_losses(Case("trained", *size), args.seed, rounds)
+        _print(rows[before:])
     if args.out:
         write_csv(args.out, [{**row, **about} for row in rows])
         print(f"wrote {args.out}")

@@ -1,7 +1,7 @@
 """How a GPU is timed: with events, the cache cold, the launches queued before the clock starts."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -101,8 +101,3 @@ def waits(call: Callable[[], object]) -> int:
     count = sum(event.count for event in profiler.key_averages() if event.key in blocking)
     torch.cuda.synchronize()
     return count
-
-
-def by_speed(figures: Mapping[str, Mapping[str, float]]) -> Sequence[str]:
-    """The variants' names, the quickest first."""
-    return sorted(figures, key=lambda name: figures[name]["gpu_us"])

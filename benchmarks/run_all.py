@@ -1,6 +1,6 @@
 """Measures everything that runs on the CPU again and draws it: python -m benchmarks.run_all.
 
-Writes benchmarks/results/*_cpu.csv, the pictures and the tables of the README. Takes about 10
+Writes benchmarks/results/*_cpu.csv, the pictures and the tables of the README. Takes about 12
 minutes on two cores, which should have nothing else to do. The loader is measured if the folder
 shared/data with photographs lies beside the checkout.
 """
@@ -23,6 +23,9 @@ def main() -> None:
     for name in ("assignment", "matcher"):
         _run(f"bench_{name}", *quick, "--out", _shown(args.results / f"{name}_cpu.csv"))
     _run("plot", _shown(args.results))
+    if not args.quick:
+        steps = _shown(args.results / "train_step_cpu.csv")
+        _run("bench_train_step", "--threads", "2", "--out", steps)
     if not args.quick and (ROOT.parent / "shared" / "data").is_dir():
         _run("bench_loader", "--out", _shown(args.results / "loader_cpu.csv"))
         _run("scaling_model", "--write", _shown(ROOT / "benchmarks" / "SCALING.md"))

@@ -3,7 +3,7 @@
 python -m benchmarks.tables benchmarks/results --write README.md
 
 Each table stands between ``<!-- NAME -->`` and ``<!-- end NAME -->``, NAME being ``assignment``,
-``matcher`` or ``loader``. Without ``--write`` the tables are printed.
+``matcher``, ``step`` or ``loader``. Without ``--write`` the tables are printed.
 """
 
 import argparse
@@ -83,7 +83,23 @@ def loader_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def step_table(rows: list[Row]) -> str:
+    """Images per second, and memory, of whole training steps."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    lines = _head("", *(f"{name}: images/s, MiB per image" for name in variants))
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        mine = {row["variant"]: row for row in rows if row["precision"] == precision}
+        cells = []
+        for name in variants:
+            speed = f"{float(mine[name]['images_per_second']):#.3g}"
+            speed = f"**{speed}**" if name == "detr_fast" else speed
+            cells.append(f"{speed}, {float(mine[name]['peak_mb_per_image']):.0f}")
+        lines.append(_line(precision, *cells))
+    return "\n".join(lines)
+
+
 TABLES = {
+    "step": ("train_step_cpu.csv", step_table),
     "loader": ("loader_cpu.csv", loader_table),
     "assignment": ("assignment_cpu.csv", assignment_table),
     "matcher": ("matcher_cpu.csv", matcher_table),

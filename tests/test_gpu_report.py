@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_report
+from benchmarks.cases import Case
+from benchmarks.gpu_losses import loss_variants
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the report itself runs")
@@ -78,3 +80,11 @@ def test_training_steps_become_a_table(tmp_path) -> None:
     with steps.open(newline="") as file:
         for row in csv.DictReader(file):
             assert f"| {row['variant']} | {row['images_per_second']} |" in page
+
+
+@pytest.mark.parametrize("family", ["initial", "trained"])
+def test_compared_losses_have_the_same_gradient(family) -> None:
+    variants = loss_variants(Case(family, 3, 30, 7, 6, layers=2), 0, "cpu")
+    ours, theirs = (call(0) for call in variants.values())
+    assert ours.abs().sum() > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -15,7 +15,7 @@ from detr_fast.models import detr_resnet18, detr_tiny
 from detr_fast.models.resnet import block_forward, conv_norm
 from detr_fast.packing import PackedTargets
 from detr_fast.training.graph import GraphedStep
-from detr_fast.training.schedule import make_optimizer
+from detr_fast.training.schedule import FusedAdamW, make_optimizer
 from detr_fast.training.step import TrainStep, pack_to_power, pad_to_bucket
 from tests.test_train_step_baselines import frozen_statistics
 
@@ -66,7 +66,8 @@ def norm_with_statistics(channels: int) -> FrozenBatchNorm2d:
     return norm
 
 
-@pytest.mark.parametrize("size", [4, 16])  # a batch with fewer and with more pixels than channels
+# A batch with fewer pixels than channels, with fewer than a weight has entries per channel, more.
+@pytest.mark.parametrize("size", [4, 8, 16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_folded_norm(size, layout):
     torch.manual_seed(0)
@@ -82,6 +83,19 @@ def test_folded_norm(size, layout):
         weights.append(conv.weight.grad)
     torch.testing.assert_close(values[0], values[1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(*weights, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_folded_norm_in_bfloat16(size):
+    """Rounds no more than convolution and norm one after the other, up to chance."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(40, 24, 3, padding=1, bias=False), norm_with_statistics(24)
+    x = torch.randn(2, 40, size, size)
+    exact = norm(conv(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, plain = conv_norm(x, conv, norm), norm(conv(x))
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).square().mean() < 1.5 * (plain.bfloat16() - exact).square().mean()
 
 
 def test_trained_norm_is_left_alone():
@@ -159,6 +173,35 @@ def test_accumulation_is_the_mean(images):
         step(batches)["grad_norm"] for step, batches in ((once, [batch]), (twice, [batch] * 2))
     ]
     torch.testing.assert_close(*norms)
+
+
+class TestOptimizer:
+    def trained(self, optimizer: type[torch.optim.Optimizer], **options) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(8, 16, 3), nn.Conv2d(16, 4, 1), nn.Flatten(), nn.Linear(64, 3)
+        )
+        model.to(memory_format=torch.channels_last)
+        built = optimizer(model.parameters(), lr=1e-2, weight_decay=0.1, **options)
+        for _ in range(5):
+            built.zero_grad()
+            x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
+            model(x).square().sum().backward()
+            built.step()
+        state = built.state_dict()["state"].values()
+        return [*model.parameters(), *(one[name] for one in state for name in sorted(one))]
+
+    def test_equals_torchs(self):
+        ours, theirs = self.trained(FusedAdamW), self.trained(torch.optim.AdamW, foreach=False)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        assert [one.stride() for one in ours] == [one.stride() for one in theirs]
+
+    def test_copies_no_gradient(self):
+        with torch.profiler.profile() as profiler:
+            self.trained(FusedAdamW)
+        steps = [event for event in profiler.events() if event.name == "aten::_fused_adamw_"]
+        assert len(steps) == 5
+        assert "aten::contiguous" not in [child.name for e in steps for child in e.cpu_children]
 
 
 class TestCompiled:

@@ -87,14 +87,23 @@ class PublishedCriterion(nn.Module):
             counts = torch.as_tensor([len(t["labels"]) for t in targets], device=logits.device)
             found = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1)
             losses["cardinality_error"] = F.l1_loss(found.float(), counts.float())
+        return losses | self.box_losses(outputs, targets, indices, num_boxes)
+
+    def box_losses(
+        self, outputs: dict, targets: list[dict], indices: list, num_boxes: float
+    ) -> dict[str, Tensor]:
+        """One layer's: the GIoU of all pairs, of which the diagonal is used."""
+        image = torch.cat([torch.full_like(i, b) for b, (i, _) in enumerate(indices)])
+        query = torch.cat([i for i, _ in indices])
         predicted = outputs["pred_boxes"][image, query]
         wanted = torch.cat([t["boxes"][j] for t, (_, j) in zip(targets, indices, strict=True)])
-        losses["loss_bbox"] = F.l1_loss(predicted, wanted, reduction="none").sum() / num_boxes
         giou = checked_giou(
             box_convert(predicted, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy")
         )
-        losses["loss_giou"] = (1 - torch.diag(giou)).sum() / num_boxes
-        return losses
+        return {
+            "loss_bbox": F.l1_loss(predicted, wanted, reduction="none").sum() / num_boxes,
+            "loss_giou": (1 - torch.diag(giou)).sum() / num_boxes,
+        }
 
 
 def kind_of(name: str) -> str:

@@ -1,9 +1,10 @@
-"""A ResNet's forward pass with frozen batch norm folded into the convolutions.
+"""A ResNet's forward pass with frozen batch norm taken into the convolutions.
 
 Frozen batch norm is a fixed scale and shift of each channel. Scaling the convolution's weight
 instead of its output leaves one operation of three, and no second copy of the largest feature maps
-to keep for the backward pass. The parameters stay as they are, so that state dicts are the
-published ones, and the gradient goes through the product to the weight itself.
+to keep for the backward pass. Where the output is smaller than the weight, as in the last stage, it
+is the output that is scaled. The parameters stay as they are, so that state dicts are the
+published ones, and gradients go to the weight itself.
 """
 
 from collections.abc import Mapping
@@ -25,18 +26,32 @@ def conv_norm(
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight = conv.weight * scale[:, None, None, None]
     shift = norm.bias - norm.running_mean * scale
+    weight = conv.weight
+    # Not asked while compiling, which would make it a guard on the size.
+    small = not torch.compiler.is_compiling() and _is_small_map(x, conv)
+    if not small:
+        weight = weight * scale[:, None, None, None]
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, shift = x.to(dtype), weight.to(dtype), shift.to(dtype)
-    # Not asked while compiling, which would make it a guard on the size.
-    if not torch.compiler.is_compiling() and weight.requires_grad and _is_small_map(x, conv):
-        return _SmallMapConvolution.apply(x, weight, shift)
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        x, weight = x.to(dtype), weight.to(dtype)
+    options = conv.stride, conv.padding, conv.dilation, conv.groups
+    if not small:
+        return F.conv2d(x, weight, shift.to(x.dtype), *options)
+    if weight.requires_grad and _has_patches(x, conv):
+        out = _SmallMapConvolution.apply(x, weight)
+    else:
+        out = F.conv2d(x, weight, None, *options)
+    return torch.addcmul(shift[:, None, None], out, scale[:, None, None]).to(out.dtype)
 
 
 def _is_small_map(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether a convolution's output has fewer entries than its weight."""
+    pixels = x.shape[0] * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
+    return pixels < conv.weight[0].numel()
+
+
+def _has_patches(x: Tensor, conv: nn.Conv2d) -> bool:
     """A 3x3 convolution on a CPU whose batch has fewer pixels than channels."""
     return (
         x.is_cpu
@@ -54,14 +69,14 @@ class _SmallMapConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, shift, padding=1)
+        return F.conv2d(x, weight, None, padding=1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, weight = ctx.saved_tensors  # the shift is not trained
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight = ctx.saved_tensors
         by_x = None
         if ctx.needs_input_grad[0]:
             ones, no = [1, 1], [0, 0]
@@ -74,7 +89,7 @@ class _SmallMapConvolution(torch.autograd.Function):
         patches = padded.as_strided((b, h, w, 3, 3, c), (image, row, column, row, column, 1))
         patches = patches.reshape(b * h * w, 9 * c)
         by_weight = gradient.permute(0, 2, 3, 1).reshape(b * h * w, -1).mT @ patches
-        return by_x, by_weight.view(-1, 3, 3, c).permute(0, 3, 1, 2), None
+        return by_x, by_weight.view(-1, 3, 3, c).permute(0, 3, 1, 2)
 
 
 def block_forward(

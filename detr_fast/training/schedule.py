@@ -1,9 +1,10 @@
 """Optimizer and learning rate schedule (paper, section 4 and appendix A.4)."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -17,12 +18,37 @@ def make_optimizer(
         if parameter.requires_grad:
             (backbone if name.startswith("backbone.0.") else rest).append(parameter)
     groups = [{"params": rest, "lr": lr}, {"params": backbone, "lr": lr_backbone}]
-    return torch.optim.AdamW(
+    return FusedAdamW(
         [group for group in groups if group["params"]],
         lr=lr,
         weight_decay=weight_decay,
-        fused=True,
     )
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """``torch.optim.AdamW`` with the fused kernel, and no copies for channels-last weights.
+
+    On a CPU the kernel brings gradients that are not contiguous into an order of their own: up to
+    15 ms for each 3x3 convolution of 512 channels. It is given the same memory as arrays that are.
+    """
+
+    def __init__(self, params: Any, lr: float, weight_decay: float) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, fused=True)
+
+    def _init_group(self, group: dict[str, Any], *args: Any) -> Any:
+        # Fills lists: parameters, gradients, the two averages of each, and others.
+        result = super()._init_group(group, *args)
+        lists = [arg for arg in args if isinstance(arg, list)]
+        for i, parameter in enumerate(lists[0]):
+            alike = [found for found in lists if i < len(found) and found[i].dim() == 4]
+            if parameter.is_cpu and all(_is_channels_last(found[i]) for found in alike):
+                for found in alike:
+                    found[i] = found[i].detach().permute(0, 2, 3, 1)
+        return result
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def make_scheduler(
