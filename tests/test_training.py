@@ -19,8 +19,9 @@ from detr_fast.data import Shapes, fixed_eval, small_train
 from detr_fast.models import detr_resnet18, detr_tiny
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint, load_model
+from detr_fast.training.averaging import averaged
 from detr_fast.training.checkpoint import ENTRIES, save_checkpoint
-from detr_fast.training.engine import Interrupted, _averaged
+from detr_fast.training.engine import Interrupted
 from detr_fast.training.loader import TrainLoader
 from detr_fast.training.schedule import make_optimizer, make_scheduler
 
@@ -272,19 +273,19 @@ class TestEngine:
     def test_averaged_weights(self, tmp_path):
         """Weights and statistics follow with a weight that falls to 1 - decay."""
         model = nn.BatchNorm1d(1)
-        averaged = _averaged(model, 0.3)
+        average = averaged(model, 0.3)
         expected = None
         for step in range(5):
             with torch.no_grad():
                 model.weight.fill_(step**2)
                 model.running_mean.fill_(-step)
                 model.num_batches_tracked.fill_(step)
-            averaged.update_parameters(model)
+            average.update_parameters(model)
             decay = min(0.3, (1 + step) / (10 + step))
             expected = step**2 if step == 0 else decay * expected + (1 - decay) * step**2
-        assert averaged.module.weight.item() == pytest.approx(expected)
-        assert averaged.module.running_mean.item() < -3
-        assert averaged.module.num_batches_tracked == 4
+        assert average.module.weight.item() == pytest.approx(expected)
+        assert average.module.running_mean.item() < -3
+        assert average.module.num_batches_tracked == 4
         trainer = small_trainer(tmp_path, epochs=1)
         trainer.run()
         assert trainer.eval_model is trainer.ema.module

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..models import MODELS
 from ..models.weights import CheckpointError, read_weights
@@ -75,3 +75,18 @@ def load_model(checkpoint: dict[str, Any]) -> nn.Module:
     model = MODELS[checkpoint["config"]["model"]](**checkpoint["model_args"])
     model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
     return model.eval()
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Where torch's default generators of the CPU and of the device are."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put the generators where they were."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from .. import evaluation
 from ..data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe
@@ -22,7 +21,8 @@ from ..models import MODELS
 from ..models.weights import CheckpointError
 from ..precision import amp_dtype
 from . import distributed
-from .checkpoint import copy_checkpoint, save_checkpoint
+from .averaging import averaged
+from .checkpoint import copy_checkpoint, rng_state, save_checkpoint, set_rng_state
 from .config import TrainConfig
 from .graph import GraphedStep, ShapeMismatch, why_not
 from .instability import MatchingWatch
@@ -90,7 +90,7 @@ class Trainer:
             weight_giou=config.weight_giou,
             box_loss=config.box_loss,
         ).to(device)
-        self.ema = _averaged(self.model, config.ema) if config.ema else None
+        self.ema = averaged(self.model, config.ema) if config.ema else None
         self.optimizer = make_optimizer(
             self.model, config.lr, config.lr_backbone, config.weight_decay
         )
@@ -346,7 +346,7 @@ class Trainer:
             print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
     def _save(self, name: str) -> None:
-        rng = distributed.gather(_rng_state(self.device))
+        rng = distributed.gather(rng_state(self.device))
         if not self.is_main:
             return
         save_checkpoint(
@@ -388,31 +388,4 @@ class Trainer:
         self.best_ap = checkpoint["best_ap"]
         self.watch = MatchingWatch(self.criterion.matcher, checkpoint.get("matching"))
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
-        _set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
-
-
-def _averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential average of weights and statistics that follows faster at the beginning."""
-
-    def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        updates = int(updates)
-        weight = 1 - min(decay, (1 + updates) / (10 + updates))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
-        else:  # counters
-            torch._foreach_copy_(averaged, current)
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
-
-
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+        set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
