@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detr_fast.training.averaging import averaged
 from torch import nn
 
 from detr_fast.cli.train import open_data
@@ -20,6 +19,7 @@ from detr_fast.data import Shapes, fixed_eval, small_train
 from detr_fast.models import detr_resnet18, detr_tiny
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint, load_model
+from detr_fast.training.averaging import averaged
 from detr_fast.training.checkpoint import ENTRIES, save_checkpoint
 from detr_fast.training.engine import Interrupted
 from detr_fast.training.loader import TrainLoader
