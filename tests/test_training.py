@@ -23,6 +23,7 @@ from detr_fast.training.averaging import averaged
 from detr_fast.training.checkpoint import ENTRIES, save_checkpoint
 from detr_fast.training.engine import Interrupted
 from detr_fast.training.loader import TrainLoader
+from detr_fast.training.logs import read_metrics
 from detr_fast.training.schedule import make_optimizer, make_scheduler
 
 TRAIN = ("--batch-size", "4", "--num-queries", "6", "--seed", "3", "--device", "cpu")
@@ -269,6 +270,27 @@ class TestEngine:
             trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True
         ):
             torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+    def test_logged_losses_are_means_over_the_steps_since_the_last_row(self, tmp_path):
+        trainer = small_trainer(tmp_path, epochs=2, log_every=4)
+        step, seen = trainer._train_step, []
+
+        def remember(*args):
+            losses = step(*args)
+            seen.append({name: float(value.detach()) for name, value in losses.items()})
+            return losses
+
+        trainer._train_step = remember
+        trainer.run()
+        rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
+        assert [row["step"] for row in rows] == [4, 6, 8, 12]  # the end of an epoch too
+        begin = 0
+        for row in rows:
+            steps, begin = seen[begin : row["step"]], row["step"]
+            for name in steps[0]:
+                mean = sum(one[name] for one in steps) / len(steps)
+                assert row[name] == pytest.approx(mean, rel=1e-5, abs=1e-7), name
+        assert {"loss_ce_0", "loss_giou_1", "no_object_matched", "rematched_1"} <= rows[0].keys()
 
     def test_averaged_weights(self, tmp_path):
         """Weights and statistics follow with a weight that falls to 1 - decay."""
