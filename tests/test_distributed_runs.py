@@ -104,13 +104,13 @@ class TestCurve:
         alone.run()
         expected, found = rows(two_processes / f"alone-{name}"), rows(two_processes / name)
         assert len(expected) == len(found) == 4
+        # Batches of other sizes take other convolution kernels. AdamW divides their rounding by
+        # itself, 1e-7 of the gradient, so that after two steps some weights differ, and gradients.
+        for one, two in list(zip(expected, found, strict=True))[:2]:
+            assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
         # Accumulated steps log the losses of their last part.
-        keys = ["grad_norm", "loss", "loss_ce", "loss_bbox", "loss_giou", "class_error"]
-        # Batches of 2 take other convolution kernels than batches of 8. Their rounding, 2e-6 of the
-        # gradient in the first step, has grown beyond the tolerance by the fourth.
-        compared = 4 if name == "halves" else 2
-        for one, two in list(zip(expected, found, strict=True))[:compared]:
-            for key in keys if name == "halves" else keys[:1]:
+        for one, two in zip(expected, found, strict=True) if name == "halves" else ():
+            for key in ("loss", "loss_ce", "loss_bbox", "loss_giou", "class_error"):
                 assert two[key] == pytest.approx(one[key], rel=1e-4), key
         assert abs(expected[-1]["loss"] / expected[0]["loss"] - 1) > 0.01  # it did learn
         # Not entry by entry: AdamW divides by the gradient's own size, so that where that is
