@@ -13,6 +13,7 @@ import torch
 from benchmarks.baselines.blockwise_matcher import BlockwiseMatcher
 from benchmarks.baselines.published_matcher import PublishedMatcher
 from benchmarks.cases import FAMILIES, Case, make
+from benchmarks.chain import longest_chain
 from benchmarks.gpu_losses import SIZES as LOSSES
 from benchmarks.gpu_losses import run_losses
 from benchmarks.gpu_timing import bandwidth, measure, waits
@@ -23,6 +24,7 @@ from detr_fast.reference import matching_cost
 MATCHING = ((2, 100, 91, 20), (16, 100, 91, 20), (16, 300, 91, 100), (16, 900, 91, 100))
 ASSIGNMENT = ((96, 100, 20), (208, 300, 100), (208, 300, 300), (4096, 300, 20))  # P, N, M
 BATCHES = 8  # different ones, in turn
+COUNTED = 64  # problems of which the chain of steps is counted, on the host
 
 Rows = list[dict]
 
@@ -77,6 +79,12 @@ def run_matching(case: Case, seed: int, rounds: int) -> Rows:
     # What the kernels must move at least: predictions once, each cost written once and read once.
     logits = case.layers * case.images * case.queries * (case.classes + 1 + 4) * 4
     costs = sum(len(t["labels"]) for t in targets) * case.layers * case.queries * 4
+    blocks = [
+        matching_cost(layer["pred_logits"][b], layer["pred_boxes"][b], t["labels"], t["boxes"])
+        for layer in layers
+        for b, t in enumerate(targets)
+    ]
+    steps = longest_chain(block.T.cpu().numpy() for block in blocks[:COUNTED])
     rows = []
     for name, figure in figures.items():
         rows.append(
@@ -90,6 +98,7 @@ def run_matching(case: Case, seed: int, rounds: int) -> Rows:
                 **figure,
                 "waits": waits(lambda call=variants[name]: call(0)),
                 "bytes": logits + 2 * costs,
+                "steps": steps,
             }
         )
     return rows
@@ -155,6 +164,7 @@ def run_assignment(
     except ImportError as error:
         print(f"torch-linear-assignment is left out: {error}")
     rows = []
+    steps = longest_chain(costs[0][:COUNTED].cpu().numpy())
     for name, figure in measure(variants, rounds=rounds).items():
         rows.append(
             {
@@ -167,6 +177,7 @@ def run_assignment(
                 **figure,
                 "waits": waits(lambda call=variants[name]: call(0)),
                 "bytes": costs[0].numel() * 4,
+                "steps": steps,
             }
         )
     return rows

@@ -69,6 +69,7 @@ def run_losses(case: Case, seed: int, rounds: int) -> list[dict]:
             **figure,
             "waits": waits(lambda call=variants[name]: call(0)),
             "bytes": moved,
+            "steps": 0,
         }
         for name, figure in measure(variants, rounds=rounds).items()
     ]

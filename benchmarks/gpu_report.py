@@ -147,10 +147,13 @@ def _write(report: Report, rows: Path, steps: Path | None = None) -> None:
             f"{first['gpu']}, CUDA {first['cuda']}, torch {first['torch']}, commit "
             f"{first['commit']}; `{first['command']}`. A copy moves {first['copy_gb_per_s']} GB/s. "
             "Medians, cache cold, variants in turn; GPU time excludes launching, host time is that "
-            "of the call on an idle GPU. The floor is the time to move what has to be moved.",
+            "of the call on an idle GPU. The floor is the time to move what has to be moved. "
+            "Steps are the longest chain of dependent ones among the first problems "
+            "(benchmarks/chain.py); what is beyond the floor, divided by them, is the time of one.",
             "",
-            "| what | family | problems | N | M | variant | GPU us | host us | waits | floor us |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| what | family | problems | N | M | variant | GPU us | host us | waits | floor us "
+            "| steps | ns per step |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in table:
             floor = float(row["bytes"]) / (float(row["copy_gb_per_s"]) * 1e3)
@@ -160,13 +163,20 @@ def _write(report: Report, rows: Path, steps: Path | None = None) -> None:
                     row[key]
                     for key in ("what", "family", "problems", "queries", "targets", "variant")
                 )
-                + f" | {row['gpu_us']} | {row['host_us']} | {row['waits']} | {floor:.1f} |"
+                + f" | {row['gpu_us']} | {row['host_us']} | {row['waits']} | {floor:.1f}"
+                + f" | {row['steps']} | {_per_step(row, floor)} |"
             )
         _draw(table, report.out / "gpu.png")
     if steps is not None and steps.is_file():
         text += _training_steps(steps)
     (report.out / "report.md").write_text("\n".join(text) + "\n")
     print(f"wrote {report.out / 'report.md'}")
+
+
+def _per_step(row: dict[str, str], floor: float) -> str:
+    """Only of what is ours: rivals do other steps."""
+    steps, ours = int(row["steps"]), row["variant"].startswith(("FastMatcher", "linear_sum"))
+    return f"{(float(row['gpu_us']) - floor) * 1e3 / steps:.0f}" if steps and ours else "-"
 
 
 def _training_steps(path: Path) -> list[str]:

@@ -50,6 +50,7 @@ def test_rows_become_a_page_and_a_figure(tmp_path) -> None:
             "host_us": 7,
             "waits": 0,
             "bytes": 4_000_000,
+            "steps": 50,
             "gpu": "a GPU",
             "cuda": "13.0",
             "torch": "2.11",
@@ -59,7 +60,7 @@ def test_rows_become_a_page_and_a_figure(tmp_path) -> None:
         }
         for what in ("matching", "assignment")
         for family in ("initial", "trained")
-        for k, variant in enumerate(("ours", "theirs"))
+        for k, variant in enumerate(("FastMatcher, packed", "theirs"))
     ]
     path = Path(tmp_path / "gpu.csv")
     with path.open("w", newline="") as file:
@@ -68,7 +69,9 @@ def test_rows_become_a_page_and_a_figure(tmp_path) -> None:
         writer.writerows(rows)
     gpu_report._write(gpu_report.Report(tmp_path), path)
     page = (tmp_path / "report.md").read_text()
-    assert "| matching | initial | 96 | 300 | 100 | theirs | 15.0 | 7 | 0 | 1.0 |" in page
+    assert "| matching | initial | 96 | 300 | 100 | theirs | 15.0 | 7 | 0 | 1.0 | 50 | - |" in page
+    # (5 us - 4 MB at 4 TB/s) / 50 steps
+    assert "| FastMatcher, packed | 5.0 | 7 | 0 | 1.0 | 50 | 80 |" in page
     assert (tmp_path / "gpu.png").stat().st_size > 10_000
 
 
