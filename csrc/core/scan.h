@@ -14,11 +14,6 @@ struct Minimum {
   int32_t col;
 };
 
-struct TwoMinima {
-  double first, second;  // first <= second
-  int32_t col;           // of the first
-};
-
 // A row's entries c[0..n) and their columns' dual variables v[0..n). owner[j] < 0: column j is
 // free. Ties are common in costs of integers, and a free column ends a search: among columns of the
 // same value a free one is found first, and otherwise the leftmost.
@@ -41,22 +36,6 @@ struct PlainScan {
       distance[j] = candidate < distance[j] ? candidate : distance[j];
     }
     return PlainScan<double>::row_minimum(distance, n, owner);
-  }
-
-  // Of c - v.
-  static TwoMinima two_smallest(const Real* c, const double* v, int32_t n, const int32_t* owner) {
-    constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    TwoMinima found = {kInfinity, kInfinity, -1};
-    for (int32_t j = 0; j < n; ++j) {
-      const double x = static_cast<double>(c[j]) - v[j];
-      if (x < found.first ||
-          (x == found.first && found.col >= 0 && owner[j] < 0 && owner[found.col] >= 0)) {
-        found = {x, found.first, j};
-      } else if (x < found.second) {
-        found.second = x;
-      }
-    }
-    return found;
   }
 
   // sum += c.

@@ -10,9 +10,7 @@
 //
 // The two forms are two sources because the CPU's is made of vector instructions and grows its
 // memory as it needs, while here every step is one of a team's collective operations and memory is
-// handed in. The CPU's auction before the searches is left out: a bid takes as long as a visit
-// here, and with the auction problems of untrained models took 14 % more of both, random ones as
-// many.
+// handed in.
 #pragma once
 
 #include <cstddef>

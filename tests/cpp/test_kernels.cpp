@@ -28,9 +28,6 @@ void check_scans(std::mt19937& random) {
       const auto a = scan.row_minimum(c, n, owner.data());
       const auto b = PlainScan<Real>::row_minimum(c, n, owner.data());
       CHECK(a.value == b.value && a.col == b.col);
-      const auto two = scan.two_smallest(c, v.data(), n, owner.data());
-      const auto plain = PlainScan<Real>::two_smallest(c, v.data(), n, owner.data());
-      CHECK(two.first == plain.first && two.second == plain.second && two.col == plain.col);
       const auto r = scan.relax(c, v.data(), distance.data(), n, 0.5, owner.data());
       const auto s = PlainScan<Real>::relax(c, v.data(), expected.data(), n, 0.5, owner.data());
       CHECK(r.value == s.value && r.col == s.col && distance == expected);

@@ -58,7 +58,6 @@ struct ScanKernels {
   Minimum<Real> (*row_minimum)(const Real* c, int32_t n, const int32_t* owner);
   Minimum<double> (*relax)(const Real* c, const double* v, double* distance, int32_t n, double base,
                            const int32_t* owner);
-  TwoMinima (*two_smallest)(const Real* c, const double* v, int32_t n, const int32_t* owner);
   void (*accumulate)(const Real* c, int32_t n, Real* sum);
   int32_t (*count_up_to)(const Real* c, Real limit, int32_t n);
   Real (*least_sum)(const Real* c, const Real* d, int32_t n);

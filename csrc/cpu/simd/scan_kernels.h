@@ -67,32 +67,6 @@ Minimum<double> relax(const Real* c, const double* v, double* distance, int32_t 
 }
 
 template <class Real>
-TwoMinima two_smallest(const Real* c, const double* v, int32_t n, const int32_t* owner) {
-  constexpr int kCount = kLanes<double>;
-  D first = splat(__builtin_inf()), second = first;
-  for (int32_t j = 0; j < n; j += kCount) {
-    const D x = load_wide(c + j) - load<D>(v + j);
-    second = minimum(maximum(x, first), second);
-    first = minimum(x, first);
-  }
-  // The overall second is the second of one lane, or the first of another than the least.
-  double least = __builtin_inf(), next = least;
-  double firsts[kCount];
-  store(firsts, first);
-  for (int k = 0; k < kCount; ++k) {
-    next = firsts[k] < least ? least : (firsts[k] < next ? firsts[k] : next);
-    least = firsts[k] < least ? firsts[k] : least;
-  }
-  const double deeper = lowest(second);
-  next = deeper < next ? deeper : next;
-  if (least == __builtin_inf()) return {least, next, -1};
-  const D wanted = splat(least);
-  return {least, next, find_column<kCount>(n, owner, [&](int32_t j) {
-            return equal_lanes(load_wide(c + j) - load<D>(v + j), wanted);
-          })};
-}
-
-template <class Real>
 void accumulate(const Real* c, int32_t n, Real* sum) {
   using V = Vec<Real>;
   for (int32_t j = 0; j < n; j += kLanes<Real>) store(sum + j, load<V>(sum + j) + load<V>(c + j));
@@ -132,7 +106,7 @@ void mark_up_to(const Real* c, Real limit, int32_t n, Real* keep) {
 
 template <class Real>
 constexpr ScanKernels<Real> scan_kernels() {
-  return {row_minimum<Real>, relax<Real>,     two_smallest<Real>, accumulate<Real>,
+  return {row_minimum<Real>, relax<Real>,     accumulate<Real>,
           count_up_to<Real>, least_sum<Real>, mark_up_to<Real>};
 }
 
