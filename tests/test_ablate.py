@@ -251,3 +251,24 @@ def test_command(voc_folder, tmp_path, capsys):
     assert "seed" not in capsys.readouterr().out.split("\n", 1)[1].split("wrote")[0]
     assert main([*options, "--repeats", "2", "--image-size", "64", "64", *only]) == 2
     assert "another baseline" in capsys.readouterr().err
+
+    # A result that was cut off is trained again, and takes no other with it.
+    lines = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
+    assert main([*options, "--repeats", "2", "--only", "no-self-attention", "no-giou"]) == 0
+    again = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    found = {(row["variant"], row["seed"]) for row in again}
+    assert found == {*done, ("no-giou", 0), ("no-giou", 1)} and len(again) == len(found)
+
+
+def test_nothing_else_is_touched(voc_folder, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("all of it")
+    options = ["ablate", "--data", f"voc:{voc_folder}", "--out", str(tmp_path), "--device", "cpu"]
+    assert main(options) == 2
+    assert "holds no ablation" in capsys.readouterr().err
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "all of it"
+    # What fails before the first training leaves nothing that stands in the way of the next call.
+    options[4] = str(tmp_path / "new")
+    assert main([*options, "--val-data", "voc:nowhere"]) == 2
+    assert not (tmp_path / "new").exists()

@@ -103,6 +103,10 @@ def test_in_a_browser(run, tmp_path, width):
 
 
 def test_faults(run, tmp_path, capsys):
+    assert main(["report", str(run / "last.pt"), "--out", str(tmp_path / "p.html")]) == 2
+    assert "expected a run's" in capsys.readouterr().err
+    assert main(["report", str(run), "--out", str(tmp_path / "none" / "p.html")]) == 2
+    assert "in a folder that there is" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2
     assert "no such file" in capsys.readouterr().err
     assert main(["report", str(run), "--images", "0"]) == 2

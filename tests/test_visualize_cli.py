@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from detr_fast.cli import main
@@ -28,6 +29,7 @@ def test_attention(run, voc_folder, tmp_path, capsys):
         ["--head", "each"],
         ["--head", "0", "--layer", "1"],
         ["--point", "10,20", "--point", "30,5.5"],
+        ["--amp", "bf16"],
     ):
         assert main([*options, "--threshold", "0", *extra]) == 0
     capsys.readouterr()
@@ -38,8 +40,33 @@ def test_attention(run, voc_folder, tmp_path, capsys):
     ):
         assert main([*options, *extra]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*options, "--point", "5"])
+    for extra in (["--point", "5"], ["--most", "0"], ["--threshold", "nan"], ["--threshold", "2"]):
+        with pytest.raises(SystemExit):
+            main([*options, *extra])
+        assert extra[1] in capsys.readouterr().err
+
+
+def test_without_a_detection_there_is_the_encoders_picture(run, voc_folder, tmp_path, capsys):
+    image = sorted((voc_folder / "JPEGImages").iterdir())[0]
+    options = ["attention", str(run), str(image), "--out", str(tmp_path), "--threshold", "1"]
+    assert main(["visualize", *options]) == 2
+    assert f"{image}: no detection reaches 1.0" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [f"{image.stem}-encoder.png"]
+    with pytest.raises(ValueError, match="no detection"):
+        main(["visualize", *options, "--debug"])
+
+
+def test_matching_is_that_of_the_run(run, tmp_path):
+    """A run that was matched by the class alone is explained by its own costs."""
+    checkpoint = torch.load(run / "last.pt", weights_only=True)
+    checkpoint["config"] |= {"cost_bbox": 0.0, "cost_giou": 0.0}
+    torch.save(checkpoint, tmp_path / "other.pt")
+    pictures = []
+    for path in (run / "last.pt", tmp_path / "other.pt"):
+        options = ["matching", str(path), "--out", str(tmp_path), "--index", "2"]
+        assert main(["visualize", *options]) == 0
+        pictures.append((tmp_path / "matching-2.png").read_bytes())
+    assert pictures[0] != pictures[1]
 
 
 def test_queries_and_matching(run, voc_folder, tmp_path, capsys):
@@ -59,3 +86,5 @@ def test_curves(run, tmp_path, capsys):
     assert Image.open(tmp_path / "c.png").width > 1000
     assert main(["visualize", "curves", str(tmp_path)]) == 2
     assert "is missing, or has no row" in capsys.readouterr().err
+    assert main(["visualize", "curves", str(run), "--out", str(tmp_path / "c")]) == 2
+    assert "expected a picture such as" in capsys.readouterr().err

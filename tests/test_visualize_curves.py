@@ -1,5 +1,7 @@
 """The page of a run's curves: every panel has its curve, and rows of older runs still draw."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -97,3 +99,20 @@ def test_colours_are_there():
     for colour in PALETTE[:3]:
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (abs(pixels - wanted).sum(-1) < 30).any()
+
+
+def test_names_from_outside(monkeypatch):
+    """A class may be called anything: formulas are not set, and nothing is left out."""
+    drawn = []
+    monkeypatch.setattr(module, "to_image", lambda figure: drawn.append(figure))
+    names = [r"$\foo$", "a$b$c", "_hidden", "n" * 200, *(f"absent {k}" for k in range(8))]
+    found = rows()
+    for row in found:
+        if row["kind"] == "val":
+            row["per_class"] = {n: -1.0 if n.startswith("absent") else 0.5 for n in names}
+    plot_training(found, r"run $\foo$")
+    (figure,) = drawn
+    figure.savefig(io.BytesIO())
+    (axes,) = [axes for axes in figure.axes if axes.get_title() == "AP by class"]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(labels) == 4 and max(map(len, labels)) < 30

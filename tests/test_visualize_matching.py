@@ -6,7 +6,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from detr_fast import FastMatcher
-from detr_fast.visualize import changed_share, explain_matching, plot_matching
+from detr_fast.visualize import explain_matching, plot_matching
 
 
 def case(n: int = 9, m: int = 4, seed: int = 0, spread: float = 1.0):
@@ -53,13 +53,6 @@ def test_greedy_takes_queries_twice():
     target = {"labels": torch.tensor([1, 1, 1]), "boxes": target["boxes"][:1].expand(3, 4)}
     found = explain_matching(FastMatcher(), layers[0], target)
     assert found.duplicates == 2 and len(found.query_index.unique()) == 3
-
-
-def test_changed_share():
-    assert changed_share(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 3, 2, 4])) == 0.5
-    assert changed_share(torch.zeros(0), torch.zeros(0)) == 0
-    with pytest.raises(ValueError, match="targets before"):
-        changed_share(torch.zeros(2), torch.zeros(3))
 
 
 @pytest.mark.parametrize(("n", "m"), [(9, 4), (100, 12), (3, 7), (1, 1)])

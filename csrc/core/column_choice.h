@@ -19,18 +19,18 @@ class ColumnChoice {
 
   std::vector<int32_t> columns;  // the chosen ones, ascending
 
-  // Chooses the columns that some row has among its cheapest: in problems of untrained models a
-  // row ends with one of its rows / 4 cheapest, and about rows * 1.5 columns are chosen. Where rows
-  // agree more than that, twice as many of each are taken, and so on; some optimal assignment gives
-  // each row one of its `rows` cheapest columns. Returns false if too few would be left out to be
-  // worth it.
+  // Chooses the columns that some row has among its cheapest rows / 8 or somewhat more; in problems
+  // of untrained models a row nearly always ends with one of all these. Where rows agree so much
+  // that too few are chosen, twice as many of each are taken, and so on; some optimal assignment
+  // gives each row one of its `rows` cheapest columns. Returns false if too few would be left out
+  // to be worth it.
   //
   // cost(i) are the costs [stride] of row i, from `cols` on infinity; least [rows] their minima.
   template <class Costs>
   bool choose(Costs cost, int32_t rows, int32_t cols, int32_t stride, const double* least) {
     columns.clear();
     if (cols < kFewestColumns || rows < kFewestRows) return false;
-    for (int32_t wanted = rows / 4 + 3; 2 * wanted < cols; wanted *= 2) {
+    for (int32_t wanted = rows / 8 + 4; 2 * wanted < cols; wanted *= 2) {
       mark(cost, rows, cols, stride, least, wanted);
       const bool enough =
           wanted >= rows || columns.size() >= static_cast<size_t>(rows) + rows / 8 + 1;

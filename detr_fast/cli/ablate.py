@@ -58,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
         options["image_size"] = tuple(args.image_size)
     config = TrainConfig.create(**options, eval_every=args.eval_every)
     variants = changed_variants(config, args.only)
+    for name in args.only or ():
+        if name not in {variant.name for variant in variants}:
+            print(f"note   {name} is what the baseline has: left out")
     device = distributed.start(args.device)
     ablation = Ablation(config, open_data, args.out, device)
     total = len(variants) * args.repeats

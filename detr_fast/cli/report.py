@@ -49,6 +49,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
+    if not args.run_dir.is_dir():
+        raise ValueError(f"{args.run_dir}: no such folder, expected a run's")
+    out = args.out or args.run_dir / "report.html"
+    if out.is_dir() or not out.resolve().parent.is_dir():
+        raise ValueError(f"--out is {out}, expected a file in a folder that there is")
     rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
     if args.images < 1:
         raise ValueError(f"images is {args.images}, expected at least 1")
@@ -64,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     page.picture(plot_training(rows), "losses, accuracy, matching and optimizer over the epochs")
     chosen = torch.utils.data.Subset(val_set, range(min(args.images, len(val_set))))
     _images(page, model, val_set, chosen, device)
-    predictions = collect_predictions(model, batches(chosen, device))
+    predictions = collect_predictions(model, batches(chosen, device), matcher=config.matcher())
     page.section("Queries")
     page.picture(plot_query_boxes(predictions), "centres of each query's boxes")
     page.picture(plot_query_use(predictions), "how often each query is used")
@@ -79,7 +84,6 @@ def run(args: argparse.Namespace) -> int:
         *((("option", "value"), settings[i : i + third]) for i in range(0, len(settings), third))
     )
     page.text(f"Written by detr_fast {__version__}, torch {torch.__version__}.")
-    out = args.out or args.run_dir / "report.html"
     out.write_text(page.html(), encoding="utf-8")
     print(f"wrote {out}")
     return 0
@@ -133,8 +137,8 @@ def _images(
         unit = torch.ones(len(targets), 2, device=device)
         for target, one in zip(targets, postprocess(outputs, unit), strict=True):
             one = {name: value.cpu() for name, value in one.items()}
-            corners = box_convert(target["boxes"], "cxcywh", "xyxy")
-            found.append((image_quality(one, target["labels"], corners), len(found), one))
+            corners = box_convert(target["boxes"].cpu(), "cxcywh", "xyxy")
+            found.append((image_quality(one, target["labels"].cpu(), corners), len(found), one))
     found.sort(key=lambda item: (item[0], item[1]))
     page.section("Images")
     page.text(

@@ -1,6 +1,7 @@
 """``detr-fast visualize``: pictures of what a trained model sees, decides and has learned."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     attention = _add_kind(kinds, "attention", _attention, "where queries and encoder cells look")
     attention.add_argument("image", type=Path)
     attention.add_argument(
-        "--threshold", type=float, default=0.5, help="lowest score shown; default: %(default)s"
+        "--threshold", type=_score, default=0.5, help="lowest score shown; default: %(default)s"
     )
-    attention.add_argument("--most", type=int, default=8, help="detections shown; default: 8")
+    attention.add_argument("--most", type=_count, default=8, help="detections shown; default: 8")
     attention.add_argument(
         "--layer", default="-1", help="decoder layer from 0, or 'all'; default: -1, the last"
     )
@@ -54,10 +55,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
 
     queries = _add_kind(kinds, "queries", _queries, "what each query has specialised in")
-    queries.add_argument("--images", type=int, default=500, help="the first ones; default: 500")
-    queries.add_argument("--most", type=int, default=20, help="queries shown; default: 20")
+    queries.add_argument("--images", type=_count, default=500, help="the first ones; default: 500")
+    queries.add_argument("--most", type=_count, default=20, help="queries shown; default: 20")
     queries.add_argument(
-        "--threshold", type=float, default=0.0, help="lowest score of the boxes drawn; default: 0"
+        "--threshold", type=_score, default=0.0, help="lowest score of the boxes drawn; default: 0"
     )
 
     matching = _add_kind(kinds, "matching", _matching, "what the matcher decided in an image")
@@ -71,6 +72,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     curves = kinds.add_parser("curves", help="losses, AP, matching, rates of a run, on one page")
     curves.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
     curves.add_argument("--out", type=Path, default=None, help="a PNG; default: RUN/curves.png")
+    _add_debug(curves)
     curves.set_defaults(draw=_curves)
     return parser
 
@@ -89,13 +91,43 @@ def _add_kind(kinds: Any, name: str, draw: Any, text: str) -> argparse.ArgumentP
     )
     parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="none")
     parser.add_argument("--device", help="default: a GPU if there is one")
+    _add_debug(parser)
     parser.set_defaults(draw=draw)
     return parser
 
 
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """Where one writes it, too; the command itself has it, with its default."""
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show where an error came from",
+    )
+
+
 def _point(text: str) -> tuple[float, float]:
-    x, _, y = text.partition(",")
-    return float(x), float(y)
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no X,Y in pixels") from None
+    return x, y
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1 on")
+    return int(text)
+
+
+def _score(text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not 0 <= score <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a score in 0..1")
+    return score
 
 
 def _attention(args: argparse.Namespace) -> None:
@@ -107,17 +139,8 @@ def _attention(args: argparse.Namespace) -> None:
     picture = F.to_pil_image(pixels)
     layer = args.layer if args.layer == "all" else _number("layer", args.layer)
     head = args.head if args.head in ("mean", "each") else _number("head", args.head)
-    with autocast(device, amp_dtype(args.amp, device)):
-        decoder = plot_decoder_attention(
-            model,
-            image.to(device),
-            picture,
-            checkpoint["class_names"],
-            threshold=args.threshold,
-            layer=layer,
-            head=head,
-            most=args.most,
-        )
+    amp = amp_dtype(args.amp, device)
+    with autocast(device, amp):
         encoder = plot_encoder_attention(
             model,
             image.to(device),
@@ -125,7 +148,23 @@ def _attention(args: argparse.Namespace) -> None:
             args.point,
             head="mean" if head == "each" else head,
         )
-    _save(args.out, {f"{args.image.stem}-decoder": decoder, f"{args.image.stem}-encoder": encoder})
+    # First: it needs no detection.
+    _save(args.out, {f"{args.image.stem}-encoder": encoder})
+    try:
+        with autocast(device, amp):
+            decoder = plot_decoder_attention(
+                model,
+                image.to(device),
+                picture,
+                checkpoint["class_names"],
+                threshold=args.threshold,
+                layer=layer,
+                head=head,
+                most=args.most,
+            )
+    except ValueError as error:
+        raise ValueError(f"{args.image}: {error}") from error
+    _save(args.out, {f"{args.image.stem}-decoder": decoder})
 
 
 def _number(name: str, text: str) -> int:
@@ -136,9 +175,11 @@ def _number(name: str, text: str) -> int:
 
 
 def _queries(args: argparse.Namespace) -> None:
-    model, dataset, device, _ = _open(args)
+    model, dataset, device, config = _open(args)
     chosen = torch.utils.data.Subset(dataset, range(min(args.images, len(dataset))))
-    predictions = collect_predictions(model, batches(chosen, device), amp_dtype(args.amp, device))
+    predictions = collect_predictions(
+        model, batches(chosen, device), amp_dtype(args.amp, device), config.matcher()
+    )
     _save(
         args.out,
         {
@@ -150,15 +191,24 @@ def _queries(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def _matching(args: argparse.Namespace) -> None:
-    model, dataset, device, names = _open(args)
+    model, dataset, device, config = _open(args)
     if not 0 <= args.index < len(dataset):
         raise ValueError(f"--index is {args.index}, the data has images 0..{len(dataset) - 1}")
     chosen = torch.utils.data.Subset(dataset, [args.index])
     ((images, mask, targets),) = batches(chosen, device)
+    if not len(targets[0]["labels"]):
+        raise ValueError(f"image {args.index} of the data has no target: there is nothing to match")
     with autocast(device, amp_dtype(args.amp, device)):
         outputs = model(images, mask)
     layers = [*outputs.get("aux_outputs", ()), outputs]
-    picture = plot_matching(as_picture(images[0]), layers, targets[0], names, layer=args.layer)
+    picture = plot_matching(
+        as_picture(images[0]),
+        layers,
+        targets[0],
+        dataset.class_names,
+        config.matcher(),
+        layer=args.layer,
+    )
     _save(args.out, {f"matching-{args.index}": picture})
 
 
@@ -167,18 +217,20 @@ def _curves(args: argparse.Namespace) -> None:
     if not rows:
         raise ValueError(f"{args.run_dir / 'metrics.jsonl'} is missing, or has no row")
     out = args.out or args.run_dir / "curves.png"
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out is {out}, expected a picture such as curves.png")
     plot_training(rows, args.run_dir.resolve().name).save(out)
     print(f"wrote {out}")
 
 
 def _open(
     args: argparse.Namespace,
-) -> tuple[torch.nn.Module, DetectionDataset, torch.device, list[str]]:
+) -> tuple[torch.nn.Module, DetectionDataset, torch.device, TrainConfig]:
     checkpoint = load_checkpoint(args.checkpoint)
     device = distributed.start(args.device)
     config = TrainConfig.from_dict(checkpoint["config"])
     dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
-    return load_model(checkpoint).to(device).eval(), dataset, device, checkpoint["class_names"]
+    return load_model(checkpoint).to(device).eval(), dataset, device, config
 
 
 def _save(folder: Path, pictures: dict[str, Image.Image]) -> None:

@@ -22,7 +22,8 @@ from .loader import make_eval_loader
 from .logs import read_metrics
 
 BASELINE = "baseline"
-RESULTS = "results.jsonl"
+RESULTS, CONFIG = "results.jsonl", "config.json"
+RUN = "training"  # the run at work, below the ablation's folder
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,10 @@ class Ablation:
     Args:
         config: the baseline; every variant has its budget, and its data in the same order.
         open_data: a configuration's training and validation data.
-        folder: for results; checkpoints are deleted once they are measured.
+        folder: for results, its own alone; checkpoints are deleted once they are measured.
 
     Raises:
-        ValueError: the folder holds results of another baseline.
+        ValueError: the folder holds something else, or results of another baseline.
     """
 
     def __init__(
@@ -111,12 +112,16 @@ class Ablation:
         self.open_data = open_data
         self.folder = folder
         self.device = device
-        folder.mkdir(parents=True, exist_ok=True)
-        baseline = json.loads(json.dumps({**config.to_dict(), "seed": None, "workers": None}))
-        path = folder / "config.json"
-        if path.exists() and json.loads(path.read_text()) != baseline:
-            raise ValueError(f"{path} is of another baseline: take another folder")
-        path.write_text(json.dumps(baseline, indent=1) + "\n")
+        self._baseline = json.loads(json.dumps({**config.to_dict(), "seed": None, "workers": None}))
+        path = folder / CONFIG
+        if path.exists():
+            if path.read_text() != self._config_text():
+                raise ValueError(f"{path} is of another baseline: take another folder")
+        elif folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty, and holds no ablation: take another folder")
+
+    def _config_text(self) -> str:
+        return json.dumps({"ablation of": self._baseline}, indent=1) + "\n"
 
     def rows(self) -> list[dict[str, Any]]:
         """The results so far."""
@@ -124,7 +129,11 @@ class Ablation:
 
     def run(self, variants: Sequence[Variant], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Train what is missing, all variants of a seed before the next one, and yield its row."""
-        done = {(row["variant"], row["seed"]) for row in self.rows()}
+        rows = self.rows()
+        done = {(row["variant"], row["seed"]) for row in rows}
+        if rows:  # without a line that was cut off, to which the next would be added
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (self.folder / RESULTS).write_text(text)
         for seed in seeds:
             for variant in variants:
                 if (variant.name, seed) in done:
@@ -137,7 +146,9 @@ class Ablation:
     def _train(self, variant: Variant, seed: int) -> dict[str, Any]:
         config = replace(self.config, **variant.options, seed=seed)
         train_set, val_set = self.open_data(config)
-        run = self.folder / "run"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / CONFIG).write_text(self._config_text())
+        run = self.folder / RUN
         shutil.rmtree(run, ignore_errors=True)  # of a training that was interrupted
         trainer = Trainer(config, train_set, val_set, run, self.device, quiet=True)
         row = trainer.run()

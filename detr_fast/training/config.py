@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..losses import BOX_LOSSES
+from ..matching import FastMatcher
 from ..models import MODELS
 from ..models.builders import POSITION_ENCODINGS
 
@@ -119,6 +120,10 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as checkpoints and JSON hold them."""
         return asdict(self)
+
+    def matcher(self) -> FastMatcher:
+        """The matcher of the training."""
+        return FastMatcher(self.cost_class, self.cost_bbox, self.cost_giou)
 
     def model_args(self, num_classes: int) -> dict[str, Any]:
         """The arguments of the model's builder."""

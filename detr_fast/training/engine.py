@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from .. import evaluation
 from ..data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe
 from ..losses import SetCriterion
-from ..matching import FastMatcher
 from ..models import MODELS
 from ..models.weights import CheckpointError
 from ..precision import amp_dtype
@@ -83,7 +82,7 @@ class Trainer:
         self.amp = amp_dtype(config.amp, device)
         self.criterion = SetCriterion(
             len(train_set.class_names),
-            FastMatcher(config.cost_class, config.cost_bbox, config.cost_giou),
+            config.matcher(),
             eos_coef=config.eos_coef,
             weight_class=config.weight_class,
             weight_bbox=config.weight_bbox,

@@ -1,7 +1,6 @@
 """Matching instability: how many targets get another query than at the last evaluation.
 
-After DN-DETR (Li et al. 2022, section 3.1), which counts it between epochs of training images. Here
-the validation images are asked, since training images differ from epoch to epoch.
+After DN-DETR (Li et al. 2022, section 3.1), on the validation images, which are the same each time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Pictures of what a DETR sees, decides and learns. Each function returns a ``PIL.Image``."""
+"""Pictures of what a DETR sees, decides and learns, and the figures that they are drawn from.
+
+What begins with ``plot_`` or ``draw_`` returns a ``PIL.Image``.
+"""
 
 from .ablation import ablation_report, plot_ablation
 from .attention import AttentionRecord, attention_weights, record_attention
@@ -6,7 +9,7 @@ from .attention_figures import plot_decoder_attention, plot_encoder_attention
 from .curves import plot_training
 from .detections import PALETTE, draw_detections, enlarge, image_grid
 from .heatmap import CellGrid, overlay
-from .matching import ImageMatching, changed_share, explain_matching, plot_matching
+from .matching import ImageMatching, explain_matching, plot_matching
 from .queries import (
     QueryPredictions,
     collect_predictions,
@@ -23,7 +26,6 @@ __all__ = [
     "QueryPredictions",
     "ablation_report",
     "attention_weights",
-    "changed_share",
     "collect_predictions",
     "draw_detections",
     "effective_queries",

@@ -26,7 +26,7 @@ def ablation_report(rows: Rows, config: TrainConfig, command: str = "detr-fast a
     Args:
         rows: as ``Ablation`` writes them.
         config: the baseline.
-        command: that made them.
+        command: that made them, or the last of several.
     """
     by_variant = _by_variant(rows)
     if BASELINE not in by_variant:
@@ -46,7 +46,7 @@ def ablation_report(rows: Rows, config: TrainConfig, command: str = "detr-fast a
         "",
         "Mean and standard deviation over the seeds. The difference to the baseline is taken seed "
         "by seed, with its 95 % interval by Student's t. Duplicates: detections above 0.5 that "
-        "overlap a surer one of the same class by an IoU of 0.5 or more. AP with NMS: after "
+        "overlap a surer one of the same class by an IoU above 0.5. AP with NMS: after "
         "removing such boxes at any score.",
         "",
         "| variant | seeds | AP | AP50 | difference in AP | AP with NMS | duplicates per image |",

@@ -128,8 +128,8 @@ def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
             outputs = model(images)
         heat = record.decoder_attention(layer=-1)  # [B, heads, N, h, w]
 
-    Of several forward passes the last one counts. Under autocast the weights are those of the
-    recorded inputs, computed in float32.
+    Of several forward passes the last one counts. Weights are computed in float32 from the
+    recorded inputs, and from the parameters as they are when a weight is asked for.
     """
     record = AttentionRecord(model)
 

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert
 from ..models import PostProcess
 from .attention import AttentionRecord, record_attention
 from .detections import PALETTE
-from .figures import draw_box, new_figure, show_picture, to_image
+from .figures import draw_box, new_figure, plain, show_picture, to_image
 from .heatmap import CellGrid, overlay
 
 LONGEST = 480  # pixels of a picture's longer side in a figure
@@ -36,14 +36,19 @@ def plot_decoder_attention(
 
     Args:
         threshold: lowest score of the detections shown.
-        layer: a decoder layer, or ``"all"``: one heat map per layer, with that layer's box.
+        layer: a decoder layer, or ``"all"``: one heat map per layer, with that layer's box (with
+            the last one's, if the model predicts after the last layer only).
         head: an attention head, ``"mean"``, or ``"each"``: one heat map per head.
         most: detections shown, the surest first.
 
+    Leaves the model in evaluation mode.
+
     Raises:
-        ValueError: no detection above the threshold, no such layer or head, or all layers and
-            each head at once.
+        ValueError: no detection above the threshold, no such layer or head, ``most`` below 1, or
+            all layers and each head at once.
     """
+    if most < 1:
+        raise ValueError(f"most is {most}, expected at least 1")
     if layer == "all" and head == "each":
         raise ValueError("choose either all layers or each head: the figure has one row per query")
     model.eval()
@@ -63,7 +68,8 @@ def plot_decoder_attention(
     views = _views(record, layers, kept, (height, width), layer, head)
     grid = CellGrid(record.feature_size, record.image_size, (height, width))
     captions = [
-        f"query {int(q)}: {class_names[int(found['labels'][q])]} {float(found['scores'][q]):.2f}"
+        f"query {int(q)}: {plain(class_names[int(found['labels'][q])])} "
+        f"{float(found['scores'][q]):.2f}"
         for q in kept
     ]
     return _rows(picture, found["boxes"][kept].cpu(), captions, views, grid)
@@ -118,9 +124,10 @@ def _rows(
     columns = 1 + len(views)
     per_row = max(1, min(len(captions), 6 // columns))
     rows = -(-len(captions) // per_row)
-    cell = 2.5 if columns <= 6 else 1.9
-    tall = cell * picture.height / picture.width
-    figure = new_figure(cell * columns * per_row, (tall + 0.25) * rows)
+    cell = 2.5 if columns <= 6 else 1.9  # inches of the longer side
+    wide = max(1.2, cell * min(1.0, picture.width / picture.height))
+    tall = min(cell, wide * picture.height / picture.width)
+    figure = new_figure(wide * columns * per_row, (tall + 0.25) * rows)
     axes = figure.subplots(rows, columns * per_row, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -154,6 +161,8 @@ def plot_encoder_attention(
         points: (x, y) in pixels of ``picture``; default: the middles of the four surest detections
             that do not overlap, and where there are fewer, of the image's quarters.
 
+    Leaves the model in evaluation mode.
+
     Raises:
         ValueError: a point outside the picture, no such layer or head.
     """
@@ -178,7 +187,7 @@ def plot_encoder_attention(
 
     rows = -(-len(points) // 2)
     side = 2.6
-    tall = side * shown.height / shown.width
+    tall = side * min(1.5, shown.height / shown.width)
     figure = new_figure(side * 4, max(tall + 0.3, (tall + 0.3) * rows))
     layout = figure.add_gridspec(rows, 4)
     middle = figure.add_subplot(layout[:, 1:3])

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .detections import PALETTE
-from .figures import new_figure, open_axes, to_image
+from .figures import new_figure, open_axes, plain, to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain(title, 100))
     return to_image(figure)
 
 
@@ -72,7 +72,7 @@ def _loss(axes: Axes, train: Rows, name: str, label: str) -> None:
         x, y = _series(train, key)
         last = key == name
         colour = PALETTE[0] if last else _shade(index, len(aux))
-        marker = "." if len(y) <= 3 else None  # a point has no line
+        marker = _marker(y)
         if last:
             axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
         text = f"layer {index + 1}" + (" (last)" if last and aux else "")
@@ -89,15 +89,17 @@ def _accuracy(axes: Axes, val: Rows) -> None:
     for index, name in enumerate(("AP", "AP50", "AP75")):
         _line(axes, val, name, name, PALETTE[index])
     axes.set_ylim(0, 1)
-    last = f"last: AP {val[-1]['AP']:.3f}, AP50 {val[-1]['AP50']:.3f}" if val else ""
+    known = val and val[-1]["AP"] >= 0  # -1: there is no object at all
+    last = f"last: AP {val[-1]['AP']:.3f}, AP50 {val[-1]['AP50']:.3f}" if known else ""
     _title(axes, f"validation; {last}" if last else "validation")
     _legend(axes)
 
 
 def _classes(axes: Axes, val: Rows) -> None:
-    names = list(val[-1].get("per_class", {})) if val else []
+    last = val[-1].get("per_class", {}) if val else {}
+    names = [name for name in last if last[name] >= 0]  # -1: there is no such object
     if len(names) > 10:  # the extremes tell most
-        order = sorted(names, key=lambda name: -val[-1]["per_class"][name])
+        order = sorted(names, key=lambda name: -last[name])
         names = [*order[:5], *order[-5:]]
     for index, name in enumerate(names):
         rows = [
@@ -105,7 +107,7 @@ def _classes(axes: Axes, val: Rows) -> None:
             for row in val
             if row.get("per_class", {}).get(name, -1) >= 0
         ]
-        _line(axes, rows, name, name, PALETTE[index % len(PALETTE)])
+        _line(axes, rows, name, plain(name, 24), PALETTE[index % len(PALETTE)])
     axes.set_ylim(0, 1)
     _title(axes, "AP by class")
     _legend(axes)
@@ -136,7 +138,7 @@ def _instability(axes: Axes, train: Rows, val: Rows) -> None:
         layer = int(key.rsplit("_", 1)[1])
         label = f"from layer {layer} to {layer + 1}"
         x, y = _series(train, key)
-        axes.plot(*_smooth(x, y), color=_shade(index, len(keys)), label=label)
+        axes.plot(*_smooth(x, y), color=_shade(index, len(keys)), label=label, marker=_marker(y))
     _line(axes, val, "rematched_epoch", "since the last evaluation", PALETTE[1])
     axes.set_ylim(0, None)
     _title(axes, "share of targets whose query changes")
@@ -146,11 +148,11 @@ def _instability(axes: Axes, train: Rows, val: Rows) -> None:
 def _optimizer(axes: Axes, train: Rows) -> None:
     x, y = _series(train, "grad_norm")
     axes.plot(x, y, color=PALETTE[0], alpha=0.25, linewidth=0.8)
-    axes.plot(*_smooth(x, y), color=PALETTE[0])
+    axes.plot(*_smooth(x, y), color=PALETTE[0], marker=_marker(y))
     axes.set_yscale("log")
     axes.tick_params(axis="y", which="both", labelcolor=PALETTE[0])
     other = axes.twinx()
-    other.plot(*_series(train, "lr"), color=PALETTE[1])
+    other.plot(*_series(train, "lr"), color=PALETTE[1], marker=_marker(y))
     other.set_ylim(0, None)
     other.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     other.tick_params(axis="y", labelcolor=PALETTE[1])
@@ -162,6 +164,11 @@ def _line(axes: Axes, rows: Rows, name: str, label: str, colour: str) -> None:
     x, y = _series(rows, name)
     if len(y):
         axes.plot(x, y, color=colour, label=label, marker="." if len(y) <= 40 else None)
+
+
+def _marker(y: np.ndarray) -> str | None:
+    """A point has no line."""
+    return "." if len(y) <= 3 else None
 
 
 def _series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:

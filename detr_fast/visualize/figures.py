@@ -32,6 +32,15 @@ def to_image(figure: Figure) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+def plain(text: str, most: int = 40) -> str:
+    """A name from outside, such as a class's, as matplotlib shows it letter by letter.
+
+    Between two dollars it would see a formula, and a label that begins with "_" it would hide.
+    """
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def open_axes(axes: Axes) -> None:
     """A light grid, and no frame above and to the right."""
     axes.grid(alpha=0.3)

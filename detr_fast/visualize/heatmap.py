@@ -58,9 +58,14 @@ class CellGrid:
         )
 
     def to_picture(self, maps: Tensor) -> Tensor:
-        """Values of cells [..., h, w], bilinearly, at the pixels of the picture [..., H, W]."""
+        """Values of cells [..., h, w], bilinearly, at the pixels of the picture [..., H, W].
+
+        In float32 at least, whatever autocast the caller is under.
+        """
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         rows, columns = (self._weights(axis).to(maps) for axis in (0, 1))
-        return rows @ maps @ columns.T
+        with torch.autocast(maps.device.type, enabled=False):
+            return rows @ maps @ columns.T
 
     def cell_at(self, x: float, y: float) -> tuple[int, int]:
         """(row, column) of the cell centred nearest to a point (x, y) in picture pixels."""

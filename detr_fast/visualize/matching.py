@@ -16,7 +16,7 @@ from ..matching import FastMatcher
 from ..reference import matching_cost
 from .attention_figures import fit
 from .detections import PALETTE
-from .figures import draw_box, new_figure, open_axes, show_picture, to_image
+from .figures import draw_box, new_figure, open_axes, plain, show_picture, to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,17 +98,6 @@ def explain_matching(
     return ImageMatching(*parts, query_index, sum(parts).argmin(0))
 
 
-def changed_share(before: Tensor, after: Tensor) -> float:
-    """Matching instability: the share of targets that have another query than before.
-
-    Args:
-        before, after: [T] the query of each target, of two layers or two epochs. 0 without target.
-    """
-    if before.shape != after.shape:
-        raise ValueError(f"{list(before.shape)} targets before, {list(after.shape)} after")
-    return float((before != after).float().mean()) if len(before) else 0.0
-
-
 def plot_matching(
     picture: Image.Image,
     layers: Sequence[Mapping[str, Tensor]],  # all decoder layers' outputs, the last one last
@@ -139,7 +128,7 @@ def plot_matching(
     every = [explain_matching(matcher, one, target, image) for one in layers]
     found = every[layer]
     count = len(found.query_index)
-    names = [f"{t}: {class_names[int(k)]}" for t, k in enumerate(target["labels"])]
+    names = [f"{t}: {plain(class_names[int(k)])}" for t, k in enumerate(target["labels"])]
     figure = new_figure(12.5, 7.6 + 0.24 * max(0, count - 6))
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.5), height_ratios=(1.25, 1))
     boxes = layers[layer]["pred_boxes"][image].float().cpu()

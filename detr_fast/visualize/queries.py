@@ -69,7 +69,10 @@ def collect_predictions(
 
 
 def box_kinds(boxes: Tensor, small: float = SMALL) -> Tensor:
-    """0 small, 1 large and wide, 2 large and tall, of boxes [..., 4] cxcywh in 0..1: [...]."""
+    """0 small, 1 large and wide, 2 large and tall, of boxes [..., 4] cxcywh in 0..1: [...].
+
+    Wide and tall as shares of the image's sides, as in the paper.
+    """
     width, height = boxes[..., 2], boxes[..., 3]
     return torch.where(width * height < small, 0, torch.where(width > height, 1, 2))
 
@@ -83,7 +86,12 @@ def plot_query_boxes(
         most: queries shown, those that are matched most often, in the order of their numbers.
         threshold: lowest score of the boxes drawn; 0 draws every prediction, as the paper does.
         points: boxes drawn per query at most, evenly chosen.
+
+    Raises:
+        ValueError: ``most`` below 1.
     """
+    if most < 1:
+        raise ValueError(f"most is {most}, expected at least 1")
     from matplotlib.lines import Line2D
 
     _, matched = predictions.use()

@@ -17,7 +17,7 @@ from torchvision.ops import box_convert
 from ..data import DetectionDataset
 from ..ops import box_iou, linear_sum_assignment
 from .detections import PALETTE, draw_detections, enlarge, image_grid
-from .figures import new_figure, open_axes, to_image
+from .figures import new_figure, open_axes, plain, to_image
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -205,7 +205,7 @@ def plot_dataset(datasets: Mapping[str, DetectionDataset]) -> Image.Image:
         if len(sides):
             weights = np.full(len(sides), 1 / len(sides))
             sizes.hist(sides, np.linspace(0, 1, 41), weights=weights, **options)
-    classes.set_yticks(range(len(shown)), [names[k] for k in shown], fontsize=8)
+    classes.set_yticks(range(len(shown)), [plain(names[k]) for k in shown], fontsize=8)
     classes.invert_yaxis()
     classes.set_title(
         "share of the boxes by class" + (", top 15" if len(names) > 15 else ""), fontsize=10
