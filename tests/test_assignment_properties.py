@@ -2,6 +2,7 @@
 the same indices as SciPy's on many problems: ``pytest --slow`` makes that 100,000.
 """
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -167,3 +168,19 @@ def test_indices_equal_scipys_on_very_many_problems(family, dtype, request):
             assert exact_total(cost, ours) == exact_total(cost, expected)
             ties += 1
     assert ties <= (count / 2000 if dtype == np.float32 else 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("far", [np.inf, 1e9, 1e12, 1e18, 3e38])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forbidden_and_far_off_costs_spoil_no_other(family, far, dtype):
+    """Rows that agree, with some entries nobody should take, in sizes where columns are chosen."""
+    rng = np.random.default_rng(0)
+    for shape in ((7, 128), (23, 150), (40, 150), (60, 299), (90, 130)):
+        costs = [detr_costs(family, shape[1], shape[0], rng).T for _ in range(6)]
+        for share, cost in zip((0.002, 0.02, 0.1, 0.3, 0.3, 0.5), costs, strict=True):
+            cost = cost.astype(dtype)  # rows are targets
+            cost[rng.random(cost.shape) < share] = far
+            expected = math.fsum(cost[scipy_solve(cost.astype(np.float64))].tolist())
+            found = math.fsum(cost[solve(cost)].tolist())
+            assert found <= expected + 1e-9 * max(1.0, abs(expected)), (shape, share)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from detr_fast.cli import main
+from detr_fast.cli.train import open_data
 from detr_fast.training import TrainConfig
 from detr_fast.training.graph import why_not
 from detr_fast.training.memory import is_out_of_memory
@@ -94,3 +95,17 @@ def test_benchmark_command(capsys):
 def test_benchmark_command_needs_steps(capsys):
     assert main(["benchmark", "--steps", "0"]) == 2
     assert "steps is 0, expected at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--no-draft"], ["--cache", "--cache-gb", "0.5"]])
+def test_benchmark_command_loads_as_training_does(voc_folder, monkeypatch, options):
+    def training(config, data, *_, **__):
+        expected, _ = open_data(config)
+        assert data.scaled_decoding == expected.scaled_decoding == ("--no-draft" not in options)
+        assert (data.cache is None) == (expected.cache is None) == ("--cache" not in options)
+        assert data[0][0].dtype == expected[0][0].dtype == torch.uint8  # normalised on the device
+        raise ValueError("so far so good")
+
+    monkeypatch.setattr("detr_fast.cli.benchmark.Trainer", training)
+    with pytest.raises(ValueError, match="so far so good"):
+        main(["benchmark", "--data", f"voc:{voc_folder}", "--debug", *options])

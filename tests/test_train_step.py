@@ -196,6 +196,21 @@ class TestOptimizer:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
         assert [one.stride() for one in ours] == [one.stride() for one in theirs]
 
+    def test_layouts_that_differ(self):
+        """Gradients and averages of another layout: the fused kernel alone would mix entries up."""
+        results = []
+        for optimizer, options in ((FusedAdamW, {}), (torch.optim.AdamW, {"foreach": False})):
+            weight = nn.Parameter(torch.linspace(-1, 1, 480).view(8, 5, 4, 3))
+            built = optimizer([weight], lr=1e-2, weight_decay=0.1, **options)
+            for layout in (torch.contiguous_format, torch.channels_last, torch.contiguous_format):
+                weight.data = weight.data.contiguous(memory_format=layout)
+                for other in (torch.channels_last, torch.contiguous_format):
+                    gradient = torch.cos(torch.arange(480.0)).view(8, 5, 4, 3)
+                    weight.grad = gradient.contiguous(memory_format=other)
+                    built.step()
+            results.append(weight.detach().contiguous())
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
+
     def test_copies_no_gradient(self):
         with torch.profiler.profile() as profiler:
             self.trained(FusedAdamW)

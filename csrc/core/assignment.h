@@ -222,11 +222,15 @@ class AssignmentSolver {
 
   // Where hardly more columns are left than rows, rows of cost 0 stand for "nobody" and make the
   // problem square: then every column will be held, and no invariant binds v. It can start at the
-  // columns' average costs, which removes what makes all rows want the same columns.
+  // columns' average costs, which removes what makes all rows want the same columns. Costs that are
+  // far from the others, or infinite, count no more than `most`: they would leave nothing of the
+  // differences between the others.
   void start_square() {
     average_.assign(now_.stride, Real(0));
+    const Real most =
+        std::min(64 * choice_.least_gap, std::numeric_limits<Real>::max() / (2 * whole_.rows));
     for (int32_t i = 0; i < whole_.rows; ++i)
-      scan_.accumulate(now_.row(i), now_.stride, average_.data());
+      scan_.accumulate(now_.row(i), static_cast<Real>(u_[i]), most, now_.stride, average_.data());
     for (int32_t k = 0; k < now_.cols; ++k)
       v_[k] = static_cast<double>(average_[k]) / static_cast<double>(whole_.rows);
     u_.assign(now_.rows, 0.0);

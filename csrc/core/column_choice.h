@@ -18,6 +18,7 @@ class ColumnChoice {
   explicit ColumnChoice(Scan scan) : scan_(scan) {}
 
   std::vector<int32_t> columns;  // the chosen ones, ascending
+  Real least_gap;                // from a row's minimum to its dearest cost that counted, the least
 
   // Chooses the columns that some row has among its cheapest rows / 8 or somewhat more; in problems
   // of untrained models a row nearly always ends with one of all these. Where rows agree so much
@@ -61,11 +62,13 @@ class ColumnChoice {
     excess_.assign(stride, std::numeric_limits<Real>::infinity());
     // From a row's minimum to its limit, which is alike in the rows of one problem.
     Real gap = std::max(cost(0)[0], cost(0)[cols / 2]) - static_cast<Real>(least[0]);
+    least_gap = std::numeric_limits<Real>::max();
     for (int32_t i = 0; i < rows; ++i) {
       const Real* const c = cost(i);
       const Real first = static_cast<Real>(least[i]);
       const Real limit = find_limit(c, cols, stride, first, gap, wanted);
       gap = limit - first;
+      least_gap = std::min(least_gap, gap);
       scan_.mark_up_to(c, limit, stride, excess_.data());
     }
     columns.clear();

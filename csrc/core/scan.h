@@ -38,9 +38,12 @@ struct PlainScan {
     return PlainScan<double>::row_minimum(distance, n, owner);
   }
 
-  // sum += c.
-  static void accumulate(const Real* c, int32_t n, Real* sum) {
-    for (int32_t j = 0; j < n; ++j) sum[j] += c[j];
+  // sum += min(c - least, most).
+  static void accumulate(const Real* c, Real least, Real most, int32_t n, Real* sum) {
+    for (int32_t j = 0; j < n; ++j) {
+      const Real x = c[j] - least;
+      sum[j] += x < most ? x : most;
+    }
   }
 
   // How many c[j] <= limit.

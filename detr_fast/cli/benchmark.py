@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
-from ..data import open_dataset
 from ..training import TrainConfig, Trainer, distributed
 from ..training.clock import PHASES, PhaseClock
-from ..training.recipes import train_recipe
-from .train import add_config_options, given_options
+from .train import add_config_options, given_options, open_train_data
 
 BAR = 40  # characters of the longest bar
 
@@ -41,9 +39,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"steps is {args.steps}, expected at least 1")
     config = TrainConfig.create(**given_options(args))
     device = distributed.start(args.device)
-    data = open_dataset(
-        config.data, config.train_split, train_recipe(config), cache_images=config.cache
-    )
+    data = open_train_data(config)
     trainer = Trainer(config, data, data, Path("unused"), device, quiet=True)
     print(f"data   {data.describe()}")
     number = "bfloat16 autocast" if trainer.amp else "float32"

@@ -250,7 +250,14 @@ def open_data(
     config: TrainConfig, classes: list[str] | None = None
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """The training and validation data of a configuration, with the same classes."""
-    train_set = open_dataset(
+    train_set = open_train_data(config, classes)
+    taken = 0 if train_set.cache is None else train_set.cache.bytes
+    return train_set, open_val_data(config, train_set.class_names, memory_taken=taken)
+
+
+def open_train_data(config: TrainConfig, classes: list[str] | None = None) -> DetectionDataset:
+    """The training data of a configuration, with its transforms."""
+    return open_dataset(
         config.data,
         config.train_split,
         train_recipe(config, normalize=False),
@@ -258,8 +265,6 @@ def open_data(
         scaled_decoding=config.draft,
         **_cache_options(config),
     )
-    taken = 0 if train_set.cache is None else train_set.cache.bytes
-    return train_set, open_val_data(config, train_set.class_names, memory_taken=taken)
 
 
 def open_val_data(

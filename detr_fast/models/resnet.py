@@ -88,7 +88,7 @@ class _SmallMapConvolution(torch.autograd.Function):
         image, row, column, _ = padded.stride()
         patches = padded.as_strided((b, h, w, 3, 3, c), (image, row, column, row, column, 1))
         patches = patches.reshape(b * h * w, 9 * c)
-        by_weight = gradient.permute(0, 2, 3, 1).reshape(b * h * w, -1).mT @ patches
+        by_weight = gradient.permute(0, 2, 3, 1).flatten(0, 2).mT @ patches
         return by_x, by_weight.view(-1, 3, 3, c).permute(0, 3, 1, 2)
 
 

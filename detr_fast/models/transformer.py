@@ -234,7 +234,7 @@ class Decoder(nn.Module):
         box_head: nn.Module,  # [B, N, D] -> [B, N, 4]
     ) -> tuple[list[Tensor], list[Tensor]]:  # per layer: normed output [B, N, D], boxes [B, N, 4]
         located_memory = memory + position
-        content, reference = queries.start(len(memory))
+        content, reference = queries.start(memory.shape[0])
         hidden_layers, box_layers = [], []
         for layer in self.layers:
             query_position = queries.position(reference)

@@ -147,7 +147,7 @@ def _raise(status: _C.Status, problem: int | None) -> None:
 def _to_matrix(cost: Any) -> np.ndarray:
     """A contiguous float32 or float64 array with the same values; no copy where none is needed."""
     if isinstance(cost, Tensor):
-        tensor = cost.detach().cpu()
+        tensor = cost.detach().cpu().resolve_neg()
         if tensor.is_floating_point() and tensor.dtype != torch.float64:
             tensor = tensor.float()  # NumPy knows no bfloat16
         array = tensor.numpy()

@@ -32,9 +32,11 @@ void check_scans(std::mt19937& random) {
       const auto s = PlainScan<Real>::relax(c, v.data(), expected.data(), n, 0.5, owner.data());
       CHECK(r.value == s.value && r.col == s.col && distance == expected);
       std::vector<Real> keep(n, 1), other(n, 1);
-      scan.accumulate(c, n, keep.data());
-      PlainScan<Real>::accumulate(c, n, other.data());
-      CHECK(keep == other);
+      for (const Real most : {Real(0.5), std::numeric_limits<Real>::max()}) {
+        scan.accumulate(c, Real(0.125), most, n, keep.data());
+        PlainScan<Real>::accumulate(c, Real(0.125), most, n, other.data());
+        CHECK(keep == other);
+      }
       for (const Real limit : {c[0], c[cols / 2], Real(0), std::numeric_limits<Real>::infinity()})
         CHECK(scan.count_up_to(c, limit, n) == PlainScan<Real>::count_up_to(c, limit, n));
       CHECK(scan.least_sum(c, keep.data(), n) == PlainScan<Real>::least_sum(c, keep.data(), n));

@@ -67,9 +67,11 @@ Minimum<double> relax(const Real* c, const double* v, double* distance, int32_t 
 }
 
 template <class Real>
-void accumulate(const Real* c, int32_t n, Real* sum) {
+void accumulate(const Real* c, Real least, Real most, int32_t n, Real* sum) {
   using V = Vec<Real>;
-  for (int32_t j = 0; j < n; j += kLanes<Real>) store(sum + j, load<V>(sum + j) + load<V>(c + j));
+  const V from = splat(least), cap = splat(most);
+  for (int32_t j = 0; j < n; j += kLanes<Real>)
+    store(sum + j, load<V>(sum + j) + minimum(load<V>(c + j) - from, cap));
 }
 
 template <class Real>
