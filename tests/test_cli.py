@@ -221,6 +221,8 @@ class TestErrors:
             capsys, tmp_path, f"coco:{nowhere}:{nowhere}.json", "--val-data", "shapes"
         )
         assert nowhere in self.fails(capsys, "eval", nowhere)
+        assert "a folder" in self.fails(capsys, "eval", nowhere, "--out", ".")
+        assert "seed is 9" in self.fails(capsys, "train", "--seed", "9" * 30)
         assert nowhere in self.fails(capsys, "train", "--resume", nowhere)
         assert nowhere in self.fails(capsys, "predict", str(run), nowhere)
         error = self.train(

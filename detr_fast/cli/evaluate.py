@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("batch_size", 1), ("workers", 0)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise ValueError(f"{name} is {getattr(args, name)}, expected at least {least}")
+    if args.out is not None and args.out.is_dir():
+        raise ValueError(f"--out is {args.out}, a folder, expected a file")
     device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])

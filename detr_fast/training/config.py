@@ -156,6 +156,8 @@ class TrainConfig:
                 continue
             if not isinstance(value, int) or value < minimum:
                 raise ValueError(f"{name} is {value!r}, expected a whole number from {minimum} on")
+            if value >= 2**63:
+                raise ValueError(f"{name} is {value}, expected less than 2**63")
         weights = [f"{kind}_{part}" for kind in ("cost", "weight") for part in LOSS_PARTS]
         for name in ("lr", "lr_backbone", "weight_decay", "clip", "eos_coef", *weights):
             if not 0 <= getattr(self, name) < math.inf:
