@@ -14,7 +14,7 @@ import torch
 from benchmarks.harness import measure, surroundings, write_csv
 from benchmarks.step_contenders import (
     CONTENDERS,
-    ON_REQUEST,
+    IMPOSSIBLE,
     PUBLISHED,
     TRANSFORMERS,
     Case,
@@ -165,7 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    names = [name for name in CONTENDERS if name not in ON_REQUEST[device.type]]
+    names = [name for name in CONTENDERS if name not in IMPOSSIBLE[device.type]]
     if args.only is not None:
         names = list(dict.fromkeys([PUBLISHED, *args.only]))
 

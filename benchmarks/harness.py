@@ -10,6 +10,7 @@ import datetime
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -126,7 +127,7 @@ def surroundings(seed: int, packages: Mapping[str, str] | None = None) -> dict[s
         "commit": _commit(),
         "seed": seed,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "command": " ".join(["python", *program, *sys.argv[1:]]),
+        "command": shlex.join(["python", *program, *sys.argv[1:]]),
     }
 
 

@@ -1,6 +1,6 @@
 """Measures everything that runs on the CPU again and draws it: python -m benchmarks.run_all.
 
-Writes benchmarks/results/*_cpu.csv, the pictures and the tables of the README. Takes about 12
+Writes benchmarks/results/*_cpu.csv, the pictures and the tables of the README. Takes about 15
 minutes on two cores, which should have nothing else to do. The loader is measured if the folder
 shared/data with photographs lies beside the checkout.
 """

@@ -246,7 +246,4 @@ CONTENDERS = {
     COMPILED: Compiled,
     GRAPHED: Graphed,
 }
-ON_REQUEST = {  # by kind of device: what is left out unless --only names it
-    "cpu": (COMPILED, GRAPHED),  # minutes to compile; impossible
-    "cuda": (),
-}
+IMPOSSIBLE = {"cpu": (GRAPHED,), "cuda": ()}  # by kind of device
