@@ -5,6 +5,7 @@ python -m benchmarks.bench_gpu --out benchmarks/results/gpu.csv
 
 import argparse
 import importlib.metadata
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import torch
 
 from benchmarks.baselines.blockwise_matcher import BlockwiseMatcher
 from benchmarks.baselines.published_matcher import PublishedMatcher
-from benchmarks.cases import FAMILIES, Case, make
+from benchmarks.cases import FAMILIES, Case, costs_of, make
 from benchmarks.chain import longest_chain
 from benchmarks.gpu_losses import SIZES as LOSSES
 from benchmarks.gpu_losses import run_losses
-from benchmarks.gpu_timing import bandwidth, measure, waits
+from benchmarks.gpu_timing import bandwidth, rows_of
 from benchmarks.harness import surroundings, write_csv
 from detr_fast import FastMatcher, PackedTargets, linear_sum_assignment
 from detr_fast.reference import matching_cost
@@ -27,13 +28,6 @@ BATCHES = 8  # different ones, in turn
 COUNTED = 64  # problems of which the chain of steps is counted, on the host
 
 Rows = list[dict]
-
-
-def _to_gpu(layers: list[dict], targets: list[dict]) -> tuple[list[dict], list[dict]]:
-    def move(items: list[dict]) -> list[dict]:
-        return [{key: value.cuda() for key, value in item.items()} for item in items]
-
-    return move(layers), move(targets)
 
 
 def _check_totals(
@@ -60,7 +54,7 @@ def _check_totals(
 
 
 def run_matching(case: Case, seed: int, rounds: int) -> Rows:
-    batches = [_to_gpu(*make(case, seed + k)) for k in range(BATCHES)]
+    batches = [make(case, seed + k, "cuda") for k in range(BATCHES)]
     packed = [PackedTargets.pack(targets) for _, targets in batches]
     fast = FastMatcher()
     published, blockwise = PublishedMatcher(), BlockwiseMatcher()
@@ -75,33 +69,21 @@ def run_matching(case: Case, seed: int, rounds: int) -> Rows:
     layers, targets = batches[0]
     lists = {name: call(0) for name, call in variants.items() if "packed" not in name}
     _check_totals(case.name, layers, targets, lists)
-    figures = measure(variants, rounds=rounds)
     # What the kernels must move at least: predictions once, each cost written once and read once.
     logits = case.layers * case.images * case.queries * (case.classes + 1 + 4) * 4
     costs = sum(len(t["labels"]) for t in targets) * case.layers * case.queries * 4
-    blocks = [
-        matching_cost(layer["pred_logits"][b], layer["pred_boxes"][b], t["labels"], t["boxes"])
-        for layer in layers
-        for b, t in enumerate(targets)
-    ]
-    steps = longest_chain(block.T.cpu().numpy() for block in blocks[:COUNTED])
-    rows = []
-    for name, figure in figures.items():
-        rows.append(
-            {
-                "what": "matching",
-                "family": case.family,
-                "problems": case.layers * case.images,
-                "queries": case.queries,
-                "targets": case.targets,
-                "variant": name,
-                **figure,
-                "waits": waits(lambda call=variants[name]: call(0)),
-                "bytes": logits + 2 * costs,
-                "steps": steps,
-            }
-        )
-    return rows
+    counted = itertools.islice(costs_of(layers, targets), COUNTED)
+    return rows_of(
+        variants,
+        rounds,
+        what="matching",
+        family=case.family,
+        problems=case.layers * case.images,
+        queries=case.queries,
+        targets=case.targets,
+        bytes=logits + 2 * costs,
+        steps=longest_chain(cost.cpu().numpy() for cost in counted),
+    )
 
 
 def _costs(family: str, problems: int, queries: int, targets: int, seed: int) -> torch.Tensor:
@@ -124,14 +106,7 @@ def _costs(family: str, problems: int, queries: int, targets: int, seed: int) ->
                 ),
             }
         )
-    costs = [
-        matching_cost(
-            layer["pred_logits"][b], layer["pred_boxes"][b], target["labels"], target["boxes"]
-        ).T
-        for layer in layers
-        for b, target in enumerate(full)
-    ]
-    return torch.stack(costs[:problems])
+    return torch.stack(list(itertools.islice(costs_of(layers, full), problems)))
 
 
 def run_assignment(
@@ -163,24 +138,17 @@ def run_assignment(
             )
     except ImportError as error:
         print(f"torch-linear-assignment is left out: {error}")
-    rows = []
-    steps = longest_chain(costs[0][:COUNTED].cpu().numpy())
-    for name, figure in measure(variants, rounds=rounds).items():
-        rows.append(
-            {
-                "what": "assignment",
-                "family": family,
-                "problems": problems,
-                "queries": queries,
-                "targets": targets,
-                "variant": name,
-                **figure,
-                "waits": waits(lambda call=variants[name]: call(0)),
-                "bytes": costs[0].numel() * 4,
-                "steps": steps,
-            }
-        )
-    return rows
+    return rows_of(
+        variants,
+        rounds,
+        what="assignment",
+        family=family,
+        problems=problems,
+        queries=queries,
+        targets=targets,
+        bytes=costs[0].numel() * 4,
+        steps=longest_chain(costs[0][:COUNTED].cpu().numpy()),
+    )
 
 
 def main() -> None:

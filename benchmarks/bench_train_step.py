@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu_timing import waits
 from benchmarks.harness import measure, surroundings, write_csv
 from benchmarks.step_contenders import (
     CONTENDERS,
@@ -34,17 +35,7 @@ def check(contenders: dict[str, Contender]) -> None:
 
 def host_waits(contender: Contender) -> int | str:
     """How often the host waits for the GPU in a step: runtime calls that block, as profiled."""
-    if contender.case.device.type != "cuda":
-        return ""
-    contender.step()
-    torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        contender.step()
-    waiting = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-    calls = {event.key: event.count for event in profile.key_averages()}
-    # The profiler itself synchronizes once, when it ends.
-    return sum(calls.get(name, 0) for name in (*waiting, "cudaMemcpy")) - 1
+    return waits(contender.step) if contender.case.device.type == "cuda" else ""
 
 
 def peak_memory(case: Case, name: str) -> float:

@@ -7,6 +7,7 @@ trained  one query per target close to it and sure of its label, the others "no 
          easiest: nearly every target's cheapest query is its own.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -41,8 +42,8 @@ class Case:
         )
 
 
-def make(case: Case, seed: int) -> tuple[list[dict], list[dict]]:
-    """Layers and targets as FastMatcher.match_layers takes them, float32 on the CPU."""
+def make(case: Case, seed: int, device: str = "cpu") -> tuple[list[dict], list[dict]]:
+    """Layers and targets as FastMatcher.match_layers takes them, float32, alike on any device."""
     g = torch.Generator().manual_seed(seed)
     b, n, k = case.images, case.queries, case.classes
 
@@ -70,6 +71,10 @@ def make(case: Case, seed: int) -> tuple[list[dict], list[dict]]:
                 boxes[image, query] = near.clamp(0.001, 1)
                 logits[image, query, target["labels"][:m]] += 10
         layers.append({"pred_logits": logits, "pred_boxes": boxes})
+    layers, targets = (
+        [{name: value.to(device) for name, value in item.items()} for item in items]
+        for items in (layers, targets)
+    )
     return layers, targets
 
 
@@ -89,15 +94,15 @@ def cost_matrices(
 @lru_cache(maxsize=64)
 def _cost_matrices(case: Case, seed: int) -> list[np.ndarray]:
     layers, targets = make(case, seed)
-    return [
-        matching_cost(
-            layer["pred_logits"][b], layer["pred_boxes"][b], target["labels"], target["boxes"]
-        )
-        .T.contiguous()
-        .numpy()
-        for layer in layers
-        for b, target in enumerate(targets)
-    ]
+    return [cost.contiguous().numpy() for cost in costs_of(layers, targets)]
+
+
+def costs_of(layers: list[dict], targets: list[dict]) -> Iterator[torch.Tensor]:
+    """The costs [M, N] of each image in each layer, one by one."""
+    for layer in layers:
+        for b, target in enumerate(targets):
+            logits, boxes = layer["pred_logits"][b], layer["pred_boxes"][b]
+            yield matching_cost(logits, boxes, target["labels"], target["boxes"]).T
 
 
 def _boxes(shape: tuple[int, ...], g: torch.Generator) -> torch.Tensor:  # [*shape, 4] cxcywh

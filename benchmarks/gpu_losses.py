@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.baselines.published_criterion import WEIGHTS, PublishedCriterion
 from benchmarks.cases import Case, make
-from benchmarks.gpu_timing import measure, waits
+from benchmarks.gpu_timing import rows_of
 from detr_fast import FastMatcher, PackedTargets
 from detr_fast.ops import box_losses
 
@@ -21,9 +21,7 @@ def loss_variants(
 
     All get the same matching, in the form in which their matcher gives it.
     """
-    layers, targets = make(case, seed)
-    layers = [{name: value.to(device) for name, value in layer.items()} for layer in layers]
-    targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
+    layers, targets = make(case, seed, device)
     packed = PackedTargets.pack(targets)
     matches = FastMatcher().match_packed(layers, packed)
     pairs = FastMatcher().match_layers(layers, targets)
@@ -58,18 +56,14 @@ def run_losses(case: Case, seed: int, rounds: int) -> list[dict]:
         )
     # Boxes read and their gradient written, in float32.
     moved = 2 * next(iter(gradients.values())).numel() * 4
-    return [
-        {
-            "what": "box losses, forward and backward",
-            "family": case.family,
-            "problems": case.layers * case.images,
-            "queries": case.queries,
-            "targets": case.targets,
-            "variant": name,
-            **figure,
-            "waits": waits(lambda call=variants[name]: call(0)),
-            "bytes": moved,
-            "steps": 0,
-        }
-        for name, figure in measure(variants, rounds=rounds).items()
-    ]
+    return rows_of(
+        variants,
+        rounds,
+        what="box losses, forward and backward",
+        family=case.family,
+        problems=case.layers * case.images,
+        queries=case.queries,
+        targets=case.targets,
+        bytes=moved,
+        steps=0,
+    )

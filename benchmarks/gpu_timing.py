@@ -97,7 +97,31 @@ def waits(call: Callable[[], object]) -> int:
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         call()
-    blocking = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-    count = sum(event.count for event in profiler.key_averages() if event.key in blocking)
     torch.cuda.synchronize()
-    return count
+    return blocking_calls({event.key: event.count for event in profiler.key_averages()})
+
+
+def blocking_calls(calls: Mapping[str, int]) -> int:
+    """How many of the runtime's calls wait for the GPU, the profiler's own at its end left out.
+
+    Args:
+        calls: counts by name, as profiled.
+    """
+    waiting = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+    own = max(0, calls.get("cudaDeviceSynchronize", 0) - 1)
+    return own + sum(calls.get(name, 0) for name in waiting)
+
+
+def rows_of(
+    variants: Mapping[str, Callable[[int], object]], rounds: int, **about: object
+) -> list[dict]:
+    """A row of each variant: what is given of the problem, its times, and its waits."""
+    return [
+        {
+            **about,
+            "variant": name,
+            **figure,
+            "waits": waits(lambda call=variants[name]: call(0)),
+        }
+        for name, figure in measure(variants, rounds=rounds).items()
+    ]

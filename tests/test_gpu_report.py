@@ -11,6 +11,7 @@ import torch
 from benchmarks import gpu_report
 from benchmarks.cases import Case
 from benchmarks.gpu_losses import loss_variants
+from benchmarks.gpu_timing import blocking_calls
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the report itself runs")
@@ -91,3 +92,9 @@ def test_compared_losses_have_the_same_gradient(family) -> None:
     ours, theirs = (call(0) for call in variants.values())
     assert ours.abs().sum() > 0
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_waits_leave_out_the_profilers_own() -> None:
+    calls = {"cudaLaunchKernel": 9, "cudaStreamSynchronize": 2, "cudaMemcpyAsync": 4}
+    assert blocking_calls(calls) == blocking_calls({**calls, "cudaDeviceSynchronize": 1}) == 2
+    assert blocking_calls({**calls, "cudaDeviceSynchronize": 3, "cudaMemcpy": 1}) == 5
