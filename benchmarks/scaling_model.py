@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import ROOT
-from benchmarks.tables import insert
+from benchmarks.tables import publish, table_head, table_line
 from detr_fast.data.augment import ResizeShortSide
 from detr_fast.models import detr_resnet50
 
@@ -116,7 +116,7 @@ def scaling_table(size: int, rates: tuple[float, ...]) -> str:
     head = ["GPUs", "all-reduce, ms", "over Ethernet, ms", "slowest batch"]
     for rate in rates:
         head += [f"{rate:g} images/s: efficiency", "over Ethernet", "COCO epoch, minutes"]
-    lines = [head, ["---"] * len(head)]
+    lines = table_head(*head)
     for gpus in GPUS:
         line = [str(gpus)]
         line += [f"{1e3 * all_reduce_seconds(size, gpus, on):.1f}" for on in (ASSUMED, ETHERNET)]
@@ -126,27 +126,27 @@ def scaling_table(size: int, rates: tuple[float, ...]) -> str:
             steps = [step_seconds(gpus, rate, size, on) for on in (ASSUMED, ETHERNET)]
             line += [f"{100 * batch / rate / step:.0f} %" for step in steps]
             line.append(f"{COCO_IMAGES / (batch * gpus) * steps[0] / 60:.2g}")
-        lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append(table_line(*line))
+    return "\n".join(lines)
 
 
 def loader_table(rates: tuple[float, ...], per_core: float) -> str:
     """What one machine's loader must give, whatever the number of machines."""
     head = ["a GPU trains", "a machine needs", "cores for it", "read", "copied to the GPUs"]
-    lines = [head, ["---"] * len(head)]
+    lines = table_head(*head)
     mean = float(pixels_of_batches(ASSUMED.batch_size, 100 * max(GPUS)).mean()) / ASSUMED.batch_size
     for rate in rates:
         needed = rate * ASSUMED.gpus_per_machine
         lines.append(
-            [
+            table_line(
                 f"{rate:g} images/s",
                 f"{needed:.0f} images/s",
                 f"{math.ceil(needed / per_core)}",
                 f"{needed * ASSUMED.image_bytes / 1e6:.0f} MB/s",
                 f"{needed * mean * ASSUMED.pixel_bytes / 1e9:.1f} GB/s",
-            ]
+            )
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -163,11 +163,7 @@ def main() -> None:
         "scaling": scaling_table(size, rates),
         "loader": loader_table(rates, rate_per_core(args.results)),
     }
-    if args.write:
-        args.write.write_text(insert(args.write.read_text(), tables))
-        print(f"wrote {args.write}")
-    else:
-        print("\n\n".join(tables.values()))
+    publish(tables, args.write)
 
 
 if __name__ == "__main__":

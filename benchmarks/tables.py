@@ -16,7 +16,9 @@ from benchmarks.plot import FAMILIES, FLOOR, MATCHERS, READING, SOLVERS, Row, re
 def assignment_table(rows: list[Row]) -> str:
     """The headline set in float32: milliseconds of each solver."""
     rows = [row for row in rows if row["set"] == "headline" and row["dtype"] == "float32"]
-    lines = _head("queries x targets", "predictions", *SOLVERS, "floor", "next best / detr_fast")
+    lines = table_head(
+        "queries x targets", "predictions", *SOLVERS, "floor", "next best / detr_fast"
+    )
     for row in _ours(rows, "detr_fast"):
         mine = {
             other["variant"]: other
@@ -29,7 +31,7 @@ def assignment_table(rows: list[Row]) -> str:
             if name in SOLVERS and name != "detr_fast" and other["p50_us"]
         )
         lines.append(
-            _line(
+            table_line(
                 f"{row['queries']} x 1..{row['targets']}",
                 FAMILIES[row["family"]],
                 *(_ms(mine.get(name)) for name in (*SOLVERS, READING)),
@@ -42,7 +44,7 @@ def assignment_table(rows: list[Row]) -> str:
 def matcher_table(rows: list[Row]) -> str:
     """Six decoder layers on two threads in common sizes: milliseconds of each matcher."""
     rows = [row for row in rows if row["set"] == "sizes" and row["threads"] == "2"]
-    lines = _head("images x queries x targets up to", "predictions", *MATCHERS, "floor")
+    lines = table_head("images x queries x targets up to", "predictions", *MATCHERS, "floor")
     for row in _ours(rows, "FastMatcher"):
         size = ("images", "queries", "targets")
         mine = {
@@ -51,7 +53,7 @@ def matcher_table(rows: list[Row]) -> str:
             if all(other[key] == row[key] for key in ("family", *size))
         }
         lines.append(
-            _line(
+            table_line(
                 " x ".join(row[key] for key in size),
                 FAMILIES[row["family"]],
                 *(_ms(mine.get(name)) for name in (*MATCHERS, FLOOR)),
@@ -75,18 +77,18 @@ LOADER_SETS = {
 
 def loader_table(rows: list[Row]) -> str:
     """Two workers: images per second of each loader."""
-    lines = _head("pictures", *LOADERS.values())
+    lines = table_head("pictures", *LOADERS.values())
     for set_, title in LOADER_SETS.items():
         mine = {r["variant"]: r for r in rows if (r["set"], r["workers"]) == (set_, "2")}
         cells = (mine[name]["images_per_second"] if name in mine else "-" for name in LOADERS)
-        lines.append(_line(title, *cells))
+        lines.append(table_line(title, *cells))
     return "\n".join(lines)
 
 
 def step_table(rows: list[Row]) -> str:
     """Images per second, and memory, of whole training steps."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    lines = _head("", *(f"{name}: images/s, MiB per image" for name in variants))
+    lines = table_head("", *(f"{name}: images/s, MiB per image" for name in variants))
     for precision in dict.fromkeys(row["precision"] for row in rows):
         mine = {row["variant"]: row for row in rows if row["precision"] == precision}
         cells = []
@@ -94,7 +96,7 @@ def step_table(rows: list[Row]) -> str:
             speed = f"{float(mine[name]['images_per_second']):#.3g}"
             speed = f"**{speed}**" if name == "detr_fast" else speed
             cells.append(f"{speed}, {float(mine[name]['peak_mb_per_image']):.0f}")
-        lines.append(_line(precision, *cells))
+        lines.append(table_line(precision, *cells))
     return "\n".join(lines)
 
 
@@ -125,16 +127,27 @@ def insert(text: str, tables: dict[str, str]) -> str:
     return text
 
 
+def publish(tables: dict[str, str], path: Path | None) -> None:
+    """Put the tables in their places in a file, or print them where there is none."""
+    if path:
+        path.write_text(insert(path.read_text(), tables))
+        print(f"wrote {path}")
+    else:
+        print("\n\n".join(tables.values()))
+
+
 def _ours(rows: list[Row], name: str) -> list[Row]:
     """Our rows by size, the kinds of predictions in a fixed order."""
     return [row for row in rows if row["variant"] == name]
 
 
-def _head(*names: str) -> list[str]:
-    return [_line(*names), "|" + "---|" * len(names)]
+def table_head(*names: str) -> list[str]:
+    """The two lines that a Markdown table begins with."""
+    return [table_line(*names), "|" + "---|" * len(names)]
 
 
-def _line(*cells: str) -> str:
+def table_line(*cells: str) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -152,12 +165,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="folder with the rows")
     parser.add_argument("--write", type=Path, help="Markdown file to put the tables in")
     args = parser.parse_args()
-    tables = render(args.results)
-    if args.write:
-        args.write.write_text(insert(args.write.read_text(), tables))
-        print(f"wrote {args.write}")
-    else:
-        print("\n\n".join(tables.values()))
+    publish(render(args.results), args.write)
 
 
 if __name__ == "__main__":

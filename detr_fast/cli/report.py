@@ -11,8 +11,7 @@ from torchvision.ops import box_convert
 
 from .. import __version__
 from ..data import DetectionDataset
-from ..evaluation import METRICS
-from ..models import PostProcess
+from ..evaluation import METRICS, detect_batch
 from ..training import TrainConfig, distributed, load_checkpoint, load_model
 from ..training.logs import read_metrics
 from ..visualize import (
@@ -129,14 +128,11 @@ def _images(
     device: torch.device,
 ) -> None:
     """The best and the worst images, and attention in some."""
-    postprocess = PostProcess()
     found: list[Found] = []
     model.eval()
     for images, mask, targets in batches(chosen, device):
-        outputs = model(images, mask)
-        unit = torch.ones(len(targets), 2, device=device)
-        for target, one in zip(targets, postprocess(outputs, unit), strict=True):
-            one = {name: value.cpu() for name, value in one.items()}
+        unit = torch.ones(len(targets), 2)
+        for target, one in zip(targets, detect_batch(model, images, mask, unit), strict=True):
             corners = box_convert(target["boxes"].cpu(), "cxcywh", "xyxy")
             found.append((image_quality(one, target["labels"].cpu(), corners), len(found), one))
     found.sort(key=lambda item: (item[0], item[1]))

@@ -112,16 +112,14 @@ class Ablation:
         self.open_data = open_data
         self.folder = folder
         self.device = device
-        self._baseline = json.loads(json.dumps({**config.to_dict(), "seed": None, "workers": None}))
+        baseline = {**config.to_dict(), "seed": None, "workers": None}
+        self._config_text = json.dumps({"ablation of": baseline}, indent=1) + "\n"
         path = folder / CONFIG
         if path.exists():
-            if path.read_text() != self._config_text():
+            if path.read_text() != self._config_text:
                 raise ValueError(f"{path} is of another baseline: take another folder")
         elif folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty, and holds no ablation: take another folder")
-
-    def _config_text(self) -> str:
-        return json.dumps({"ablation of": self._baseline}, indent=1) + "\n"
 
     def rows(self) -> list[dict[str, Any]]:
         """The results so far."""
@@ -147,7 +145,7 @@ class Ablation:
         config = replace(self.config, **variant.options, seed=seed)
         train_set, val_set = self.open_data(config)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / CONFIG).write_text(self._config_text())
+        (self.folder / CONFIG).write_text(self._config_text)
         run = self.folder / RUN
         shutil.rmtree(run, ignore_errors=True)  # of a training that was interrupted
         trainer = Trainer(config, train_set, val_set, run, self.device, quiet=True)
