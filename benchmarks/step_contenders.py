@@ -17,7 +17,7 @@ from detr_fast.models import MODELS
 from detr_fast.precision import amp_dtype, autocast
 from detr_fast.training.clock import PhaseClock
 from detr_fast.training.graph import GraphedStep
-from detr_fast.training.schedule import make_optimizer
+from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.step import TrainStep
 
 EAGER, COMPILED, GRAPHED = "detr_fast", "detr_fast compiled", "detr_fast CUDA graph"

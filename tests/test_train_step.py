@@ -15,7 +15,7 @@ from detr_fast.models import detr_resnet18, detr_tiny
 from detr_fast.models.resnet import block_forward, conv_norm
 from detr_fast.packing import PackedTargets
 from detr_fast.training.graph import GraphedStep
-from detr_fast.training.schedule import FusedAdamW, make_optimizer
+from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.step import TrainStep, pack_to_power, pad_to_bucket
 from tests.test_train_step_baselines import frozen_statistics
 
@@ -173,50 +173,6 @@ def test_accumulation_is_the_mean(images):
         step(batches)["grad_norm"] for step, batches in ((once, [batch]), (twice, [batch] * 2))
     ]
     torch.testing.assert_close(*norms)
-
-
-class TestOptimizer:
-    def trained(self, optimizer: type[torch.optim.Optimizer], **options) -> list[torch.Tensor]:
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(8, 16, 3), nn.Conv2d(16, 4, 1), nn.Flatten(), nn.Linear(64, 3)
-        )
-        model.to(memory_format=torch.channels_last)
-        built = optimizer(model.parameters(), lr=1e-2, weight_decay=0.1, **options)
-        for _ in range(5):
-            built.zero_grad()
-            x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
-            model(x).square().sum().backward()
-            built.step()
-        state = built.state_dict()["state"].values()
-        return [*model.parameters(), *(one[name] for one in state for name in sorted(one))]
-
-    def test_equals_torchs(self):
-        ours, theirs = self.trained(FusedAdamW), self.trained(torch.optim.AdamW, foreach=False)
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-        assert [one.stride() for one in ours] == [one.stride() for one in theirs]
-
-    def test_layouts_that_differ(self):
-        """Gradients and averages of another layout: the fused kernel alone would mix entries up."""
-        results = []
-        for optimizer, options in ((FusedAdamW, {}), (torch.optim.AdamW, {"foreach": False})):
-            weight = nn.Parameter(torch.linspace(-1, 1, 480).view(8, 5, 4, 3))
-            built = optimizer([weight], lr=1e-2, weight_decay=0.1, **options)
-            for layout in (torch.contiguous_format, torch.channels_last, torch.contiguous_format):
-                weight.data = weight.data.contiguous(memory_format=layout)
-                for other in (torch.channels_last, torch.contiguous_format):
-                    gradient = torch.cos(torch.arange(480.0)).view(8, 5, 4, 3)
-                    weight.grad = gradient.contiguous(memory_format=other)
-                    built.step()
-            results.append(weight.detach().contiguous())
-        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
-
-    def test_copies_no_gradient(self):
-        with torch.profiler.profile() as profiler:
-            self.trained(FusedAdamW)
-        steps = [event for event in profiler.events() if event.name == "aten::_fused_adamw_"]
-        assert len(steps) == 5
-        assert "aten::contiguous" not in [child.name for e in steps for child in e.cpu_children]
 
 
 class TestCompiled:

@@ -9,7 +9,7 @@ from detr_fast import _C, PackedTargets, check_faults
 from detr_fast.losses import SetCriterion
 from detr_fast.models import detr_tiny
 from detr_fast.training.graph import GraphedStep, ShapeMismatch
-from detr_fast.training.schedule import make_optimizer
+from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.step import TrainStep
 
 pytestmark = pytest.mark.skipif(

@@ -24,7 +24,8 @@ from detr_fast.training.checkpoint import ENTRIES, save_checkpoint
 from detr_fast.training.engine import Interrupted
 from detr_fast.training.loader import TrainLoader
 from detr_fast.training.logs import read_metrics
-from detr_fast.training.schedule import make_optimizer, make_scheduler
+from detr_fast.training.optimizer import make_optimizer
+from detr_fast.training.schedule import make_scheduler
 
 TRAIN = ("--batch-size", "4", "--num-queries", "6", "--seed", "3", "--device", "cpu")
 

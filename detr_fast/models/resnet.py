@@ -116,8 +116,8 @@ def resnet_forward(
     Args:
         checkpointing: keep each block's input alone, and compute the rest anew for gradients.
     """
-    x = F.relu(conv_norm(x, body["conv1"], body["bn1"]), inplace=True)
-    x = body["maxpool"](x)
+    # ReLU after the pooling, which is the same: of the largest maps a quarter is left by then.
+    x = F.relu(body["maxpool"](conv_norm(x, body["conv1"], body["bn1"])), inplace=True)
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         for block in body[stage]:
             if checkpointing:

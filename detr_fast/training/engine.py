@@ -28,7 +28,8 @@ from .instability import MatchingWatch
 from .loader import TrainLoader, default_workers
 from .logs import ProgressBar, RunLog
 from .memory import is_out_of_memory, what_fits
-from .schedule import make_optimizer, make_scheduler
+from .optimizer import make_optimizer
+from .schedule import make_scheduler
 from .step import TrainStep, ignore
 
 

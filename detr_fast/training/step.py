@@ -1,6 +1,5 @@
 """One optimizer step: forward, match, loss, backward, clip, update. Nothing makes the host wait."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from ..data import Batch, to_device
 from ..packing import PackedTargets
 from ..precision import autocast
 from . import distributed
+from .optimizer import FusedAdamW
 
 Targets = Sequence[dict[str, Tensor]] | PackedTargets
 BUCKET = 64  # compiled models see heights and widths that are multiples of this
@@ -39,7 +39,7 @@ class TrainStep:
         self,
         model: nn.Module,
         criterion: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: FusedAdamW,
         device: torch.device,
         amp: torch.dtype | None = None,
         clip: float = 0.0,
@@ -54,7 +54,6 @@ class TrainStep:
         self.amp = amp
         self.clip = clip
         self._first = True
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(
         self, batches: Sequence[Batch], mark: Callable[[str], None] = ignore
@@ -93,8 +92,7 @@ class TrainStep:
 
     def update(self) -> Tensor:
         """Clip, step and clear the gradients, whose norm before clipping is returned."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
-        self.optimizer.step()
+        norm = self.optimizer.clipped_step(self.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 

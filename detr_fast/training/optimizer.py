@@ -1,0 +1,100 @@
+"""The optimizer: AdamW, and clipping by the norm of all gradients (paper, appendix A.4)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def make_optimizer(
+    model: nn.Module, lr: float, lr_backbone: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW with one learning rate for the backbone and one for everything else."""
+    backbone, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if name.startswith("backbone.0.") else rest).append(parameter)
+    groups = [{"params": rest, "lr": lr}, {"params": backbone, "lr": lr_backbone}]
+    return FusedAdamW(
+        [group for group in groups if group["params"]],
+        lr=lr,
+        weight_decay=weight_decay,
+    )
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """``torch.optim.AdamW`` with the fused kernel, and no copies for channels-last weights.
+
+    On a CPU the kernel pairs the entries of parameter, gradient and averages as they lie in memory,
+    and copies what is not contiguous: up to 15 ms for each 3x3 convolution of 512 channels. It is
+    given the same memory as arrays that are, all laid out as the parameter is.
+    """
+
+    def __init__(self, params: Any, lr: float, weight_decay: float) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, fused=True)
+
+    def _init_group(self, group: dict[str, Any], *args: Any) -> Any:
+        for parameter in group["params"]:
+            if parameter.is_cpu and parameter.grad is not None:
+                parameter.grad = _laid_out_as(parameter, parameter.grad)
+                state = self.state[parameter]
+                for name, value in state.items():
+                    state[name] = _laid_out_as(parameter, value)
+        # Fills lists: parameters, gradients, the two averages of each, and others.
+        result = super()._init_group(group, *args)
+        lists = [arg for arg in args if isinstance(arg, list)]
+        for i, parameter in enumerate(lists[0]):
+            alike = [found for found in lists if i < len(found) and found[i].dim() == 4]
+            if parameter.is_cpu and all(_is_channels_last(found[i]) for found in alike):
+                for found in alike:
+                    found[i] = _as_it_lies(found[i].detach())
+        return result
+
+    @torch.no_grad()
+    def clipped_step(self, clip: float) -> Tensor:
+        """``step`` with gradients scaled down to the norm ``clip``, if theirs is larger; 0 = any.
+
+        As ``clip_grad_norm_`` and ``step`` do it, but the kernel scales what it reads anyway.
+
+        Returns:
+            The gradients' norm before, a scalar on their device.
+        """
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norm = gradient_norm([gradient for gradient in gradients if gradient is not None])
+        if clip:  # torch's fused kernels divide by an attribute of this name, meant for GradScaler
+            self.grad_scale = ((norm + 1e-6) / clip).clamp(min=1)
+        try:
+            self.step()
+        finally:
+            self.grad_scale = None
+        return norm
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all entries of all gradients together, as a scalar on their device."""
+    if not gradients:
+        return torch.zeros(())
+    if all(gradient.is_cpu and gradient.dtype == torch.float32 for gradient in gradients):
+        # In half the time of torch's norm, which reads a tensor with one thread.
+        flat = [_as_it_lies(gradient).reshape(-1) for gradient in gradients]
+        return torch.stack([torch.dot(x, x) for x in flat]).sum().sqrt()
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the parameter's layout, if it has its shape: mostly it has both."""
+    if value.stride() == parameter.stride() or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    """A channels-last tensor's memory as a contiguous one; any other as it is."""
+    return tensor.permute(0, 2, 3, 1) if _is_channels_last(tensor) else tensor
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    if tensor.dim() != 4 or tensor.is_contiguous():
+        return False
+    return tensor.is_contiguous(memory_format=torch.channels_last)
