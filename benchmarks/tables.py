@@ -85,18 +85,21 @@ def loader_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+ALLOCATORS = {"kept": "", "default": ", C library's defaults"}
+
+
 def step_table(rows: list[Row]) -> str:
     """Images per second, and memory, of whole training steps."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     lines = table_head("", *(f"{name}: images/s, MiB per image" for name in variants))
-    for precision in dict.fromkeys(row["precision"] for row in rows):
-        mine = {row["variant"]: row for row in rows if row["precision"] == precision}
+    for case in dict.fromkeys((row["precision"], row["allocator"]) for row in rows):
+        mine = {r["variant"]: r for r in rows if (r["precision"], r["allocator"]) == case}
         cells = []
         for name in variants:
             speed = f"{float(mine[name]['images_per_second']):#.3g}"
             speed = f"**{speed}**" if name == "detr_fast" else speed
             cells.append(f"{speed}, {float(mine[name]['peak_mb_per_image']):.0f}")
-        lines.append(table_line(precision, *cells))
+        lines.append(table_line(case[0] + ALLOCATORS[case[1]], *cells))
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..data import clean_message
 from ..training import distributed
+from ..training.heap import keep_freed_memory
 from . import ablate, benchmark, evaluate, predict, report, train, visualize
 
 COMMANDS = (train, evaluate, predict, benchmark, visualize, report, ablate)
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         subparser.set_defaults(run=command.run)
     args = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         return args.run(args)
     except KeyboardInterrupt:

@@ -1,17 +1,11 @@
 // float32, float16 and bfloat16 in memory to vectors of floats.
 #pragma once
 
+#include "core/half.h"
 #include "cpu/simd/vec.h"
 
 namespace detr_fast::cpu {
 namespace {
-
-struct Half {
-  uint16_t bits;
-};
-struct Bfloat {
-  uint16_t bits;
-};
 
 DETR_FAST_INLINE F widen(const float* x) { return load<F>(x); }
 DETR_FAST_INLINE F widen(const Bfloat* x) {

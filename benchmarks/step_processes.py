@@ -1,0 +1,82 @@
+"""Each contender of a training step in a process of its own, with its own memory and allocator."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from benchmarks.step_contenders import CONTENDERS, TRANSFORMERS, Case, Contender
+from detr_fast.training.heap import keep_freed_memory
+
+KEPT, DEFAULT = "kept", "default"  # what an allocator does with freed memory
+
+_contender: Contender  # of this process
+_before: float  # MiB that it had before the contender
+
+
+class Apart:
+    """A contender as the benchmark sees it, at work elsewhere while all others sleep.
+
+    Args:
+        case: what is trained.
+        name: the contender's.
+        allocator: ``"kept"``, as ``detr-fast train`` runs, or ``"default"``, which returns freed
+            memory to the system.
+    """
+
+    def __init__(self, case: Case, name: str, allocator: str) -> None:
+        self._process = ProcessPoolExecutor(
+            1,
+            multiprocessing.get_context("spawn"),
+            _start,
+            (case, name, allocator == KEPT, torch.get_num_threads()),
+        )
+
+    def total(self) -> float:
+        """The loss, by which contenders are compared."""
+        return self._process.submit(_total).result()
+
+    def timed(self, steps: int) -> dict[str, float]:
+        """Some steps; seconds of each phase per step."""
+        return self._process.submit(_timed, steps).result()
+
+    def peak_mb(self) -> float:
+        """The most memory so far, in MiB: weights, gradients, optimizer and activations."""
+        return self._process.submit(_peak).result()
+
+    def close(self) -> None:
+        self._process.shutdown()
+
+
+def _start(case: Case, name: str, keep: bool, threads: int) -> None:
+    global _contender, _before
+    if keep:
+        keep_freed_memory()
+    torch.set_num_threads(threads)
+    if name == TRANSFORMERS:
+        import transformers.models.detr.modeling_detr  # noqa: F401
+    _before = _resident("VmRSS")
+    _contender = CONTENDERS[name](case)
+
+
+def _total() -> float:
+    return _contender.total()
+
+
+def _timed(steps: int) -> dict[str, float]:
+    return _contender.timed(steps)
+
+
+def _peak() -> float:
+    return _resident("VmHWM") - _before
+
+
+def _resident(entry: str) -> float:
+    """Of this process, in MiB: now (VmRSS) or at most (VmHWM); 0 where Linux does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    (line,) = [line for line in lines if line.startswith(entry)]
+    return int(line.split()[1]) / 1024
