@@ -153,6 +153,8 @@ def launch(
             device=device.index or 0,
             stream=stream_of(device),
         )
+    else:
+        query_index.fill_(-1)  # there may be padding, if there is no image
     return query_index, pair_index
 
 

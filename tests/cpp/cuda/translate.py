@@ -1,0 +1,28 @@
+"""Turns what only nvcc reads in csrc/cuda into C++: python translate.py csrc/cuda OUT."""
+
+import re
+import sys
+from pathlib import Path
+
+LAUNCH = re.compile(r"(\w+(?:<\w+>)?)\s*<<<(.*?)>>>\s*\(", re.DOTALL)
+SHARED = re.compile(r"extern __shared__ __align__\(16\) char (\w+)\[\];")
+
+
+def translate(text: str) -> str:
+    """The launches as calls, dynamic shared memory as a pointer, the architecture as a macro."""
+    text = LAUNCH.sub(r"emulated::launch([&](auto... args) { \1(args...); }, \2)(", text)
+    text = SHARED.sub(r"char* const \1 = emulated::shared_memory();", text)
+    return text.replace("__CUDA_ARCH__", "EMULATED_CUDA_ARCH")
+
+
+def main(source: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        name = path.name if path.suffix != ".cu" else f"{path.stem}.cpp"
+        text = translate(path.read_text())
+        assert "<<<" not in text.replace("'s <<<>>>", "") and "extern __shared__" not in text, path
+        (out / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

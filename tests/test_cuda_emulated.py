@@ -1,0 +1,259 @@
+"""The GPU's code on a machine without a GPU: launchers and kernels of csrc/cuda, compiled for the
+host over an emulated CUDA (tests/cpp/cuda), behind the same bindings and the same Python.
+
+Most tests are those of a GPU, from their own files. A tensor that ``.cuda()`` returns stays on the
+CPU, and says that it is on a GPU where the package asks.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+import pytest
+import test_cuda
+import torch
+from test_box_iou import test_batches_are_their_images as test_iou_of_batches
+from test_box_iou import test_equals_torchvision as test_iou_equals_torchvision
+from test_box_iou import test_every_constellation as test_iou_of_every_constellation
+from test_box_iou import test_gradcheck as test_iou_gradcheck
+from test_box_iou import test_half_precision_is_computed_in_float32 as test_iou_of_half_precision
+from test_box_iou import test_not_contiguous as test_iou_of_strided_boxes
+from test_box_losses import (
+    test_a_query_of_several_targets_learns_from_all,
+    test_every_constellation,
+    test_expanded_gradients_are_read_with_their_stride,
+    test_indices_out_of_range_count_as_unmatched,
+    test_nan_is_not_hidden,
+    test_not_contiguous_and_not_aligned,
+    test_padding_behind_the_last_offset_counts_as_unmatched,
+    test_target_classes,
+    test_the_same_bits_every_time,
+)
+from test_box_losses import test_equals_the_twin as test_box_losses_equal_the_twin
+from test_cuda import (
+    FAULTS,
+    assert_optimal,
+    both,
+    on_gpu,
+    test_a_problem_too_large_for_the_block,
+    test_dtypes_and_options,
+    test_nonfinite_last,
+    test_standing_cases,
+)
+from test_matching import predictions, targets_of
+from test_matching_cuda import (
+    test_dtypes_and_layouts,
+    test_options_arrive,
+    test_same_as_the_reference,
+    test_wrong_shapes_are_named_at_once,
+)
+
+from benchmarks.cases import FAMILIES, Case, make
+from detr_fast import (
+    _C,
+    FastMatcher,
+    PackedTargets,
+    faults,
+    linear_sum_assignment,
+    matching_cuda,
+    ops,
+)
+from detr_fast.losses import SetCriterion
+from detr_fast.ops import matched, pairwise
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = [(1, 1), (5, 9), (40, 40), (20, 300), (30, 70), (70, 30), (3, 900)]
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source tree"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and runs these tests"),
+]
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """The module, built from the source tree."""
+    build = tmp_path_factory.mktemp("emulated_cuda")
+    configure = ["cmake", "-S", str(ROOT / "tests" / "cpp" / "cuda"), "-B", str(build)]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = build.glob("emulated_cuda*.so")
+    spec = importlib.util.spec_from_file_location("emulated_cuda", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class OnGpu(torch.Tensor):
+    """A tensor on the CPU that says it is on a GPU; what is computed from it does not."""
+
+    is_cuda = True
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def to_gpu(tensor: torch.Tensor) -> OnGpu:
+    return tensor.clone().as_subclass(OnGpu)
+
+
+@pytest.fixture(autouse=True)
+def gpu(emulated, monkeypatch):
+    """Everything that would be launched on a GPU is emulated, and something is."""
+    monkeypatch.setattr(_C, "cuda", emulated, raising=False)
+    monkeypatch.setattr(_C, "cuda_version", "emulated")
+    for module in (matched, pairwise):
+        monkeypatch.setattr(module, "compiled", lambda op, _: (getattr(emulated, op), (0, 0)))
+    monkeypatch.setattr(torch.Tensor, "cuda", to_gpu)
+    matching_cuda._workspace.cache_clear()
+    yield emulated
+    matching_cuda._workspace.cache_clear()
+    faults._slots.clear()
+
+
+class Kernels:
+    """What tests/test_matching_cuda.py asks of its stand-in."""
+
+    def __init__(self, emulated) -> None:
+        self._launches, self._before = emulated.launches, emulated.launches()
+
+    @property
+    def calls(self) -> int:
+        return self._launches() - self._before
+
+
+@pytest.fixture
+def kernels(gpu, monkeypatch):
+    """Predictions on the CPU count as the GPU's."""
+    monkeypatch.setattr("detr_fast.matching._takes_flat", lambda layers: True)
+    return Kernels(gpu)
+
+
+def test_it_is_the_emulation_that_runs(gpu):
+    layers, targets = [predictions(2, 30, seed=s) for s in range(3)], targets_of([4, 6])
+    before = gpu.launches()
+    FastMatcher().match_layers(layers, targets)
+    assert gpu.launches() == before
+    FastMatcher().match_layers(on_gpu(layers), on_gpu(targets))
+    assert gpu.launches() == before + 2  # costs, assignment: all layers and images
+    linear_sum_assignment(torch.rand(3, 4, 5).cuda())
+    assert gpu.launches() == before + 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["random", "initial", "integers", "forbidden"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_assignment_is_scipys(shape, kind, dtype):
+    test_cuda.test_assignment_is_scipys(kind, shape, dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [(2, 100, 91, 20), (1, 300, 91, 50), (2, 50, 1204, 60)])
+def test_sizes_of_detectors(family, size):
+    layers, targets = make(Case(family, *size, layers=2), seed=3)
+    assert_optimal(layers, targets, *both(layers, targets))
+
+
+@pytest.mark.parametrize(("images", "layers"), [(300, 1), (1, 35)])
+def test_more_images_or_layers_than_one_launch_takes(images, layers, gpu):
+    sizes = [k % 4 + (images == 1) for k in range(images)]
+    outputs, targets = [predictions(images, 6, seed=s) for s in range(layers)], targets_of(sizes)
+    before = gpu.launches()
+    found = both(outputs, targets)
+    assert gpu.launches() == before + 4
+    assert_optimal(outputs, targets, *found)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_named_and_harm_nothing_else(name):
+    message, spoil = FAULTS[name]
+    good, good_targets = predictions(3, 20), targets_of([4, 5, 6])
+    outputs, targets = on_gpu(good), on_gpu(good_targets)
+    spoil(outputs, targets)
+    with pytest.raises(ValueError, match=message):
+        FastMatcher(index_device="cpu")(outputs, targets)
+    matcher = FastMatcher()
+    matches = matcher(outputs, targets)
+    assert matches[1][0].tolist() == matches[1][1].tolist() == [0, 1, 2, 3, 4]
+    expected = matcher(good, good_targets)
+    for b in (0, 2):
+        assert torch.equal(matches[b][0], expected[b][0])
+    with pytest.raises(ValueError, match=message):
+        matcher(on_gpu(good), on_gpu(good_targets))
+    matcher(on_gpu(good), on_gpu(good_targets))
+
+
+def test_ragged_assignments():
+    g = torch.Generator().manual_seed(6)
+    shapes = [(3, 8), (8, 3), (1, 1), (30, 100), (0, 5), (60, 10)] * 23  # over 128: two launches
+    costs = [torch.rand(shape, generator=g) for shape in shapes]
+    found = linear_sum_assignment([cost.cuda() for cost in costs])
+    for pair, expected in zip(found, linear_sum_assignment(costs), strict=True):
+        assert torch.equal(pair[0], expected[0]) and torch.equal(pair[1], expected[1])
+
+
+def test_assignment_faults():
+    cost = torch.rand(4, 5, 7)
+    cost[2, 1, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"cost\[2\]: matrix contains invalid numeric entries"):
+        linear_sum_assignment(cost.cuda())
+    rows, cols = linear_sum_assignment(cost.cuda(), validate=False)
+    assert rows[2].tolist() == cols[2].tolist() == [0, 1, 2, 3, 4]
+    cost[2, 1, 3], cost[3, 4] = 0, torch.inf
+    with pytest.raises(ValueError, match=r"cost\[3\]: cost matrix is infeasible"):
+        linear_sum_assignment(cost.cuda())
+
+
+@pytest.mark.parametrize("capacity", [None, 25])
+def test_the_whole_criterion(capacity, kernels, monkeypatch):
+    """Matching, box losses with their gradient, wanted classes: the CPU's loss and gradients."""
+    targets = targets_of([4, 0, 9])
+    results = []
+    for on_gpu_now in (False, True):
+        outputs = predictions(3, 20)
+        outputs["aux_outputs"] = [predictions(3, 20, seed=s) for s in (1, 2)]
+        leaves = [outputs, *outputs["aux_outputs"]]
+        for layer in leaves:
+            for name in ("pred_logits", "pred_boxes"):
+                layer[name].requires_grad_()
+        with monkeypatch.context() as patch:
+            if not on_gpu_now:
+                patch.setattr("detr_fast.matching._takes_flat", lambda layers: False)
+                for module in (matched, pairwise):
+                    patch.setattr(module, "compiled", lambda op, _: (getattr(_C, op), ()))
+            given = targets if capacity is None else PackedTargets.pack(targets, capacity)
+            before = kernels.calls
+            losses = SetCriterion(5)(outputs, given)
+            losses["loss"].backward()
+            assert (kernels.calls - before > 4) == on_gpu_now
+        gradients = [layer[n].grad for layer in leaves for n in ("pred_logits", "pred_boxes")]
+        results.append([losses["loss"].detach(), *gradients])
+    torch.testing.assert_close(*results)
+
+
+def test_another_device_is_made_current_for_the_call_alone(gpu, monkeypatch):
+    boxes = torch.rand(5, 4)
+    expected = ops.box_iou(boxes, boxes)
+    for device, message in ((1, None), (7, "cudaSetDevice.*cudaErrorInvalidDevice")):
+        monkeypatch.setattr(
+            pairwise, "compiled", lambda op, _, device=device: (getattr(gpu, op), (device, 0))
+        )
+        if message is None:
+            assert torch.equal(ops.box_iou(boxes, boxes), expected)
+        else:
+            with pytest.raises(RuntimeError, match=message):
+                ops.box_iou(boxes, boxes)
+        assert gpu.current_device() == 0
+
+
+def test_a_launch_that_is_too_large_is_an_error():
+    layers, images = 1, 65536
+    index = torch.zeros(layers, 1, dtype=torch.int64)
+    offsets = torch.ones(images + 1, dtype=torch.int32)
+    offsets[0] = 0
+    with pytest.raises(RuntimeError, match=r"wanted_classes.*cudaErrorInvalidConfiguration"):
+        ops.target_classes(index, torch.zeros(1, dtype=torch.int64), offsets, 1, 3)
+    classes = ops.target_classes(index, torch.zeros(1, dtype=torch.int64), offsets[:3], 1, 3)
+    assert classes.tolist() == [[[0], [3]]]  # the next call does not find that error again
