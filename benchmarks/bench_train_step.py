@@ -1,6 +1,6 @@
 """A whole training step of DETR beside the published formula's and transformers'.
 
-python -m benchmarks.bench_train_step --threads 2 --allocators kept default \\
+python -m benchmarks.bench_train_step --threads 2 --allocators kept default --seconds 60 \\
     --out benchmarks/results/train_step_cpu.csv
 """
 
@@ -103,6 +103,7 @@ def run_case(
                     if phase != "data"
                 },
                 "host_waits": waits(contender.step) if on_gpu else "",
+                "page_faults": "" if on_gpu else round(contender.page_faults()),
                 "calls": figure["calls"],
                 "peak_mb": round(peak, 1),
                 "peak_mb_per_image": round(peak / case.batch, 1),

@@ -25,8 +25,8 @@ def main() -> None:
     _run("plot", _shown(args.results))
     if not args.quick:
         steps = _shown(args.results / "train_step_cpu.csv")
-        allocators = ("--allocators", "kept", "default")
-        _run("bench_train_step", "--threads", "2", *allocators, "--out", steps)
+        options = ("--threads", "2", "--allocators", "kept", "default", "--seconds", "60")
+        _run("bench_train_step", *options, "--out", steps)
     if not args.quick and (ROOT.parent / "shared" / "data").is_dir():
         _run("bench_loader", "--out", _shown(args.results / "loader_cpu.csv"))
         _run("scaling_model", "--write", _shown(ROOT / "benchmarks" / "SCALING.md"))

@@ -1,6 +1,8 @@
 """Each contender of a training step in a process of its own, with its own memory and allocator."""
 
 import multiprocessing
+import resource
+import statistics
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,7 @@ KEPT, DEFAULT = "kept", "default"  # what an allocator does with freed memory
 
 _contender: Contender  # of this process
 _before: float  # MiB that it had before the contender
+_page_faults: list[float] = []  # of each step
 
 
 class Apart:
@@ -41,6 +44,10 @@ class Apart:
         """Some steps; seconds of each phase per step."""
         return self._process.submit(_timed, steps).result()
 
+    def page_faults(self) -> float:
+        """Pages that the system had to provide in a step, the median so far."""
+        return self._process.submit(_faults).result()
+
     def peak_mb(self) -> float:
         """The most memory so far, in MiB: weights, gradients, optimizer and activations."""
         return self._process.submit(_peak).result()
@@ -65,7 +72,14 @@ def _total() -> float:
 
 
 def _timed(steps: int) -> dict[str, float]:
-    return _contender.timed(steps)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    phases = _contender.timed(steps)
+    _page_faults.append((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / steps)
+    return phases
+
+
+def _faults() -> float:
+    return statistics.median(_page_faults)
 
 
 def _peak() -> float:

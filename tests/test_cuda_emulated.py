@@ -9,6 +9,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pybind11
 import pytest
@@ -154,6 +155,25 @@ def test_assignment_is_scipys(shape, kind, dtype):
 def test_sizes_of_detectors(family, size):
     layers, targets = make(Case(family, *size, layers=2), seed=3)
     assert_optimal(layers, targets, *both(layers, targets))
+
+
+@pytest.mark.parametrize("size", [(30, 100, 20), (3, 900, 100), (2, 4000, 30), (1, 100, 900)])
+def test_a_small_gpu(size, gpu, monkeypatch):
+    """Its blocks have less shared memory: for costs, or for the solver itself."""
+    small = SimpleNamespace(
+        match=lambda **given: gpu.match(**{**given, "device": 1}),
+        assignment_workspace=lambda device, rows, cols: gpu.assignment_workspace(1, rows, cols),
+    )
+    monkeypatch.setattr(_C, "cuda", small)
+    images, queries, targets_of_one = size
+    layers = [predictions(images, queries)]
+    targets = targets_of([max(1, targets_of_one - k) for k in range(images)])
+    sides = sorted((queries, targets_of_one))
+    assert bool(gpu.assignment_workspace(1, *sides)) == (queries == 4000)
+    assert not gpu.assignment_workspace(0, *sides)
+    before = gpu.launches()
+    assert_optimal(layers, targets, *both(layers, targets))
+    assert gpu.launches() == before + 2
 
 
 @pytest.mark.parametrize(("images", "layers"), [(300, 1), (1, 35)])

@@ -18,8 +18,8 @@ def keep_freed_memory() -> bool:
     """Have the C library keep what is freed, until the process ends; returns whether it will.
 
     A training step on a CPU frees hundreds of megabytes. glibc hands them back to the kernel, which
-    clears each page anew in the next step: tens of thousands of page faults, and a sixth of the
-    step's time. For a process of one's own: it concerns all that runs there.
+    clears each page anew in the next step, in tens of thousands of page faults. For a process of
+    one's own: it concerns all that runs there.
 
     Does nothing without glibc, and where the environment tunes its allocator already.
     """

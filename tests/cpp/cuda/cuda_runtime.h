@@ -1,7 +1,8 @@
 // CUDA for a host without a GPU, as much of it as csrc/cuda uses: the launchers and kernels compile
 // as C++ (translate.py) and run. Blocks run one after the other, in shuffled order; a block's
-// threads are the fibers of emulated_team.h, shuffled too. Launches are held to the limits of an
-// H200, dynamic shared memory ends at a page that may not be touched, and begins as NaN.
+// threads are the fibers of emulated_team.h, shuffled too. Launches are held to the limits of two
+// devices, an H200 and a small GPU; dynamic shared memory ends at a page that may not be touched,
+// and begins as NaN.
 //
 // What is not seen here: speed, what nvcc makes of the code, memory ordering, streams.
 #pragma once
@@ -53,8 +54,11 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 namespace emulated {
 
-constexpr int kDevices = 2, kMultiprocessors = 132;
-constexpr int kSharedOfBlock = 227 << 10, kSharedOfMultiprocessor = 228 << 10;
+struct Device {
+  int multiprocessors, shared_of_block, shared_of_multiprocessor;
+};
+constexpr Device kDevices[] = {{132, 227 << 10, 228 << 10}, {20, 99 << 10, 100 << 10}};
+constexpr int kDeviceCount = sizeof kDevices / sizeof kDevices[0];
 constexpr size_t kSharedWithoutAsking = 48 << 10;
 constexpr size_t kMostOfArguments = 32764;
 
@@ -65,7 +69,7 @@ inline dim3 block_index, grid_size;
 inline char* shared = nullptr;  // the running block's
 inline cudaError_t last_error = cudaSuccess;
 inline int device = 0;
-inline size_t most_shared = kSharedWithoutAsking;  // that any kernel has been allowed
+inline size_t most_shared[kDeviceCount];  // that any kernel has been allowed
 inline uint32_t seed = 0;
 inline int64_t launches = 0;
 
@@ -144,7 +148,8 @@ class Launch {
                        grid_.y <= 65535 && grid_.z <= 65535 && threads_.x > 0 &&
                        threads_.x <= 1024 && threads_.y == 1 && threads_.z == 1;
     if (!sound) return cudaErrorInvalidConfiguration;
-    return shared_bytes_ <= most_shared ? cudaSuccess : cudaErrorInvalidValue;
+    const size_t most = std::max(kSharedWithoutAsking, most_shared[device]);
+    return shared_bytes_ <= most ? cudaSuccess : cudaErrorInvalidValue;
   }
 
   const Kernel kernel_;
@@ -222,23 +227,25 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 
 inline cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || device >= ::emulated::kDevices) return cudaErrorInvalidDevice;
+  if (device < 0 || device >= ::emulated::kDeviceCount) return cudaErrorInvalidDevice;
   ::emulated::device = device;
   return cudaSuccess;
 }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device < 0 || device >= ::emulated::kDevices) return cudaErrorInvalidDevice;
-  *value = attribute == cudaDevAttrMultiProcessorCount ? ::emulated::kMultiprocessors
-           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin
-               ? ::emulated::kSharedOfBlock
-               : ::emulated::kSharedOfMultiprocessor;
+  if (device < 0 || device >= ::emulated::kDeviceCount) return cudaErrorInvalidDevice;
+  const ::emulated::Device& of = ::emulated::kDevices[device];
+  *value = attribute == cudaDevAttrMultiProcessorCount            ? of.multiprocessors
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? of.shared_of_block
+                                                                  : of.shared_of_multiprocessor;
   return cudaSuccess;
 }
 
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
-  if (value > ::emulated::kSharedOfBlock) return cudaErrorInvalidValue;
-  ::emulated::most_shared = std::max(::emulated::most_shared, static_cast<size_t>(value));
+  const int device = ::emulated::device;
+  if (value > ::emulated::kDevices[device].shared_of_block) return cudaErrorInvalidValue;
+  size_t& most = ::emulated::most_shared[device];
+  most = std::max(most, static_cast<size_t>(value));
   return cudaSuccess;
 }
 
