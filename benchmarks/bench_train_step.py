@@ -59,9 +59,20 @@ def run_case(
     case: Case, names: Sequence[str], allocators: Sequence[str], seconds: float
 ) -> list[dict]:
     """A row for each contender and allocator, timed in turn."""
+    running = entrants(case, names, allocators)
+    try:
+        return _timed_rows(case, running, seconds)
+    finally:
+        for contender in running.values():
+            if isinstance(contender, Apart):
+                contender.close()
+
+
+def _timed_rows(
+    case: Case, running: dict[Entrant, Contender | Apart], seconds: float
+) -> list[dict]:
     on_gpu = case.device.type == "cuda"
     half = amp_dtype(case.amp, case.device) is not None
-    running = entrants(case, names, allocators)
     check(running, half)
     steps = 5 if on_gpu else 1  # the host may run ahead of a GPU
     for contender in running.values():  # warm up, compile, capture
@@ -109,9 +120,6 @@ def run_case(
                 "peak_mb_per_image": round(peak / case.batch, 1),
             }
         )
-    for contender in running.values():
-        if isinstance(contender, Apart):
-            contender.close()
     return rows
 
 

@@ -1,8 +1,10 @@
 """Each contender of a training step in a process of its own, with its own memory and allocator."""
 
 import multiprocessing
+import os
 import resource
 import statistics
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -58,6 +60,7 @@ class Apart:
 
 def _start(case: Case, name: str, keep: bool, threads: int) -> None:
     global _contender, _before
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if keep:
         keep_freed_memory()
     torch.set_num_threads(threads)
@@ -65,6 +68,12 @@ def _start(case: Case, name: str, keep: bool, threads: int) -> None:
         import transformers.models.detr.modeling_detr  # noqa: F401
     _before = _resident("VmRSS")
     _contender = CONTENDERS[name](case)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _total() -> float:
@@ -92,5 +101,5 @@ def _resident(entry: str) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0.0
-    (line,) = [line for line in lines if line.startswith(entry)]
-    return int(line.split()[1]) / 1024
+    found = [line for line in lines if line.startswith(entry)]
+    return int(found[0].split()[1]) / 1024 if found else 0.0

@@ -92,7 +92,8 @@ def step_table(rows: list[Row]) -> str:
     """Images per second, and memory, of whole training steps."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     lines = table_head("", *(f"{name}: images/s, MiB per image" for name in variants))
-    for case in dict.fromkeys((row["precision"], row["allocator"]) for row in rows):
+    cases = dict.fromkeys((row["precision"], row["allocator"]) for row in rows)
+    for case in sorted(cases, key=lambda case: list(ALLOCATORS).index(case[1])):
         mine = {r["variant"]: r for r in rows if (r["precision"], r["allocator"]) == case}
         cells = []
         for name in variants:

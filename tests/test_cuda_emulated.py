@@ -67,6 +67,7 @@ from detr_fast.ops import matched, pairwise
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = [(1, 1), (5, 9), (40, 40), (20, 300), (30, 70), (70, 30), (3, 900)]
 pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the emulated CUDA is for Linux"),
     pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source tree"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and runs these tests"),
 ]
@@ -102,7 +103,7 @@ def to_gpu(tensor: torch.Tensor) -> OnGpu:
 
 @pytest.fixture(autouse=True)
 def gpu(emulated, monkeypatch):
-    """Everything that would be launched on a GPU is emulated, and something is."""
+    """What would be launched on a GPU is emulated, and returned to count launches."""
     monkeypatch.setattr(_C, "cuda", emulated, raising=False)
     monkeypatch.setattr(_C, "cuda_version", "emulated")
     for module in (matched, pairwise):

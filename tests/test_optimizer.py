@@ -55,18 +55,19 @@ def test_copies_no_gradient():
 
 @pytest.mark.parametrize("clip", [0.0, 0.1, 1e6], ids=["none", "clips", "too large"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_clipped_step(clip, layout):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_clipped_step(clip, layout, dtype):
     results = []
     for optimizer, options in ((FusedAdamW, {}), (torch.optim.AdamW, {"foreach": False})):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 4, 1), nn.Flatten())
-        model.to(memory_format=layout)
+        model.to(dtype=dtype, memory_format=layout)
         model[1].bias.requires_grad_(False)  # has no gradient
         built = optimizer(model.parameters(), lr=1e-2, weight_decay=0.1, **options)
         norms = []
         for _ in range(3):
             built.zero_grad()
-            model(torch.randn(2, 8, 6, 6)).square().sum().backward()
+            model(torch.randn(2, 8, 6, 6, dtype=dtype)).square().sum().backward()
             if optimizer is FusedAdamW:
                 norms.append(built.clipped_step(clip))
             else:

@@ -62,8 +62,8 @@ class FusedAdamW(torch.optim.AdamW):
         """
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
         norm = gradient_norm([gradient for gradient in gradients if gradient is not None])
-        if clip:  # torch's fused kernels divide by an attribute of this name, meant for GradScaler
-            self.grad_scale = ((norm + 1e-6) / clip).clamp(min=1)
+        if clip:  # torch's fused kernels divide by a float32 of this name, meant for GradScaler
+            self.grad_scale = ((norm.float() + 1e-6) / clip).clamp(min=1)
         try:
             self.step()
         finally:

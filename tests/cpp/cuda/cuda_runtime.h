@@ -4,7 +4,9 @@
 // devices, an H200 and a small GPU; dynamic shared memory ends at a page that may not be touched,
 // and begins as NaN.
 //
-// What is not seen here: speed, what nvcc makes of the code, memory ordering, streams.
+// What is not seen here: speed, what nvcc makes of the code, memory ordering, streams; a kernel
+// that has not asked for much shared memory where another has; the limit on a block's static
+// memory.
 #pragma once
 
 #include <sys/mman.h>
@@ -118,8 +120,11 @@ class Launch {
   void operator()(Args... args) const {
     static_assert((sizeof(Args) + ... + 0) <= kMostOfArguments, "too large for kernel arguments");
     ++launches;
-    last_error = verdict();
-    if (last_error != cudaSuccess) return;
+    const cudaError_t error = verdict();
+    if (error != cudaSuccess) {
+      last_error = error;
+      return;
+    }
     std::vector<dim3> blocks;
     for (unsigned z = 0; z < grid_.z; ++z)
       for (unsigned y = 0; y < grid_.y; ++y)
