@@ -1,6 +1,7 @@
 """The benchmarks run, and what the README says of them is what the committed rows say."""
 
 import csv
+import multiprocessing
 import re
 import shutil
 import subprocess
@@ -8,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import bench_train_step, tables
 from benchmarks.scaling_model import ASSUMED, all_reduce_seconds
+from benchmarks.step_contenders import EAGER, PUBLISHED, Case
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -193,3 +197,14 @@ def test_committed_rows_can_be_repeated():
             assert row["command"].startswith(f"python -m benchmarks.bench_{name}")
             assert row["commit"] and row["seed"] and row["torch"] and row["scipy"] and row["cpu"]
             assert row["p50_us"] or row["note"].startswith("left out: ")
+
+
+def test_training_steps_in_processes_of_their_own():
+    case = Case("resnet18", (64, 64), 1, "none", padded=False, seed=0, device=torch.device("cpu"))
+    rows = bench_train_step.run_case(case, [PUBLISHED, EAGER], ["kept"], seconds=0.1)
+    assert [row["variant"] for row in rows] == [PUBLISHED, EAGER]
+    for row in rows:
+        assert row["calls"] >= 5 and row["peak_mb"] > 100 and row["page_faults"] >= 0
+        assert 0 < row["forward_ms"] < row["step_ms"]
+    assert not multiprocessing.active_children()
+    assert "| float32 |" in tables.step_table([{k: str(v) for k, v in r.items()} for r in rows])
