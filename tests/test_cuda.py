@@ -317,19 +317,19 @@ def test_ragged_assignments() -> None:
 
 
 def test_assignment_faults() -> None:
-    cost = torch.rand(4, 5, 7, device="cuda")
+    cost = torch.rand(4, 5, 7)
     bad = cost.clone()
     bad[2, 1, 3] = torch.nan
     with pytest.raises(ValueError, match=r"cost\[2\]: matrix contains invalid numeric entries"):
-        linear_sum_assignment(bad)
-    rows, cols = linear_sum_assignment(bad, validate=False)
+        linear_sum_assignment(bad.cuda())
+    rows, cols = linear_sum_assignment(bad.cuda(), validate=False)
     assert rows[2].tolist() == cols[2].tolist() == [0, 1, 2, 3, 4]
     bad = cost.clone()
     bad[3, 4] = torch.inf
     with pytest.raises(ValueError, match=r"cost\[3\]: cost matrix is infeasible"):
-        linear_sum_assignment(bad)
-    for empty in (torch.empty(0, 3, device="cuda"), torch.empty(0, 4, 5, device="cuda")):
-        assert linear_sum_assignment(empty)[0].numel() == 0
+        linear_sum_assignment(bad.cuda())
+    for empty in (torch.empty(0, 3), torch.empty(0, 4, 5)):
+        assert linear_sum_assignment(empty.cuda())[0].numel() == 0
 
 
 def test_assignment_does_not_wait(request) -> None:

@@ -39,6 +39,7 @@ from test_cuda import (
     both,
     on_gpu,
     test_a_problem_too_large_for_the_block,
+    test_assignment_faults,
     test_dtypes_and_options,
     test_nonfinite_last,
     test_standing_cases,
@@ -188,22 +189,12 @@ def test_more_images_or_layers_than_one_launch_takes(images, layers, gpu):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_are_named_and_harm_nothing_else(name):
-    message, spoil = FAULTS[name]
-    good, good_targets = predictions(3, 20), targets_of([4, 5, 6])
-    outputs, targets = on_gpu(good), on_gpu(good_targets)
-    spoil(outputs, targets)
-    with pytest.raises(ValueError, match=message):
-        FastMatcher(index_device="cpu")(outputs, targets)
-    matcher = FastMatcher()
-    matches = matcher(outputs, targets)
-    assert matches[1][0].tolist() == matches[1][1].tolist() == [0, 1, 2, 3, 4]
-    expected = matcher(good, good_targets)
-    for b in (0, 2):
-        assert torch.equal(matches[b][0], expected[b][0])
-    with pytest.raises(ValueError, match=message):
-        matcher(on_gpu(good), on_gpu(good_targets))
-    matcher(on_gpu(good), on_gpu(good_targets))
+@pytest.mark.parametrize("when", ["check", "next call", "cpu indices"])
+def test_faults_are_named_and_harm_nothing_else(name, when, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    test_cuda.test_faults_are_named_and_harm_nothing_else(name, when)
 
 
 def test_ragged_assignments():
@@ -213,18 +204,6 @@ def test_ragged_assignments():
     found = linear_sum_assignment([cost.cuda() for cost in costs])
     for pair, expected in zip(found, linear_sum_assignment(costs), strict=True):
         assert torch.equal(pair[0], expected[0]) and torch.equal(pair[1], expected[1])
-
-
-def test_assignment_faults():
-    cost = torch.rand(4, 5, 7)
-    cost[2, 1, 3] = torch.nan
-    with pytest.raises(ValueError, match=r"cost\[2\]: matrix contains invalid numeric entries"):
-        linear_sum_assignment(cost.cuda())
-    rows, cols = linear_sum_assignment(cost.cuda(), validate=False)
-    assert rows[2].tolist() == cols[2].tolist() == [0, 1, 2, 3, 4]
-    cost[2, 1, 3], cost[3, 4] = 0, torch.inf
-    with pytest.raises(ValueError, match=r"cost\[3\]: cost matrix is infeasible"):
-        linear_sum_assignment(cost.cuda())
 
 
 @pytest.mark.parametrize("capacity", [None, 25])

@@ -1,5 +1,7 @@
 """The optimizer: AdamW, and clipping by the norm of all gradients (paper, appendix A.4)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 def make_optimizer(
     model: nn.Module, lr: float, lr_backbone: float, weight_decay: float
-) -> torch.optim.AdamW:
+) -> FusedAdamW:
     """AdamW with one learning rate for the backbone and one for everything else."""
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
