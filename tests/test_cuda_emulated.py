@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pybind11
 import pytest
 import test_cuda
@@ -52,7 +53,8 @@ from test_matching_cuda import (
     test_wrong_shapes_are_named_at_once,
 )
 
-from benchmarks.cases import FAMILIES, Case, make
+from benchmarks import chain
+from benchmarks.cases import FAMILIES, Case, cost_matrices, make
 from detr_fast import (
     _C,
     FastMatcher,
@@ -153,13 +155,23 @@ def test_assignment_is_scipys(shape, kind, dtype):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("queries", "targets"), [(60, 20), (150, 50), (400, 40), (40, 40)])
+def test_the_chain_is_as_long_as_the_benchmark_counts(family, queries, targets, gpu):
+    for cost in cost_matrices(family, 3, queries, targets, True, 0):
+        cols, *counts = gpu.solve(cost.astype(np.float64))
+        expected, *expected_counts = chain.solve(cost)
+        assert counts == expected_counts
+        assert cols == expected.tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [(2, 100, 91, 20), (1, 300, 91, 50), (2, 50, 1204, 60)])
 def test_sizes_of_detectors(family, size):
     layers, targets = make(Case(family, *size, layers=2), seed=3)
     assert_optimal(layers, targets, *both(layers, targets))
 
 
-@pytest.mark.parametrize("size", [(30, 100, 20), (3, 900, 100), (2, 4000, 30), (1, 100, 900)])
+@pytest.mark.parametrize("size", [(30, 100, 20), (3, 900, 100), (2, 4500, 30), (1, 100, 900)])
 def test_a_small_gpu(size, gpu, monkeypatch):
     """Its blocks have less shared memory: for costs, or for the solver itself."""
     small = SimpleNamespace(
@@ -171,7 +183,7 @@ def test_a_small_gpu(size, gpu, monkeypatch):
     layers = [predictions(images, queries)]
     targets = targets_of([max(1, targets_of_one - k) for k in range(images)])
     sides = sorted((queries, targets_of_one))
-    assert bool(gpu.assignment_workspace(1, *sides)) == (queries == 4000)
+    assert bool(gpu.assignment_workspace(1, *sides)) == (queries == 4500)
     assert not gpu.assignment_workspace(0, *sides)
     before = gpu.launches()
     assert_optimal(layers, targets, *both(layers, targets))

@@ -24,7 +24,7 @@ struct Input {
 };
 
 template <class Real>
-__global__ void __launch_bounds__(kWarps* kWarpSize, 1)
+__global__ void __launch_bounds__(kWarps* kWarpSize, kResidentBlocks)
     assign(const __grid_constant__ Input<Real> in) {
   extern __shared__ __align__(16) char shared[];
   __shared__ typename Block<kWarps>::Memory exchange;

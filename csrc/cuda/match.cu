@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kCostWarps* kWarpSize)
                    static_cast<int32_t>(blockIdx.x) * kTile, softmax);
 }
 
-__global__ void __launch_bounds__(kSolverWarps* kWarpSize, 1)
+__global__ void __launch_bounds__(kSolverWarps* kWarpSize, kResidentBlocks)
     match_problems(const __grid_constant__ TeamMatchInput in, uint32_t solver_bytes) {
   extern __shared__ __align__(16) char shared[];
   __shared__ typename Block<kSolverWarps>::Memory exchange;

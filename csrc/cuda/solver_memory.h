@@ -10,6 +10,10 @@
 
 namespace detr_fast::cuda {
 
+// How many blocks a multiprocessor runs at once, if shared memory lets it: launch bounds of the
+// kernels, which take up to 128 registers per thread. With room for more they would spill.
+constexpr int kResidentBlocks = 2;
+
 // A block's shared memory holds SolverMemory, if that fits, and then as many costs as `room` says.
 struct SharedMemory {
   size_t solver;  // bytes; 0: the solver's memory is in the workspace
@@ -18,13 +22,12 @@ struct SharedMemory {
 
   // For problems of at most rows x cols, `problems` at once. More shared memory makes each step of
   // the search faster, but lets fewer problems run at once: all of them shall, as far as a
-  // multiprocessor can hold kResident.
+  // multiprocessor can hold them.
   SharedMemory(int device, int64_t problems, int64_t rows, int64_t cols, size_t size_of_cost) {
-    constexpr int64_t kResident = 8;
     constexpr size_t kReserved = 3 << 10;  // the block's static memory and the system's, per block
     const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, device);
-    const int64_t resident =
-        std::min(std::max<int64_t>((problems + processors - 1) / processors, 1), kResident);
+    const int64_t resident = std::min<int64_t>(
+        std::max<int64_t>((problems + processors - 1) / processors, 1), kResidentBlocks);
     const size_t of_processor =
         device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     const size_t of_block = max_shared_memory(device) - kReserved;

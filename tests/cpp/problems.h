@@ -22,9 +22,10 @@ struct Matrix {
   Real operator()(int64_t i, int64_t j) const { return cost[i * stride + j]; }
 };
 
-enum class Family { kRandom, kInitial, kTrained, kIntegers, kConstant, kForbidden };
-constexpr Family kFamilies[] = {Family::kRandom,   Family::kInitial,  Family::kTrained,
-                                Family::kIntegers, Family::kConstant, Family::kForbidden};
+enum class Family { kRandom, kInitial, kCrowded, kTrained, kIntegers, kConstant, kForbidden };
+constexpr Family kFamilies[] = {Family::kRandom,   Family::kInitial,  Family::kCrowded,
+                                Family::kTrained,  Family::kIntegers, Family::kConstant,
+                                Family::kForbidden};
 
 template <class Real>
 Matrix<Real> make_matrix(Family family, int64_t rows, int64_t cols, int64_t stride,
@@ -44,6 +45,9 @@ Matrix<Real> make_matrix(Family family, int64_t rows, int64_t cols, int64_t stri
           break;
         case Family::kInitial:
           cost = of_row[i] + of_col[j] + Real(1e-3) * x;
+          break;
+        case Family::kCrowded:  // boxes on a line: all rows want the first or the last columns
+          cost = std::abs(3 * of_row[i] - of_col[j] - 1) + Real(1e-2) * x;
           break;
         case Family::kTrained:
           cost = i * 7 % cols == j ? x : 3 + x;

@@ -1,0 +1,73 @@
+// An assignment problem as a team of threads shares it: costs, and what solving them needs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "core/team.h"
+
+namespace detr_fast {
+
+// Handed in by the caller. The three steps of core/team_assignment.h have part of it in common.
+struct SolverMemory {
+  double *u, *v;                     // [rows], [cols] dual variables
+  double* distance;                  // [cols] of the shortest path so far; infinity if visited
+  double* visit_distance;            // [rows + 1] of what a search has visited, in its order
+  double* visit_dual;                // [rows + 1] its dual variable before the search
+  int32_t *visit_row, *visit_col;    // [rows + 1] its row and column; -1 for the root's other side
+  int32_t *row_of_col, *col_of_row;  // the assignment; -1 = none
+  int32_t* from;                     // [cols] whence a column (or a row) was reached
+  int32_t* free_rows;                // [rows] rows without a column
+  int32_t* shared;                   // [2] see Shared
+
+  enum Shared { kStatus, kFree };  // of the first step; how many free_rows there are
+
+  static DETR_FAST_KERNEL_PART size_t bytes(int64_t rows, int64_t cols) {
+    return static_cast<size_t>(rows * (3 * 8 + 4 * 4) + cols * (2 * 8 + 2 * 4) + 2 * 8 + 4 * 4);
+  }
+
+  // `memory` is aligned to 8 bytes.
+  DETR_FAST_KERNEL_PART SolverMemory(void* memory, int64_t rows, int64_t cols) {
+    u = static_cast<double*>(memory);
+    v = u + rows;
+    distance = v + cols;
+    visit_distance = distance + cols;
+    visit_dual = visit_distance + rows + 1;
+    visit_row = reinterpret_cast<int32_t*>(visit_dual + rows + 1);
+    visit_col = visit_row + rows + 1;
+    row_of_col = visit_col + rows + 1;
+    col_of_row = row_of_col + cols;
+    from = col_of_row + rows;
+    free_rows = from + cols;
+    shared = free_rows + rows;
+  }
+};
+
+// Costs [rows, stride], of which `cols` columns count: rows <= cols. +infinity forbids a pair.
+template <class Real>
+struct TeamProblem {
+  const Real* cost;
+  int32_t rows, cols, stride;
+
+  DETR_FAST_KERNEL_PART const Real* row(int32_t i) const {
+    return cost + static_cast<size_t>(i) * stride;
+  }
+
+  static DETR_FAST_KERNEL_PART double infinity() { return number_of(uint64_t(0xfff0000000000000)); }
+};
+
+// A key for the column of the least value. Ties are common in costs of integers, and a free column
+// is better than one that a row holds: it comes first.
+struct ColumnKey {
+  static constexpr uint32_t kHeld = 0x80000000u, kColumn = 0x7fffffffu;
+
+  static DETR_FAST_KERNEL_PART Key<uint64_t> of(double value, int32_t col, bool is_held) {
+    return {ordered(value), static_cast<uint32_t>(col) | (is_held ? kHeld : 0u)};
+  }
+  static DETR_FAST_KERNEL_PART int32_t col(const Key<uint64_t>& key) {
+    return static_cast<int32_t>(key.index & kColumn);
+  }
+};
+
+}  // namespace detr_fast
