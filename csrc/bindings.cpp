@@ -18,6 +18,7 @@
 #include "build_info.h"
 #include "core/status.h"
 #include "cpu/ops.h"
+#include "cpu/parallel.h"
 #include "cpu/pool.h"
 #ifdef DETR_FAST_CUDA
 #include "cuda/ops.h"
@@ -188,7 +189,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "then their targets. Returns (status, problem, query, target) of the first fault; for a "
         "target's label or box `problem` is the image.");
 
-  m.def("pool_size", &cpu::pool_size, "Threads of the pool that exist now, callers not counted.");
+  m.def("pool_size", &cpu::pool_size,
+        "Threads of the pool of our own that exist now, callers not counted.");
+
+  m.def("threads_in_use", &cpu::threads_in_use,
+        "Whose threads share the work: OpenMP (torch's) or own. DETR_FAST_THREADS=own in the "
+        "environment, before the first call, lets torch's alone.");
 
   m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
 

@@ -34,6 +34,7 @@ def report() -> str:
             "installed in": str(Path(detr_fast.__file__).parent),
             "C++ compiler": f"{_C.compiler}, {_C.build_type}",
             "SIMD in use": _C.simd(),
+            "threads in use": _C.threads_in_use(),
             "CUDA": cuda,
             "CUDA decision": _C.cuda_reason,
         },

@@ -1,4 +1,4 @@
-"""The pool of threads: same results, errors and number of threads as promised; fork and exit."""
+"""Threads, torch's or our own: the same results, errors and number as promised; fork and exit."""
 
 import os
 import subprocess
@@ -107,7 +107,7 @@ layers, targets, matcher = predictions(), targets_of(), FastMatcher()
 """
 
 
-def run(code: str) -> str:
+def run(code: str, threads: str = "") -> str:
     setup = SETUP.format(tests=HERE)
     done = subprocess.run(
         [sys.executable, "-c", setup + code],
@@ -115,13 +115,22 @@ def run(code: str) -> str:
         text=True,
         timeout=120,
         cwd=HERE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PACKAGE},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": PACKAGE,
+            "DETR_FAST_THREADS": threads,
+        },
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+needs_openmp = pytest.mark.skipif(
+    _C.threads_in_use() != "OpenMP" or not os.path.isdir("/proc/self/task"),
+    reason="needs Linux and a torch with OpenMP",
+)
 
 
 def test_as_many_threads_as_torch_says_and_none_for_little_work():
@@ -136,12 +145,48 @@ matcher.match_layers(layers, targets); print(_C.pool_size(), end=" ")
 torch.set_num_threads(2)
 matcher.match_layers(layers, targets); print(_C.pool_size(), end=" ")
 """
-    assert run(code) == "0 0 2 2"
+    assert run(code, "own") == "0 0 2 2"
+
+
+@needs_openmp
+def test_the_threads_are_those_that_torch_computes_with():
+    code = """
+def others(): return len(os.listdir("/proc/self/task")) - before
+torch.set_num_threads(3)
+before = len(os.listdir("/proc/self/task"))
+matcher([{k: v[:2, :10] for k, v in l.items()} for l in layers][0], targets[:2])
+print(others(), end=" ")
+matcher.match_layers(layers, targets); print(others(), end=" ")
+torch.rand(1 << 20).exp(); print(others(), end=" ")
+two = [{k: v[:2] for k, v in l.items()} for l in layers[:1]]
+matcher.match_layers(two, targets[2:5:2]); print(others(), _C.pool_size())
+"""
+    assert run(code, "openmp") == "0 2 2 2 0"
+
+
+@needs_openmp
+def test_torchs_threads_are_left_alone_while_they_sleep():
+    """And used while they are awake, after an operation of torch's."""
+    code = """
+import time
+torch.set_num_threads(2)
+matcher.match_layers(layers, targets); print(_C.pool_size(), end=" ")
+time.sleep(1)
+print(_C.threads_in_use(), end=" ")
+matcher.match_layers(layers, targets); print(_C.pool_size(), end=" ")
+for _ in range(200):  # another process may have the core
+    torch.rand(1 << 20).exp()
+    if _C.threads_in_use() == "OpenMP": break
+    time.sleep(0.01)
+else: print("asleep")
+"""
+    assert run(code) == "0 own 1"
 
 
 @needs_fork
-def test_a_forked_child_starts_its_own_threads():
-    """As a DataLoader's workers: forked after the pool was used, and while it is in use."""
+@pytest.mark.parametrize("threads", ["own", pytest.param("openmp", marks=needs_openmp)])
+def test_a_forked_child_starts_its_own_threads(threads):
+    """As a DataLoader's workers: forked after threads were used, and while they are in use."""
     code = """
 import threading
 torch.set_num_threads(3)
@@ -156,13 +201,15 @@ for _ in range(5):
     if child == 0:
         before = _C.pool_size()
         same = as_lists(matcher.match_layers(layers, targets)) == expected
-        os._exit(0 if same and before == 0 and _C.pool_size() == 2 else 1)
+        own = _C.threads_in_use() == "own" and (before, _C.pool_size()) == (0, 2)
+        os._exit(0 if same and own else 1)
     codes.append(os.waitpid(child, 0)[1])
 stop = True; busy.join()
-assert as_lists(matcher.match_layers(layers, targets)) == expected and _C.pool_size() == 2
+assert as_lists(matcher.match_layers(layers, targets)) == expected
+assert _C.pool_size() == (2 if _C.threads_in_use() == "own" else 0)
 print(codes)
 """
-    assert run(code) == "[0, 0, 0, 0, 0]"
+    assert run(code, threads) == "[0, 0, 0, 0, 0]"
 
 
 @needs_fork
@@ -190,13 +237,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         assert done.stdout.strip() == "7", done.stderr
 
 
-def test_exit_is_quick_and_clean_after_use():
-    assert (
-        run("torch.set_num_threads(4); matcher.match_layers(layers, targets); print('ok')") == "ok"
-    )
-
-
-def test_pool_size_is_visible_here_too():
-    torch.set_num_threads(2)
-    FastMatcher().match_layers(predictions(), targets_of())
-    assert _C.pool_size() >= 1
+@pytest.mark.parametrize("threads", ["own", "openmp", ""])
+def test_exit_is_quick_and_clean_after_use(threads):
+    code = "torch.set_num_threads(4); matcher.match_layers(layers, targets); print('ok')"
+    assert run(code, threads) == "ok"

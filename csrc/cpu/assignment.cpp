@@ -104,7 +104,7 @@ template <class Real>
 Fault assign(const Problem<Real>* problems, int64_t count, bool maximize, int threads) {
   int64_t entries = 0;
   for (int64_t p = 0; p < count; ++p) entries += problems[p].rows * problems[p].cols;
-  return solve_all(count, threads_worth(entries, threads), [&](int64_t p) -> Fault {
+  return solve_all(count, entries, threads, [&](int64_t p) -> Fault {
     thread_local Assigner<Real> assigner;
     const Status status = assigner.run(problems[p], maximize);
     return status == Status::kOk ? Fault{} : Fault{status, p};

@@ -6,7 +6,7 @@
 #include "core/box_gradient.h"
 #include "cpu/box_iou_kernels.h"
 #include "cpu/box_ops.h"
-#include "cpu/pool.h"
+#include "cpu/parallel.h"
 #include "cpu/problems.h"
 #include "cpu/simd/kernels.h"
 
@@ -71,7 +71,7 @@ template <class Real, class Work>
 void for_chunks(const BoxPairs<Real>& in, int64_t entries_per_pair, Work work) {
   const int64_t chunks = (in.count1 + kRowsPerChunk - 1) / kRowsPerChunk;
   const int64_t entries = in.batch * in.count1 * in.count2 * entries_per_pair;
-  parallel_for(in.batch * chunks, threads_worth(entries, in.threads), [&](int64_t k) {
+  parallel_for(in.batch * chunks, entries, in.threads, [&](int64_t k) {
     const int64_t first = k % chunks * kRowsPerChunk;
     work(k / chunks, first, std::min(first + kRowsPerChunk, in.count1), k);
   });

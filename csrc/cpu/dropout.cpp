@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/pool.h"
+#include "cpu/parallel.h"
 #include "cpu/simd/kernels.h"
 
 namespace detr_fast::cpu {
@@ -29,10 +29,10 @@ const DropoutKernels<Bfloat>& kernels_of(Bfloat) { return kernel_set().for_bfloa
 // Calls run(block, its first element, its elements) for all, several blocks to a thread at once.
 template <class Run>
 void for_blocks(const DropoutInput& in, const Run& run) {
-  constexpr int64_t kBlocksPerChunk = 64;
+  constexpr int64_t kBlocksPerChunk = 16;
   const int64_t blocks = (in.count + kDropoutBlock - 1) / kDropoutBlock;
   const int64_t chunks = (blocks + kBlocksPerChunk - 1) / kBlocksPerChunk;
-  parallel_for(chunks, in.threads, [&](int64_t chunk) {
+  parallel_for(chunks, in.count, in.threads, [&](int64_t chunk) {
     const int64_t end = std::min(blocks, (chunk + 1) * kBlocksPerChunk);
     for (int64_t b = chunk * kBlocksPerChunk; b < end; ++b)
       run(b, b * kDropoutBlock, std::min(kDropoutBlock, in.count - b * kDropoutBlock));

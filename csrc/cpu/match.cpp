@@ -230,14 +230,14 @@ Fault match_in(const MatchInput& in, int64_t* index) {
     start[image + 1] = start[image] + 2 * pairs;
     if (pairs > 0) entries += in.queries * (in.classes + 8 * in.counts[image]);
   }
-  const int threads = threads_worth(in.layers * entries, in.threads);
-  return solve_all(in.layers * in.images, threads, [&](int64_t problem) -> Fault {
-    const int64_t layer = problem / in.images, image = problem % in.images;
-    if (start[image + 1] == start[image]) return {};
-    thread_local Workspace<Real> workspace;
-    return workspace.run(in, layer, image, targets[image],
-                         index + layer * start[in.images] + start[image]);
-  });
+  return solve_all(in.layers * in.images, in.layers * entries, in.threads,
+                   [&](int64_t problem) -> Fault {
+                     const int64_t layer = problem / in.images, image = problem % in.images;
+                     if (start[image + 1] == start[image]) return {};
+                     thread_local Workspace<Real> workspace;
+                     return workspace.run(in, layer, image, targets[image],
+                                          index + layer * start[in.images] + start[image]);
+                   });
 }
 
 }  // namespace

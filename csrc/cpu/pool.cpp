@@ -154,10 +154,8 @@ struct Holder {
 
 }  // namespace
 
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& work) {
-  const int helpers = static_cast<int>(std::min<int64_t>(threads, count)) - 1;
-  if (helpers > 0 && Holder::holder().pool->run(count, helpers, work)) return;
-  for (int64_t k = 0; k < count; ++k) work(k);
+bool run_on_pool(int64_t count, int helpers, const std::function<void(int64_t)>& work) {
+  return Holder::holder().pool->run(count, helpers, work);
 }
 
 int pool_size() { return Holder::holder().pool->size(); }

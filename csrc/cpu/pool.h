@@ -1,5 +1,5 @@
-// A few threads that share the problems of one call. Not OpenMP: torch brings its own, and two
-// OpenMP runtimes in one process oversubscribe it and hang after a fork.
+// A few threads of our own, for where torch's cannot be had (openmp.h). Not OpenMP's: a second
+// runtime in one process oversubscribes it and hangs after a fork.
 #pragma once
 
 #include <cstdint>
@@ -7,15 +7,14 @@
 
 namespace detr_fast::cpu {
 
-// Calls work(k) once for each k in 0..count-1, in no particular order, on up to `threads` threads
-// of which the caller is one; returns when all are done. `work` must not throw.
+// Calls work(k) for each k in 0..count-1 on the caller and up to `helpers` threads of the pool.
+// Returns false, having done nothing, if another thread's call is in progress.
 //
-// The other threads are started when first needed, wait for further calls, and are joined at exit.
-// A child after fork() has none of its parent's threads; it starts its own. A call while another
-// thread's call is in progress runs on the caller alone.
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& work);
+// The threads are started when first needed, wait for further calls, and are joined at exit. A
+// child after fork() has none of its parent's threads; it starts its own.
+bool run_on_pool(int64_t count, int helpers, const std::function<void(int64_t)>& work);
 
-// How many threads other than callers exist at this moment in this process. For tests.
+// How many threads it has at this moment in this process. For tests.
 int pool_size();
 
 }  // namespace detr_fast::cpu

@@ -1,33 +1,24 @@
 // Many problems on several threads, with a result that does not depend on how many.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <new>
 
 #include "core/status.h"
-#include "cpu/pool.h"
+#include "cpu/parallel.h"
 
 namespace detr_fast::cpu {
 
-// How many threads pay for so much work, in entries read or written: waking one takes as long as
-// some hundred thousand of them.
-inline int threads_worth(int64_t entries, int threads) {
-  constexpr int64_t kEntriesPerThread = 400000;
-  return static_cast<int>(
-      std::clamp<int64_t>(entries / kEntriesPerThread, 1, std::max(threads, 1)));
-}
-
 // Calls solve(p), which returns a Fault, for each problem p in 0..count-1; returns the fault of the
-// lowest p, as if they had been called in order up to there.
+// lowest p, as if they had been called in order up to there. Entries and threads: parallel.h.
 template <class Solve>
-Fault solve_all(int64_t count, int threads, Solve solve) {
+Fault solve_all(int64_t count, int64_t entries, int threads, Solve solve) {
   std::mutex mutex;
   Fault first;
   std::atomic<int64_t> end{count};  // problems from here on cannot change the result
-  parallel_for(count, threads, [&](int64_t p) {
+  parallel_for(count, entries, threads, [&](int64_t p) {
     if (p >= end.load(std::memory_order_relaxed)) return;
     Fault fault;
     try {

@@ -3,10 +3,12 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "check.h"
+#include "cpu/parallel.h"
 #include "cpu/pool.h"
 #include "cpu/problems.h"
 
@@ -15,18 +17,20 @@ using namespace detr_fast::cpu;
 
 namespace {
 
+constexpr int64_t kMuch = 1 << 30;  // entries: enough for any number of threads
+
 void check_all_done(int64_t count, int threads) {
   std::vector<int> done(count, 0);  // plain ints: each belongs to one call of the work
-  parallel_for(count, threads, [&](int64_t k) { ++done[k]; });
+  parallel_for(count, kMuch, threads, [&](int64_t k) { ++done[k]; });
   for (const int times : done) CHECK(times == 1);
 }
 
 void check_first_fault() {
-  const Fault fault = solve_all(500, 4, [](int64_t p) -> Fault {
+  const Fault fault = solve_all(500, kMuch, 4, [](int64_t p) -> Fault {
     return p % 100 == 42 ? Fault{Status::kInvalidCost, p} : Fault{};
   });
   CHECK(fault.status == Status::kInvalidCost && fault.problem == 42);
-  const Fault memory = solve_all(10, 4, [](int64_t p) -> Fault {
+  const Fault memory = solve_all(10, kMuch, 4, [](int64_t p) -> Fault {
     if (p == 3) throw std::bad_alloc();
     return {};
   });
@@ -50,6 +54,7 @@ void check_fork() {
 }  // namespace
 
 int main() {
+  CHECK(std::string(threads_in_use()) == "own");  // no OpenMP here
   check_all_done(10, 1);
   CHECK(pool_size() == 0);
   for (const int threads : {2, 4, 3, 8})

@@ -1,0 +1,125 @@
+#include "cpu/openmp.h"
+
+#ifndef __linux__
+
+namespace detr_fast::cpu {
+
+bool openmp_is_awake() { return false; }
+bool run_on_openmp(int64_t, int, const std::function<void(int64_t)>&) { return false; }
+
+}  // namespace detr_fast::cpu
+
+#else
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <time.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+
+namespace detr_fast::cpu {
+namespace {
+
+// What compilers make of `#pragma omp parallel`: runs fn(data) once in each thread of a team of so
+// many threads, 0 = as many as torch has set. GNU's runtime has it, and LLVM's and Intel's as well.
+using Parallel = void (*)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
+
+struct Runtime {
+  Parallel parallel = nullptr;
+  bool always = false;
+
+  Runtime() {
+    const char* const choice = std::getenv("DETR_FAST_THREADS");
+    if (choice && std::strcmp(choice, "own") == 0) return;
+    always = choice && std::strcmp(choice, "openmp") == 0;
+    parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  }
+};
+
+// Looked for at the first use: by then torch is there, if it will be.
+const Runtime& runtime() {
+  static const Runtime found;
+  return found;
+}
+
+// Registered when the module is loaded, since a fork may come before the first call.
+std::atomic<bool> is_forked_child{false};
+[[maybe_unused]] const int registered = pthread_atfork(
+    nullptr, nullptr, [] { is_forked_child.store(true, std::memory_order_relaxed); });
+
+// The time that one of the team's threads has computed, as a clock; each calling thread has a team
+// of its own.
+thread_local clockid_t worker_clock;
+thread_local bool is_worker_known = false;
+
+int64_t nanoseconds(const timespec& t) { return t.tv_sec * int64_t{1000000000} + t.tv_nsec; }
+
+int64_t now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return nanoseconds(t);
+}
+
+// Whether that thread computes at this moment, which is what looking for work is, too.
+bool is_worker_awake() {
+  constexpr int64_t kLook = 2000;  // ns
+  timespec before, after;
+  if (clock_gettime(worker_clock, &before) != 0) {
+    is_worker_known = false;  // it has ended; the next call finds another one
+    return true;
+  }
+  for (const int64_t start = now(); now() - start < kLook;) {
+  }
+  return clock_gettime(worker_clock, &after) == 0 && nanoseconds(after) > nanoseconds(before);
+}
+
+struct Job {
+  const std::function<void(int64_t)>& work;
+  const int64_t count;
+  const int sharing;
+  const pthread_t caller = pthread_self();
+  std::atomic<int> arrived{0};
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> has_worker{false};
+  clockid_t worker = {};
+
+  // The team is always torch's whole team: for one of another size the runtime would end threads
+  // and start them again. Who comes too late has nothing to do.
+  void take() {
+    if (!pthread_equal(pthread_self(), caller) && !has_worker.exchange(true))
+      if (pthread_getcpuclockid(pthread_self(), &worker) != 0) worker = CLOCK_MONOTONIC;
+    if (arrived.fetch_add(1, std::memory_order_relaxed) >= sharing) return;
+    for (;;) {
+      const int64_t k = next.fetch_add(1, std::memory_order_relaxed);
+      if (k >= count) return;
+      work(k);
+    }
+  }
+};
+
+}  // namespace
+
+bool openmp_is_awake() {
+  if (is_forked_child.load(std::memory_order_relaxed) || !runtime().parallel) return false;
+  return runtime().always || !is_worker_known || is_worker_awake();
+}
+
+bool run_on_openmp(int64_t count, int sharing, const std::function<void(int64_t)>& work) {
+  static std::mutex calling;
+  const std::unique_lock<std::mutex> call(calling, std::try_to_lock);
+  if (!call.owns_lock()) return false;
+  Job job{work, count, sharing};
+  runtime().parallel([](void* job) { static_cast<Job*>(job)->take(); }, &job, 0, 0);
+  if (job.has_worker.load()) {
+    worker_clock = job.worker;
+    is_worker_known = true;
+  }
+  return true;
+}
+
+}  // namespace detr_fast::cpu
+
+#endif

@@ -1,0 +1,34 @@
+#include "cpu/parallel.h"
+
+#include <algorithm>
+
+#include "cpu/openmp.h"
+#include "cpu/pool.h"
+
+namespace detr_fast::cpu {
+namespace {
+
+// What pays for a thread. Waking one takes as long as some hundred thousand entries.
+constexpr int64_t kEntriesPerAwakeThread = 50000, kEntriesPerThread = 400000;
+
+}  // namespace
+
+void parallel_for(int64_t count, int64_t entries, int threads,
+                  const std::function<void(int64_t)>& work) {
+  const int64_t most = std::min<int64_t>(threads, count);
+  const auto sharing = [&](int64_t per_thread) {
+    return static_cast<int>(std::min(most, entries / per_thread));
+  };
+  if (sharing(kEntriesPerAwakeThread) > 1) {
+    if (openmp_is_awake()) {
+      if (run_on_openmp(count, sharing(kEntriesPerAwakeThread), work)) return;
+    } else if (sharing(kEntriesPerThread) > 1) {
+      if (run_on_pool(count, sharing(kEntriesPerThread) - 1, work)) return;
+    }
+  }
+  for (int64_t k = 0; k < count; ++k) work(k);
+}
+
+const char* threads_in_use() { return openmp_is_awake() ? "OpenMP" : "own"; }
+
+}  // namespace detr_fast::cpu
