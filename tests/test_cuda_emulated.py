@@ -77,8 +77,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The module, built from the source tree."""
+def modules(tmp_path_factory):
+    """Gives the modules by name, built from the source tree."""
     build = tmp_path_factory.mktemp("emulated_cuda")
     configure = ["cmake", "-S", str(ROOT / "tests" / "cpp" / "cuda"), "-B", str(build)]
     configure += [f"-DPython_EXECUTABLE={sys.executable}"]
@@ -86,11 +86,20 @@ def emulated(tmp_path_factory):
     for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = build.glob("emulated_cuda*.so")
-    spec = importlib.util.spec_from_file_location("emulated_cuda", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+
+    def load(name):
+        (path,) = build.glob(f"{name}.*so")
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def emulated(modules):
+    return modules("emulated_cuda")
 
 
 class OnGpu(torch.Tensor):
@@ -152,6 +161,26 @@ def test_it_is_the_emulation_that_runs(gpu):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_assignment_is_scipys(shape, kind, dtype):
     test_cuda.test_assignment_is_scipys(kind, shape, dtype)
+
+
+@pytest.mark.parametrize("arch", [900, 750])
+@pytest.mark.parametrize("most", [3, 1 << 20, 1 << 52])
+def test_what_a_team_finds_together(arch, most, modules):
+    """On GPUs that find a minimum in one instruction and on older ones, ties included."""
+    rng = np.random.default_rng(most)
+    for _ in range(5):
+        values, indices = rng.integers(0, most, 96), rng.integers(0, 20, 96)
+        values[rng.integers(96)] <<= int(rng.integers(10))
+        rows = modules(f"emulated_reductions_{arch}").reduce(values.tolist(), indices.tolist())
+        narrow = values & 0xFFFFFFFF
+        for k, row in enumerate(rows):
+            warp = slice(k // 32 * 32, k // 32 * 32 + 32)
+            expected = []
+            for of in (values, narrow):
+                for team in (warp, slice(None)):
+                    expected += min(zip(of[team], indices[team], strict=True))
+            sums = [indices[warp].sum(), indices.sum(), indices[warp].sum()]
+            assert row == [*expected, *sums]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
