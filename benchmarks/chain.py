@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 EXACT_ROUNDS, MORE_ROUNDS, FEW_FREE = 8, 64, 8
-STEP, MOST_GAPS = 0.25, 16
+STEP, MOST_GAPS, MOST_SPREAD = 0.25, 16, 40 << 3
 
 
 def longest_chain(costs: Iterable[np.ndarray]) -> int:
@@ -60,10 +60,14 @@ class _Solver:
         if not free or self.cols == 1:
             return 0.0
         least = np.partition(self.cost[free], 1, axis=1)
-        gaps = (least[:, 1] - least[:, 0]).astype(np.float32)
-        bits = gaps[gaps > 0].view(np.uint32) >> 20  # nearly a logarithm
-        mean = bits.sum() // max(1, len(bits)) << 20
-        return float(np.uint32(mean).view(np.float32))
+        gaps = least[:, 1] - least[:, 0]
+        logarithms = gaps[gaps > 0].astype(np.float32).view(np.uint32) >> 20  # nearly
+        if not len(logarithms):
+            return 0.0
+        mean = logarithms.sum() // len(logarithms)
+        if mean - logarithms.min() > MOST_SPREAD:
+            return 0.0
+        return float(np.uint32(mean << 20).view(np.float32))
 
     def compete(self, gap: float) -> list[int]:  # rows that are free still
         free = self.free_rows()

@@ -194,7 +194,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   m.def("threads_in_use", &cpu::threads_in_use,
         "Whose threads share the work: OpenMP (torch's) or own. DETR_FAST_THREADS=own in the "
-        "environment, before the first call, lets torch's alone.");
+        "environment, before the first call, leaves torch's alone.");
 
   m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
 

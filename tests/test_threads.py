@@ -1,5 +1,6 @@
 """Threads, torch's or our own: the same results, errors and number as promised; fork and exit."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def run(code: str, threads: str = "") -> str:
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 needs_openmp = pytest.mark.skipif(
-    _C.threads_in_use() != "OpenMP" or not os.path.isdir("/proc/self/task"),
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "GOMP_parallel"),
     reason="needs Linux and a torch with OpenMP",
 )
 
@@ -214,6 +215,26 @@ assert _C.pool_size() == (2 if _C.threads_in_use() == "own" else 0)
 print(codes)
 """
     assert run(code, threads) == "[0, 0, 0, 0, 0]"
+
+
+@needs_fork
+def test_a_forked_child_that_imports_it_itself(tmp_path):
+    """After torch has used threads in the parent, which the child has not."""
+    code = f"""
+import os, sys, numpy as np, torch
+torch.set_num_threads(2)
+torch.rand(1 << 20).exp()
+child = os.fork()
+if child == 0:
+    sys.path.insert(0, {PACKAGE!r})
+    from detr_fast import linear_sum_assignment
+    pairs = linear_sum_assignment([np.random.rand(300, 100) for _ in range(100)])
+    os._exit(7 if len(pairs) == 100 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout.strip() == "7", done.stderr
 
 
 @needs_fork

@@ -124,7 +124,7 @@ class TeamSolver {
         m_.shared[SolverMemory::kFree] = problem_.rows;
       }
       block_.sync();
-      return;
+      return;  // never at prices, which are finite
     }
     for (int32_t i = block_.rank(); i < problem_.rows; i += block_.size())
       if (m_.row_of_col[m_.col_of_row[i]] != i) m_.col_of_row[i] = -1;
@@ -162,8 +162,8 @@ class TeamSolver {
     enum { kExact, kRough, kExactAgain };
     for (int phase = kExact;; ++phase) {
       const bool rough = phase == kRough;
-      // Nothing near all prices of one problem is as far apart as kMostGaps: beyond, digits that
-      // tell costs apart would be lost.
+      // A price that rises by far more than a gap would cost other rows' bids digits that tell
+      // their costs apart.
       free = auction.run(free, rough ? kStep * gap : 0.0, kMostGaps * gap,
                          rough ? problem_.rows + kMoreRounds : kExactRounds);
       if (phase == kExactAgain || (phase == kExact && free <= few)) break;

@@ -29,22 +29,28 @@ class TeamAuction {
       : block_(block), problem_(problem), m_(memory) {}
 
   // How much dearer the second cheapest column of a free row is than its cheapest, on (geometric)
-  // average, where there is a difference; 0 if there is none anywhere.
+  // average, where there is a difference; 0 if there is none anywhere, or if the differences are so
+  // unlike that prices which suit the average would swallow the digits of the least.
   DETR_FAST_KERNEL_PART double typical_gap(int32_t free) {
     const auto warp = block_.warp();
     uint32_t sum = 0, count = 0;
+    Key<uint32_t> least;
     for (int32_t k = block_.warp_index(); k < free; k += block_.warps()) {
       const Offer offer = best_offer(warp, m_.free_rows[k]);
-      const float gap = static_cast<float>(offer.next - offer.cost);
+      const double gap = offer.next - offer.cost;
       if (warp.rank() != 0 || !(gap > 0 && gap < Problem::infinity())) continue;
       // The bits of a float, as a number, are nearly a logarithm. The lower ones would overflow.
-      sum += bits_of_float(gap) >> kDroppedBits;
+      const uint32_t logarithm = bits_of_float(static_cast<float>(gap)) >> kDroppedBits;
+      if (logarithm < least.value) least = {logarithm, 0};
+      sum += logarithm;
       ++count;
     }
     block_.sync();  // who goes on may change what others have just read
     sum = block_.sum(sum);
     count = block_.sum(count);
-    return count > 0 ? static_cast<double>(float_of_bits(sum / count << kDroppedBits)) : 0.0;
+    least = block_.min(least);
+    if (count == 0 || sum / count - least.value > kMostSpread) return 0;
+    return static_cast<double>(float_of_bits(sum / count << kDroppedBits));
   }
 
   // At most so many rounds, in none of which a bid raises a price by more than most + step. Takes
@@ -79,6 +85,8 @@ class TeamAuction {
   DETR_FAST_KERNEL_PART double* bid_v() const { return m_.visit_distance; }
   DETR_FAST_KERNEL_PART int32_t* next_free() const { return m_.visit_row; }
 
+  DETR_FAST_KERNEL_PART bool is_held(int32_t col) const { return m_.row_of_col[col] >= 0; }
+
   template <class Warp>
   DETR_FAST_KERNEL_PART Offer best_offer(const Warp& warp, int32_t row) const {
     const Real* const c = problem_.row(row);
@@ -86,7 +94,7 @@ class TeamAuction {
     int32_t col = -1;
     for (int32_t j = warp.rank(); j < problem_.cols; j += kWarpSize) {
       const double reduced = static_cast<double>(c[j]) - m_.v[j];
-      if (reduced < cost) {
+      if (reduced < cost || (reduced == cost && col >= 0 && is_held(col) && !is_held(j))) {
         next = cost;
         cost = reduced;
         col = j;
@@ -95,7 +103,7 @@ class TeamAuction {
       }
     }
     Key<uint64_t> mine;
-    if (col >= 0) mine = ColumnKey::of(cost, col, m_.row_of_col[col] >= 0);
+    if (col >= 0) mine = ColumnKey::of(cost, col, is_held(col));
     const Key<uint64_t> best = warp.min(mine);
     const int32_t best_col = ColumnKey::col(best);
     const Key<uint64_t> second = warp.min(Key<uint64_t>{ordered(col == best_col ? next : cost), 0});
@@ -111,7 +119,7 @@ class TeamAuction {
       const double gap = offer.next - offer.cost, raise = (gap < most ? gap : most) + step;
       m_.u[row] = offer.cost;
       // A tie costs its holder nothing: it would bid for it again in the next round.
-      const bool bids = raise > 0 || m_.row_of_col[offer.col] < 0;
+      const bool bids = raise > 0 || !is_held(offer.col);
       bid_col()[k] = bids ? offer.col : -1;
       if (!bids) continue;
       bid_v()[k] = m_.v[offer.col] - raise;
@@ -150,7 +158,8 @@ class TeamAuction {
   }
 
   static constexpr int32_t kNobody = 0x7fffffff;
-  static constexpr int kDroppedBits = 20;
+  static constexpr int kDroppedBits = 20;            // 3 of the mantissa are left
+  static constexpr uint32_t kMostSpread = 40u << 3;  // a factor of 2^40
 
   Block& block_;
   const Problem& problem_;

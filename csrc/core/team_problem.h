@@ -54,6 +54,7 @@ struct TeamProblem {
     return cost + static_cast<size_t>(i) * stride;
   }
 
+  // +infinity, from its ordered key: kernels know no std::numeric_limits.
   static DETR_FAST_KERNEL_PART double infinity() { return number_of(uint64_t(0xfff0000000000000)); }
 };
 

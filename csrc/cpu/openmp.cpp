@@ -16,6 +16,7 @@ bool run_on_openmp(int64_t, int, const std::function<void(int64_t)>&) { return f
 #include <time.h>
 
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -45,15 +46,30 @@ const Runtime& runtime() {
   return found;
 }
 
-// Registered when the module is loaded, since a fork may come before the first call.
-std::atomic<bool> is_forked_child{false};
+// Whether the process began as a fork of another, and no program was started in it since: the
+// kernel's flag PF_FORKNOEXEC, in the ninth field of a line whose second is a name in brackets.
+bool began_as_fork() {
+  char line[512];
+  std::FILE* const file = std::fopen("/proc/self/stat", "r");
+  if (!file) return false;
+  line[std::fread(line, 1, sizeof line - 1, file)] = 0;
+  std::fclose(file);
+  const char* const name_end = std::strrchr(line, ')');
+  unsigned flags = 0;
+  if (!name_end || std::sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %u", &flags) != 1) return false;
+  return (flags & 0x40u) != 0;
+}
+
+// The fork may come before the module is loaded, or before the first call.
+std::atomic<bool> is_forked_child{began_as_fork()};
 [[maybe_unused]] const int registered = pthread_atfork(
     nullptr, nullptr, [] { is_forked_child.store(true, std::memory_order_relaxed); });
 
-// The time that one of the team's threads has computed, as a clock; each calling thread has a team
-// of its own.
+// One of the team's threads, of which each calling thread has its own: none was seen yet; the time
+// that it has computed, as a clock; or the team has no thread but the caller.
+enum class Worker { kUnknown, kKnown, kNone };
+thread_local Worker worker = Worker::kUnknown;
 thread_local clockid_t worker_clock;
-thread_local bool is_worker_known = false;
 
 int64_t nanoseconds(const timespec& t) { return t.tv_sec * int64_t{1000000000} + t.tv_nsec; }
 
@@ -68,7 +84,7 @@ bool is_worker_awake() {
   constexpr int64_t kLook = 2000;  // ns
   timespec before, after;
   if (clock_gettime(worker_clock, &before) != 0) {
-    is_worker_known = false;  // it has ended; the next call finds another one
+    worker = Worker::kUnknown;  // it has ended; the next call finds another one
     return true;
   }
   for (const int64_t start = now(); now() - start < kLook;) {
@@ -104,7 +120,8 @@ struct Job {
 
 bool openmp_is_awake() {
   if (is_forked_child.load(std::memory_order_relaxed) || !runtime().parallel) return false;
-  return runtime().always || !is_worker_known || is_worker_awake();
+  if (runtime().always || worker == Worker::kUnknown) return true;
+  return worker == Worker::kKnown && is_worker_awake();
 }
 
 bool run_on_openmp(int64_t count, int sharing, const std::function<void(int64_t)>& work) {
@@ -113,10 +130,8 @@ bool run_on_openmp(int64_t count, int sharing, const std::function<void(int64_t)
   if (!call.owns_lock()) return false;
   Job job{work, count, sharing};
   runtime().parallel([](void* job) { static_cast<Job*>(job)->take(); }, &job, 0, 0);
-  if (job.has_worker.load()) {
-    worker_clock = job.worker;
-    is_worker_known = true;
-  }
+  worker = job.has_worker.load() ? Worker::kKnown : Worker::kNone;
+  worker_clock = job.worker;
   return true;
 }
 

@@ -11,8 +11,9 @@
 namespace detr_fast::cpu {
 
 // Whether there are such threads, awake or not known yet. Not on Windows and macOS, and not in a
-// child after fork(), where they do not exist and would be waited for. DETR_FAST_THREADS in the
-// environment decides otherwise: "own" says no, "openmp" says yes wherever there is a runtime.
+// process that began as a fork, where they may not exist and would be waited for. DETR_FAST_THREADS
+// in the environment decides otherwise: "own" says no, "openmp" says yes wherever there is a
+// runtime.
 bool openmp_is_awake();
 
 // If so: calls work(k) for each k in 0..count-1 on up to `sharing` threads of which the caller is

@@ -11,7 +11,7 @@ namespace detr_fast::cpu {
 // is how many numbers are read or written in all. `work` must not throw.
 //
 // The other threads are torch's own (openmp.h) where these are awake, or a pool's (pool.h). A call
-// while another thread's call is in progress runs on the caller alone.
+// while another thread's is in progress on those runs on the caller alone.
 void parallel_for(int64_t count, int64_t entries, int threads,
                   const std::function<void(int64_t)>& work);
 
