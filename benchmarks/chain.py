@@ -104,7 +104,9 @@ class _Solver:
     def bid(self, row: int, step: float, most: float) -> tuple[int, float]:
         """The column that a row bids for (-1: none), and the column's v if it wins."""
         reduced = self.cost[row] - self.v
-        col = int(reduced.argmin())
+        cheapest = np.flatnonzero(reduced == reduced.min())  # a tie is what an exact bid leaves
+        free = cheapest[self.row_of[cheapest] < 0]
+        col = int((free if len(free) else cheapest)[0])
         self.u[row] = reduced[col]
         gap = np.delete(reduced, col).min(initial=np.inf) - reduced[col]
         raise_ = min(gap, most) + step
