@@ -104,14 +104,18 @@ class _Solver:
     def bid(self, row: int, step: float, most: float) -> tuple[int, float]:
         """The column that a row bids for (-1: none), and the column's v if it wins."""
         reduced = self.cost[row] - self.v
-        cheapest = np.flatnonzero(reduced == reduced.min())  # a tie is what an exact bid leaves
-        free = cheapest[self.row_of[cheapest] < 0]
-        col = int((free if len(free) else cheapest)[0])
+        col = self.first_of(reduced == reduced.min())  # an exact bid leaves a tie
         self.u[row] = reduced[col]
         gap = np.delete(reduced, col).min(initial=np.inf) - reduced[col]
         raise_ = min(gap, most) + step
         bids = raise_ > 0 or self.row_of[col] < 0
         return (col, self.v[col] - raise_) if bids else (-1, 0.0)
+
+    def first_of(self, ties: np.ndarray) -> int:
+        """Of columns that tie, a free one if there is one."""
+        (cols,) = np.nonzero(ties)
+        free = cols[self.row_of[cols] < 0]
+        return int((free if len(free) else cols)[0])
 
     def augment(self, root: int) -> None:
         distance, came_from = np.full(self.cols, np.inf), np.full(self.cols, -1)
@@ -124,9 +128,7 @@ class _Solver:
             nearer = ~done & (candidate < distance)
             distance[nearer], came_from[nearer] = candidate[nearer], row
             length = distance[~done].min()
-            nearest = np.flatnonzero(~done & (distance == length))
-            free = nearest[self.row_of[nearest] < 0]
-            col = (free if len(free) else nearest)[0]
+            col = self.first_of(~done & (distance == length))
             done[col] = True
             row = self.row_of[col]
         for i, reached in seen:

@@ -80,7 +80,6 @@ class TeamSolver {
   template <bool kPriced>
   DETR_FAST_KERNEL_PART void take_cheapest() {
     using Value = std::conditional_t<kPriced, double, Real>;
-    constexpr int32_t kNobody = 0x7fffffff;
     for (int32_t j = block_.rank(); j < problem_.cols; j += block_.size()) {
       m_.row_of_col[j] = kNobody;
       if (!kPriced) m_.v[j] = 0;

@@ -85,8 +85,6 @@ class TeamAuction {
   DETR_FAST_KERNEL_PART double* bid_v() const { return m_.visit_distance; }
   DETR_FAST_KERNEL_PART int32_t* next_free() const { return m_.visit_row; }
 
-  DETR_FAST_KERNEL_PART bool is_held(int32_t col) const { return m_.row_of_col[col] >= 0; }
-
   template <class Warp>
   DETR_FAST_KERNEL_PART Offer best_offer(const Warp& warp, int32_t row) const {
     const Real* const c = problem_.row(row);
@@ -94,7 +92,7 @@ class TeamAuction {
     int32_t col = -1;
     for (int32_t j = warp.rank(); j < problem_.cols; j += kWarpSize) {
       const double reduced = static_cast<double>(c[j]) - m_.v[j];
-      if (reduced < cost || (reduced == cost && col >= 0 && is_held(col) && !is_held(j))) {
+      if (reduced < cost || (reduced == cost && m_.comes_first(j, col))) {
         next = cost;
         cost = reduced;
         col = j;
@@ -103,9 +101,9 @@ class TeamAuction {
       }
     }
     Key<uint64_t> mine;
-    if (col >= 0) mine = ColumnKey::of(cost, col, is_held(col));
+    if (col >= 0) mine = m_.key_of(cost, col);
     const Key<uint64_t> best = warp.min(mine);
-    const int32_t best_col = ColumnKey::col(best);
+    const int32_t best_col = SolverMemory::col_of(best);
     const Key<uint64_t> second = warp.min(Key<uint64_t>{ordered(col == best_col ? next : cost), 0});
     return {best_col, number_of(best.value), number_of(second.value)};
   }
@@ -119,7 +117,7 @@ class TeamAuction {
       const double gap = offer.next - offer.cost, raise = (gap < most ? gap : most) + step;
       m_.u[row] = offer.cost;
       // A tie costs its holder nothing: it would bid for it again in the next round.
-      const bool bids = raise > 0 || !is_held(offer.col);
+      const bool bids = raise > 0 || !m_.is_held(offer.col);
       bid_col()[k] = bids ? offer.col : -1;
       if (!bids) continue;
       bid_v()[k] = m_.v[offer.col] - raise;
@@ -157,7 +155,6 @@ class TeamAuction {
     return m_.shared[SolverMemory::kFree];
   }
 
-  static constexpr int32_t kNobody = 0x7fffffff;
   static constexpr int kDroppedBits = 20;            // 3 of the mantissa are left
   static constexpr uint32_t kMostSpread = 40u << 3;  // a factor of 2^40
 

@@ -9,6 +9,8 @@
 
 namespace detr_fast {
 
+constexpr int32_t kNobody = 0x7fffffff;  // before the first of several that want a column is known
+
 // Handed in by the caller. The three steps of core/team_assignment.h have part of it in common.
 struct SolverMemory {
   double *u, *v;                     // [rows], [cols] dual variables
@@ -27,6 +29,22 @@ struct SolverMemory {
     return static_cast<size_t>(rows * (3 * 8 + 4 * 4) + cols * (2 * 8 + 2 * 4) + 2 * 8 + 4 * 4);
   }
 
+  DETR_FAST_KERNEL_PART bool is_held(int32_t col) const { return row_of_col[col] >= 0; }
+
+  // Ties are common in costs of integers, and a free column is better than one that a row holds:
+  // whether `col` comes before `other` (-1 = none) if they are as dear.
+  DETR_FAST_KERNEL_PART bool comes_first(int32_t col, int32_t other) const {
+    return other >= 0 && is_held(other) && !is_held(col);
+  }
+
+  // For the column of the least value: comes_first() decides ties, then the number.
+  DETR_FAST_KERNEL_PART Key<uint64_t> key_of(double value, int32_t col) const {
+    return {ordered(value), static_cast<uint32_t>(col) | (is_held(col) ? kHeld : 0u)};
+  }
+  static DETR_FAST_KERNEL_PART int32_t col_of(const Key<uint64_t>& key) {
+    return static_cast<int32_t>(key.index & ~kHeld);
+  }
+
   // `memory` is aligned to 8 bytes.
   DETR_FAST_KERNEL_PART SolverMemory(void* memory, int64_t rows, int64_t cols) {
     u = static_cast<double*>(memory);
@@ -42,6 +60,9 @@ struct SolverMemory {
     free_rows = from + cols;
     shared = free_rows + rows;
   }
+
+ private:
+  static constexpr uint32_t kHeld = 0x80000000u;
 };
 
 // Costs [rows, stride], of which `cols` columns count: rows <= cols. +infinity forbids a pair.
@@ -56,19 +77,6 @@ struct TeamProblem {
 
   // +infinity, from its ordered key: kernels know no std::numeric_limits.
   static DETR_FAST_KERNEL_PART double infinity() { return number_of(uint64_t(0xfff0000000000000)); }
-};
-
-// A key for the column of the least value. Ties are common in costs of integers, and a free column
-// is better than one that a row holds: it comes first.
-struct ColumnKey {
-  static constexpr uint32_t kHeld = 0x80000000u, kColumn = 0x7fffffffu;
-
-  static DETR_FAST_KERNEL_PART Key<uint64_t> of(double value, int32_t col, bool is_held) {
-    return {ordered(value), static_cast<uint32_t>(col) | (is_held ? kHeld : 0u)};
-  }
-  static DETR_FAST_KERNEL_PART int32_t col(const Key<uint64_t>& key) {
-    return static_cast<int32_t>(key.index & kColumn);
-  }
 };
 
 }  // namespace detr_fast

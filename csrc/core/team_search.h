@@ -41,18 +41,17 @@ class TeamSearch {
       for (int32_t j = team_.rank(); j < problem_.cols; j += team_.size()) {
         const double candidate = base + static_cast<double>(c[j]) - m_.v[j];
         const double distance = reach(j, candidate, row);
-        if (distance < least ||
-            (distance == least && nearest >= 0 && is_held(nearest) && !is_held(j))) {
+        if (distance < least || (distance == least && m_.comes_first(j, nearest))) {
           least = distance;
           nearest = j;
         }
       }
-      Key<uint64_t> mine = {ordered(Problem::infinity()), ColumnKey::kColumn};
-      if (nearest >= 0) mine = ColumnKey::of(least, nearest, is_held(nearest));
+      Key<uint64_t> mine;
+      if (nearest >= 0) mine = m_.key_of(least, nearest);
       const Key<uint64_t> found = team_.min(mine);
       length = number_of(found.value);
       if (!(length < Problem::infinity())) return false;
-      col = ColumnKey::col(found);
+      col = SolverMemory::col_of(found);
       row = m_.row_of_col[col];
       if (row < 0) break;
     }
@@ -75,7 +74,7 @@ class TeamSearch {
     for (int32_t after = 0;;) {
       Key<uint32_t> next;
       for (int32_t j = team_.rank(); j < problem_.cols; j += team_.size())
-        if (j >= after && !is_held(j) && m_.v[j] < 0 && static_cast<uint32_t>(j) < next.value)
+        if (j >= after && !m_.is_held(j) && m_.v[j] < 0 && static_cast<uint32_t>(j) < next.value)
           next = {static_cast<uint32_t>(j), 0};
       next = team_.min(next);
       if (next.value == Key<uint32_t>().value) return;
@@ -90,8 +89,6 @@ class TeamSearch {
 
  private:
   using Problem = TeamProblem<Real>;
-
-  DETR_FAST_KERNEL_PART bool is_held(int32_t col) const { return m_.row_of_col[col] >= 0; }
 
   DETR_FAST_KERNEL_PART void forget_distances() {
     for (int32_t j = team_.rank(); j < problem_.cols; j += team_.size())

@@ -21,6 +21,8 @@ bool run_on_openmp(int64_t, int, const std::function<void(int64_t)>&) { return f
 #include <cstring>
 #include <mutex>
 
+#include "cpu/counter.h"
+
 namespace detr_fast::cpu {
 namespace {
 
@@ -100,19 +102,16 @@ struct Job {
   std::atomic<int> arrived{0};
   std::atomic<int64_t> next{0};
   std::atomic<bool> has_worker{false};
-  clockid_t worker = {};
+  clockid_t clock_of_worker = {};
 
   // The team is always torch's whole team: for one of another size the runtime would end threads
   // and start them again. Who comes too late has nothing to do.
   void take() {
     if (!pthread_equal(pthread_self(), caller) && !has_worker.exchange(true))
-      if (pthread_getcpuclockid(pthread_self(), &worker) != 0) worker = CLOCK_MONOTONIC;
+      if (pthread_getcpuclockid(pthread_self(), &clock_of_worker) != 0)
+        clock_of_worker = CLOCK_MONOTONIC;  // always awake, then
     if (arrived.fetch_add(1, std::memory_order_relaxed) >= sharing) return;
-    for (;;) {
-      const int64_t k = next.fetch_add(1, std::memory_order_relaxed);
-      if (k >= count) return;
-      work(k);
-    }
+    take_all(next, count, work);
   }
 };
 
@@ -131,7 +130,7 @@ bool run_on_openmp(int64_t count, int sharing, const std::function<void(int64_t)
   Job job{work, count, sharing};
   runtime().parallel([](void* job) { static_cast<Job*>(job)->take(); }, &job, 0, 0);
   worker = job.has_worker.load() ? Worker::kKnown : Worker::kNone;
-  worker_clock = job.worker;
+  worker_clock = job.clock_of_worker;
   return true;
 }
 

@@ -16,16 +16,13 @@ constexpr int64_t kEntriesPerAwakeThread = 50000, kEntriesPerThread = 400000;
 void parallel_for(int64_t count, int64_t entries, int threads,
                   const std::function<void(int64_t)>& work) {
   const int64_t most = std::min<int64_t>(threads, count);
-  const auto sharing = [&](int64_t per_thread) {
-    return static_cast<int>(std::min(most, entries / per_thread));
-  };
-  if (sharing(kEntriesPerAwakeThread) > 1) {
-    if (openmp_is_awake()) {
-      if (run_on_openmp(count, sharing(kEntriesPerAwakeThread), work)) return;
-    } else if (sharing(kEntriesPerThread) > 1) {
-      if (run_on_pool(count, sharing(kEntriesPerThread) - 1, work)) return;
-    }
-  }
+  // Asked only where it matters: it takes some microseconds.
+  const bool awake = most > 1 && entries >= 2 * kEntriesPerAwakeThread && openmp_is_awake();
+  const int64_t pays_for = entries / (awake ? kEntriesPerAwakeThread : kEntriesPerThread);
+  const int sharing = static_cast<int>(std::min(most, pays_for));
+  if (sharing > 1 &&
+      (awake ? run_on_openmp(count, sharing, work) : run_on_pool(count, sharing - 1, work)))
+    return;
   for (int64_t k = 0; k < count; ++k) work(k);
 }
 

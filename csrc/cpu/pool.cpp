@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/counter.h"
+
 #ifndef _WIN32
 #include <pthread.h>
 #include <sched.h>
@@ -54,7 +56,7 @@ class Pool {
       part_from_caller();
     }
     wake_.notify_all();
-    take(work, count);
+    take_all(next_, count, work);
     std::unique_lock<std::mutex> lock(mutex_);
     work_ = nullptr;  // who wakes up only now has nothing left to do, and nobody waits for it
     done_.wait(lock, [this] { return busy_ == 0; });
@@ -92,14 +94,6 @@ class Pool {
 #endif
   }
 
-  void take(const std::function<void(int64_t)>& work, int64_t count) {
-    for (;;) {
-      const int64_t k = next_.fetch_add(1, std::memory_order_relaxed);
-      if (k >= count) return;
-      work(k);
-    }
-  }
-
   void serve(int number) {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -112,7 +106,7 @@ class Pool {
       const int64_t count = count_;
       ++busy_;
       lock.unlock();
-      take(work, count);
+      take_all(next_, count, work);
       lock.lock();
       cpus_[number] = current_cpu();
       if (--busy_ == 0) done_.notify_one();
