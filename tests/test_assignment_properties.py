@@ -168,13 +168,17 @@ def test_indices_equal_scipys_on_very_many_problems(family, dtype, request):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_indices_equal_scipys_on_the_benchmarks_problems(family, request):
-    """The families as the benchmarks define them: float32 costs of predictions and targets."""
+    """The families as the benchmarks define them: float32 costs of predictions and targets.
+
+    Where an untrained model's targets are many, one of some 500 problems has several optima: costs
+    that are nearly alike, rounded to float32.
+    """
     count = 34_000 if request.config.getoption("--slow") else 600
     ties = 0
     for seed in range(-(-count // 96)):
         queries, targets = ((100, 20), (300, 60), (300, 100))[seed % 3]
         ties += count_ties(cost_matrices(family, 96, queries, targets, False, seed))
-    assert ties <= count / 2000
+    assert ties <= count / (200 if family == "initial" else 2000)
 
 
 def count_ties(costs: list[np.ndarray]) -> int:
@@ -193,9 +197,9 @@ def count_ties(costs: list[np.ndarray]) -> int:
 @pytest.mark.parametrize("far", [np.inf, 1e9, 1e12, 1e18, 3e38])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forbidden_and_far_off_costs_spoil_no_other(family, far, dtype):
-    """Rows that agree, with some entries nobody should take, in sizes where columns are chosen."""
+    """Rows that agree, with some entries nobody should take, with auctions and without."""
     rng = np.random.default_rng(0)
-    for shape in ((7, 128), (23, 150), (40, 150), (60, 299), (90, 130)):
+    for shape in ((7, 128), (23, 150), (40, 150), (60, 299), (90, 130), (75, 75)):
         costs = [detr_costs(family, shape[1], shape[0], rng).T for _ in range(6)]
         for share, cost in zip((0.002, 0.02, 0.1, 0.3, 0.3, 0.5), costs, strict=True):
             cost = cost.astype(dtype)  # rows are targets

@@ -14,6 +14,13 @@ struct Minimum {
   int32_t col;
 };
 
+// A row's cheapest column, and what its second cheapest costs; both infinity and -1 as above.
+template <class Real>
+struct Offer {
+  Real cost, next;
+  int32_t col;
+};
+
 // A row's entries c[0..n) and their columns' dual variables v[0..n). owner[j] < 0: column j is
 // free. Ties are common in costs of integers, and a free column ends a search: among columns of the
 // same value a free one is found first, and otherwise the leftmost.
@@ -38,34 +45,19 @@ struct PlainScan {
     return PlainScan<double>::row_minimum(distance, n, owner);
   }
 
-  // sum += min(c - least, most).
-  static void accumulate(const Real* c, Real least, Real most, int32_t n, Real* sum) {
+  // The least c + price, and the least of the other columns'.
+  static Offer<Real> cheapest(const Real* c, const Real* price, int32_t n, const int32_t* owner) {
+    constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
+    Offer<Real> found = {kInfinity, kInfinity, -1};
     for (int32_t j = 0; j < n; ++j) {
-      const Real x = c[j] - least;
-      sum[j] += x < most ? x : most;
+      const Real cost = c[j] + price[j];
+      if (cost < found.cost ||
+          (cost == found.cost && found.col >= 0 && owner[j] < 0 && owner[found.col] >= 0))
+        found = {cost, found.cost, j};
+      else if (cost < found.next)
+        found.next = cost;
     }
-  }
-
-  // How many c[j] <= limit.
-  static int32_t count_up_to(const Real* c, Real limit, int32_t n) {
-    int32_t count = 0;
-    for (int32_t j = 0; j < n; ++j) count += c[j] <= limit;
-    return count;
-  }
-
-  // The least c[j] + d[j].
-  static Real least_sum(const Real* c, const Real* d, int32_t n) {
-    Real least = std::numeric_limits<Real>::infinity();
-    for (int32_t j = 0; j < n; ++j) least = c[j] + d[j] < least ? c[j] + d[j] : least;
-    return least;
-  }
-
-  // keep[j] = min(keep[j], c[j] - limit): not positive where c[j] <= limit.
-  static void mark_up_to(const Real* c, Real limit, int32_t n, Real* keep) {
-    for (int32_t j = 0; j < n; ++j) {
-      const Real excess = c[j] - limit;
-      keep[j] = excess < keep[j] ? excess : keep[j];
-    }
+    return found;
   }
 };
 

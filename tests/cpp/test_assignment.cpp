@@ -6,9 +6,9 @@ using namespace detr_fast;
 
 int main() {
   AssignmentSolver<float> solver_of_floats;
-  check_solver<float>(solver_of_floats, 1);
+  check_solver<float>(solver_of_floats, 1, 3, 220);
   AssignmentSolver<double> solver_of_doubles;
-  check_solver<double>(solver_of_doubles, 1);
+  check_solver<double>(solver_of_doubles, 1, 3, 220);
 
   // The proof itself must be able to fail.
   Matrix<double> matrix(2, 3, 3);

@@ -58,10 +58,7 @@ struct ScanKernels {
   Minimum<Real> (*row_minimum)(const Real* c, int32_t n, const int32_t* owner);
   Minimum<double> (*relax)(const Real* c, const double* v, double* distance, int32_t n, double base,
                            const int32_t* owner);
-  void (*accumulate)(const Real* c, Real least, Real most, int32_t n, Real* sum);
-  int32_t (*count_up_to)(const Real* c, Real limit, int32_t n);
-  Real (*least_sum)(const Real* c, const Real* d, int32_t n);
-  void (*mark_up_to)(const Real* c, Real limit, int32_t n, Real* keep);
+  Offer<Real> (*cheapest)(const Real* c, const Real* price, int32_t n, const int32_t* owner);
 };
 
 struct Inspection {

@@ -66,50 +66,46 @@ Minimum<double> relax(const Real* c, const double* v, double* distance, int32_t 
           })};
 }
 
-template <class Real>
-void accumulate(const Real* c, Real least, Real most, int32_t n, Real* sum) {
-  using V = Vec<Real>;
-  const V from = splat(least), cap = splat(most);
-  for (int32_t j = 0; j < n; j += kLanes<Real>)
-    store(sum + j, load<V>(sum + j) + minimum(load<V>(c + j) - from, cap));
+// The lesser of x and `least` becomes `least`; the greater becomes `next`, if it is less than that.
+template <class V>
+DETR_FAST_INLINE void keep_two(V x, V& least, V& next) {
+  next = minimum(maximum(x, least), next);
+  least = minimum(x, least);
 }
 
 template <class Real>
-int32_t count_up_to(const Real* c, Real limit, int32_t n) {
+Offer<Real> cheapest(const Real* c, const Real* price, int32_t n, const int32_t* owner) {
   using V = Vec<Real>;
-  int32_t count = 0;
-#if defined(__AVX512F__)
-  const V most = splat(limit);
-  for (int32_t j = 0; j < n; j += kLanes<Real>)
-    count += __builtin_popcount(lanes_up_to(load<V>(c + j), most));
-#else
-  typename IndexOf<Real>::type counts = {};
-  for (int32_t j = 0; j < n; j += kLanes<Real>) counts -= load<V>(c + j) <= limit;
-  for (int k = 0; k < kLanes<Real>; ++k) count += static_cast<int32_t>(counts[k]);
-#endif
-  return count;
-}
-
-template <class Real>
-Real least_sum(const Real* c, const Real* d, int32_t n) {
-  using V = Vec<Real>;
-  V least = splat(static_cast<Real>(__builtin_inf()));
-  for (int32_t j = 0; j < n; j += kLanes<Real>)
-    least = minimum(load<V>(c + j) + load<V>(d + j), least);
-  return lowest(least);
-}
-
-template <class Real>
-void mark_up_to(const Real* c, Real limit, int32_t n, Real* keep) {
-  using V = Vec<Real>;
-  for (int32_t j = 0; j < n; j += kLanes<Real>)
-    store(keep + j, minimum(load<V>(c + j) - limit, load<V>(keep + j)));
+  constexpr int kCount = kLanes<Real>;
+  const Real infinity = static_cast<Real>(__builtin_inf());
+  V least = splat(infinity), next = least, least2 = least, next2 = least;
+  int32_t j = 0;
+  for (; j + 2 * kCount <= n; j += 2 * kCount) {
+    keep_two(load<V>(c + j) + load<V>(price + j), least, next);
+    keep_two(load<V>(c + j + kCount) + load<V>(price + j + kCount), least2, next2);
+  }
+  if (j < n) keep_two(load<V>(c + j) + load<V>(price + j), least, next);
+  keep_two(least2, least, next);
+  const Real cost = lowest(least);
+  if (cost == infinity) return {infinity, infinity, -1};
+  const V wanted = splat(cost);
+  const auto equal = [&](int32_t k) {
+    return equal_lanes(load<V>(c + k) + load<V>(price + k), wanted);
+  };
+  // One lane's least is taken; the others' may be the next.
+  Real others[kCount];
+  store(others, least);
+  others[__builtin_ctz(equal_lanes(least, wanted))] = infinity;
+  const Real second = lowest(minimum(minimum(next, next2), load<V>(others)));
+  if (second == cost) return {cost, second, find_column<kCount>(n, owner, equal)};
+  uint32_t lanes = 0;
+  for (j = -kCount; lanes == 0;) lanes = equal(j += kCount);
+  return {cost, second, j + __builtin_ctz(lanes)};
 }
 
 template <class Real>
 constexpr ScanKernels<Real> scan_kernels() {
-  return {row_minimum<Real>, relax<Real>,     accumulate<Real>,
-          count_up_to<Real>, least_sum<Real>, mark_up_to<Real>};
+  return {row_minimum<Real>, relax<Real>, cheapest<Real>};
 }
 
 }  // namespace

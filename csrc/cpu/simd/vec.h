@@ -100,14 +100,17 @@ DETR_FAST_INLINE F absolute(F v) { return bits_of<F>(bits_of<I>(v) & 0x7fffffff)
 DETR_FAST_INLINE F minimum(F a, F b) { return (F)_mm512_min_ps((__m512)a, (__m512)b); }
 DETR_FAST_INLINE D minimum(D a, D b) { return (D)_mm512_min_pd((__m512d)a, (__m512d)b); }
 DETR_FAST_INLINE F maximum(F a, F b) { return (F)_mm512_max_ps((__m512)a, (__m512)b); }
+DETR_FAST_INLINE D maximum(D a, D b) { return (D)_mm512_max_pd((__m512d)a, (__m512d)b); }
 #elif defined(__AVX2__)
 DETR_FAST_INLINE F minimum(F a, F b) { return (F)_mm256_min_ps((__m256)a, (__m256)b); }
 DETR_FAST_INLINE D minimum(D a, D b) { return (D)_mm256_min_pd((__m256d)a, (__m256d)b); }
 DETR_FAST_INLINE F maximum(F a, F b) { return (F)_mm256_max_ps((__m256)a, (__m256)b); }
+DETR_FAST_INLINE D maximum(D a, D b) { return (D)_mm256_max_pd((__m256d)a, (__m256d)b); }
 #else
 DETR_FAST_INLINE F minimum(F a, F b) { return a < b ? a : b; }
 DETR_FAST_INLINE D minimum(D a, D b) { return a < b ? a : b; }
 DETR_FAST_INLINE F maximum(F a, F b) { return a > b ? a : b; }
+DETR_FAST_INLINE D maximum(D a, D b) { return a > b ? a : b; }
 #endif
 
 // The larger of a >= 0 and |b|.
