@@ -186,9 +186,7 @@ def main() -> None:
         before = len(rows)
         rows += run_losses(Case("trained", *size), args.seed, rounds)
         _print(rows[before:])
-    if args.out:
-        write_csv(args.out, [{**row, **about} for row in rows])
-        print(f"wrote {args.out}")
+    write_csv(args.out, [{**row, **about} for row in rows])
 
 
 def _print(rows: Rows) -> None:

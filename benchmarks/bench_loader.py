@@ -259,9 +259,7 @@ def main() -> None:
                             **about,
                         }
                     )
-    if args.out:
-        write_csv(args.out, rows)
-        print(f"wrote {args.out}")
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -184,9 +184,7 @@ def main() -> None:
             for allocator in dict.fromkeys(row["allocator"] for row in found):
                 show([row for row in found if row["allocator"] == allocator])
             rows += [{**row, **about} for row in found]
-    if args.out:
-        write_csv(args.out, rows)
-        print(f"wrote {args.out}")
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

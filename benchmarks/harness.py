@@ -131,8 +131,13 @@ def surroundings(seed: int, packages: Mapping[str, str] | None = None) -> dict[s
     }
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Writes all rows under one header, by way of a temporary file: never half a file."""
+def write_csv(path: Path | None, rows: list[dict]) -> None:
+    """Writes all rows under one header, by way of a temporary file: never half a file.
+
+    Without a path, as ``--out`` is by default, nothing.
+    """
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(path.suffix + ".tmp")
     with temporary.open("w", newline="") as file:
@@ -140,6 +145,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(path)
+    print(f"wrote {path}")
 
 
 def _cpu_name() -> str:

@@ -12,11 +12,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from .data import Batch, DetectionDataset, Prefetcher
-from .models import PostProcess
-from .precision import autocast
-from .training import distributed
-from .training.loader import make_eval_loader
+from detr_fast.data import Batch, DetectionDataset, Prefetcher
+from detr_fast.models import PostProcess
+from detr_fast.precision import autocast
+from detr_fast.training import distributed
+from detr_fast.training.loader import make_eval_loader
 
 METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .matching import FastMatcher
-from .ops import box_losses, target_classes
-from .ops.matched import BOX_LOSSES
-from .packing import Matches, PackedTargets
+from detr_fast.matching import FastMatcher
+from detr_fast.ops import box_losses, target_classes
+from detr_fast.ops.matched import BOX_LOSSES
+from detr_fast.packing import Matches, PackedTargets
 
 
 class SetCriterion(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor
 from detr_fast import _C
 from detr_fast.faults import raise_found, slots_of
 from detr_fast.matching_input import CostOptions, check_layers, check_targets
+from detr_fast.ops.library import require_kernels, stream_of
 from detr_fast.packing import PackedTargets
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as _C.cuda.match
@@ -25,15 +26,6 @@ class DeviceTargets(NamedTuple):
     most: int  # targets of one image, at most
 
 
-def require_build() -> None:
-    """Raises RuntimeError if this build has no CUDA kernels."""
-    if _C.cuda_version is None:
-        raise RuntimeError(
-            "the predictions are CUDA tensors, but detr_fast was built without its CUDA kernels "
-            f"({_C.cuda_reason}): install it where nvcc is found, or match CPU copies"
-        )
-
-
 def read_layers(
     layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -44,7 +36,7 @@ def read_layers(
     """
     check_layers(layers, names)
     if layers[0]["pred_logits"].is_cuda:
-        require_build()
+        require_kernels("matching")
     logits = [layer["pred_logits"].detach() for layer in layers]
     boxes = [layer["pred_boxes"].detach() for layer in layers]
     for name, tensors in (("pred_logits", logits), ("pred_boxes", boxes)):
@@ -156,11 +148,6 @@ def launch(
     else:
         query_index.fill_(-1)  # there may be padding, if there is no image
     return query_index, pair_index
-
-
-def stream_of(device: torch.device) -> int:
-    """The address of the current stream."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 @lru_cache(maxsize=256)

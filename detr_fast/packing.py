@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from detr_fast.matching_input import check_targets
+
 
 @dataclass(frozen=True)
 class PackedTargets:
@@ -47,8 +49,6 @@ class PackedTargets:
             ValueError: for a missing key, a wrong shape or dtype, or more targets than
                 ``capacity``.
         """
-        from detr_fast.matching_input import check_targets
-
         check_targets(targets, len(targets))
         counts = tuple(len(target["labels"]) for target in targets)
         total = sum(counts)

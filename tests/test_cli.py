@@ -306,8 +306,9 @@ class TestErrors:
     def test_wrong_options(self, capsys, tmp_path, run):
         assert "lr is -1.0" in self.train(capsys, tmp_path, "shapes", "--lr", "-1")
         assert "--epochs" in self.fails(capsys, "train", "--resume", str(run), "--epochs", "9")
-        error = self.fails(capsys, "predict", str(run), "x.jpg", "--threshold", "2")
-        assert "--threshold is 2.0" in error
+        with pytest.raises(SystemExit):
+            main(["predict", str(run), "x.jpg", "--threshold", "2"])
+        assert "--threshold: '2', expected a score in 0..1" in capsys.readouterr().err
 
     def test_a_file_that_is_no_checkpoint(self, capsys, tmp_path):
         (tmp_path / "notes.txt").write_text("hello")

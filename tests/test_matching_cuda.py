@@ -9,6 +9,7 @@ import torch
 from test_matching import CASES, assert_same, predictions, targets_of
 
 from detr_fast import _C, FastMatcher, PackedTargets, faults, matching, matching_cuda, reference
+from detr_fast.ops.library import stream_of
 
 pytestmark = pytest.mark.skipif(_C.cuda_version is None, reason="built without CUDA kernels")
 
@@ -189,7 +190,7 @@ def test_kernels_run_on_the_current_stream(monkeypatch) -> None:
         cuda_stream = 7
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    assert matching_cuda.stream_of(torch.device("cuda", 0)) == 7
+    assert stream_of(torch.device("cuda", 0)) == 7
 
 
 def test_wrong_shapes_are_named_at_once(kernels) -> None:

@@ -109,8 +109,9 @@ def test_faults(run, tmp_path, capsys):
     assert "in a folder that there is" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2
     assert "no such file" in capsys.readouterr().err
-    assert main(["report", str(run), "--images", "0"]) == 2
-    assert "images is 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["report", str(run), "--images", "0"])
+    assert "--images: '0', expected a whole number from 1 on" in capsys.readouterr().err
     with pytest.raises(ValueError, match="needs a section"):
         Page("x").text("y")
 

@@ -93,8 +93,9 @@ def test_benchmark_command(capsys):
 
 
 def test_benchmark_command_needs_steps(capsys):
-    assert main(["benchmark", "--steps", "0"]) == 2
-    assert "steps is 0, expected at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--steps", "0"])
+    assert "--steps: '0', expected a whole number from 1 on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--no-draft"], ["--cache", "--cache-gb", "0.5"]])

@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
-from ..data import clean_message
-from ..training import distributed
-from ..training.heap import keep_freed_memory
-from . import ablate, benchmark, evaluate, predict, report, train, visualize
+from detr_fast import __version__
+from detr_fast.cli import ablate, benchmark, evaluate, predict, report, train, visualize
+from detr_fast.cli.arguments import add_debug
+from detr_fast.data import clean_message
+from detr_fast.training import distributed
+from detr_fast.training.heap import keep_freed_memory
 
 COMMANDS = (train, evaluate, predict, benchmark, visualize, report, ablate)
 
@@ -28,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for command in COMMANDS:
         subparser = command.add_parser(subparsers)
-        subparser.add_argument(
-            "--debug", action="store_true", default=False, help="show where an error came from"
-        )
+        add_debug(subparser, default=False)
         subparser.set_defaults(run=command.run)
     args = parser.parse_args(argv)
     keep_freed_memory()

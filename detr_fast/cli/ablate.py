@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..training import TrainConfig, distributed
-from ..training.ablation import VARIANTS, Ablation, changed_variants
-from ..training.engine import Interrupted
-from ..visualize import ablation_report, plot_ablation
-from .train import open_data
+from detr_fast.cli.arguments import count
+from detr_fast.cli.train import open_data
+from detr_fast.training import TrainConfig, distributed
+from detr_fast.training.ablation import VARIANTS, Ablation, changed_variants
+from detr_fast.training.engine import Interrupted
+from detr_fast.visualize import ablation_report, plot_ablation
 
 DESCRIPTION = """\
 Train the tiny model again and again with one thing changed: the number of queries, the decoder's
@@ -37,7 +38,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=6, help="of each training; default: 6")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--eval-every", type=int, default=1, metavar="EPOCHS")
-    parser.add_argument("--repeats", type=int, default=3, help="seeds 0, 1, ...; default: 3")
+    parser.add_argument("--repeats", type=count, default=3, help="seeds 0, 1, ...; default: 3")
     names = ", ".join(variant.name for variant in VARIANTS)
     parser.add_argument(
         "--only", nargs="+", metavar="VARIANT", help=f"beside the baseline; there are {names}"
@@ -50,8 +51,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write the table and the curves."""
-    if args.repeats < 1:
-        raise ValueError(f"repeats is {args.repeats}, expected at least 1")
     given = ("data", "val_data", "stride", "num_queries", "query_mode", "epochs", "batch_size")
     options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     if args.image_size is not None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ..training import TrainConfig, Trainer, distributed
-from ..training.clock import PHASES, PhaseClock
-from .train import add_config_options, given_options, open_train_data
+from detr_fast.cli.arguments import count
+from detr_fast.cli.train import add_config_options, given_options, open_train_data
+from detr_fast.training import TrainConfig, Trainer, distributed
+from detr_fast.training.clock import PHASES, PhaseClock
 
 BAR = 40  # characters of the longest bar
 
@@ -26,7 +27,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     add_config_options(parser)
-    parser.add_argument("--steps", type=int, default=20, help="to measure (default: 20)")
+    parser.add_argument("--steps", type=count, default=20, help="to measure (default: 20)")
     parser.add_argument(
         "--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any"
     )
@@ -35,8 +36,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    if args.steps < 1:
-        raise ValueError(f"steps is {args.steps}, expected at least 1")
     config = TrainConfig.create(**given_options(args))
     device = distributed.start(args.device)
     data = open_train_data(config)

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import evaluate, format_metrics
-from ..precision import amp_dtype
-from ..training import TrainConfig, distributed, load_checkpoint, load_model
-from ..training.loader import default_workers
-from .train import open_val_data
+from detr_fast.cli.train import open_val_data
+from detr_fast.evaluation import evaluate, format_metrics
+from detr_fast.precision import amp_dtype
+from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training.loader import default_workers
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

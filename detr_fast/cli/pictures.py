@@ -7,10 +7,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from ..data import DetectionDataset, Prefetcher, collate, denormalize, to_device
-from ..evaluation import detect_batch
-from ..training.loader import make_loader
-from ..visualize import draw_detections, enlarge, image_grid
+from detr_fast.data import DetectionDataset, Prefetcher, collate, denormalize, to_device
+from detr_fast.evaluation import detect_batch
+from detr_fast.training.loader import make_loader
+from detr_fast.visualize import draw_detections, enlarge, image_grid
 
 
 def prediction_grid(

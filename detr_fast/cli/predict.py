@@ -11,13 +11,14 @@ import torch
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from ..data import DataError, read_image
-from ..evaluation import detect_batch
-from ..precision import amp_dtype
-from ..training import TrainConfig, distributed, load_checkpoint, load_model
-from ..training.recipes import eval_recipe
-from ..visualize import draw_detections, enlarge
-from .folders import new_folder
+from detr_fast.cli.arguments import score
+from detr_fast.cli.folders import new_folder
+from detr_fast.data import DataError, read_image
+from detr_fast.evaluation import detect_batch
+from detr_fast.precision import amp_dtype
+from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training.recipes import eval_recipe
+from detr_fast.visualize import draw_detections, enlarge
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -39,7 +40,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="a new or empty folder; default: predictions, numbered if it exists",
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="lowest score shown; default: %(default)s"
+        "--threshold", type=score, default=0.5, help="lowest score shown; default: %(default)s"
     )
     parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="auto")
     parser.add_argument("--device", help="default: a GPU if there is one")
@@ -48,8 +49,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Detect in each image; an image that cannot be read is named, and the others still done."""
-    if not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold is {args.threshold}, expected 0..1")
     device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
     files = find_images(args.images)

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from .. import __version__
-from ..data import DetectionDataset
-from ..evaluation import METRICS, detect_batch
-from ..training import TrainConfig, distributed, load_checkpoint, load_model
-from ..training.logs import read_metrics
-from ..visualize import (
+from detr_fast import __version__
+from detr_fast.cli.arguments import count
+from detr_fast.cli.pictures import as_picture, batches
+from detr_fast.cli.train import open_data
+from detr_fast.data import DetectionDataset
+from detr_fast.evaluation import METRICS, detect_batch
+from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training.logs import read_metrics
+from detr_fast.visualize import (
     collect_predictions,
     image_grid,
     plot_decoder_attention,
@@ -23,9 +26,7 @@ from ..visualize import (
     plot_query_use,
     plot_training,
 )
-from ..visualize.report import Page, image_quality, plot_dataset, truth_and_detections
-from .pictures import as_picture, batches
-from .train import open_data
+from detr_fast.visualize.report import Page, image_quality, plot_dataset, truth_and_detections
 
 Found = tuple[float, int, dict[str, Tensor]]  # quality, index in the data, detections in 0..1
 
@@ -40,7 +41,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--out", type=Path, help="default: RUN/report.html")
     parser.add_argument(
-        "--images", type=int, default=200, help="validation images looked at; default: 200"
+        "--images", type=count, default=200, help="validation images looked at; default: 200"
     )
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser
@@ -54,8 +55,6 @@ def run(args: argparse.Namespace) -> int:
     if out.is_dir() or not out.resolve().parent.is_dir():
         raise ValueError(f"--out is {out}, expected a file in a folder that there is")
     rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
-    if args.images < 1:
-        raise ValueError(f"images is {args.images}, expected at least 1")
     checkpoint = load_checkpoint(args.run_dir)
     config = TrainConfig.from_dict(checkpoint["config"])
     device = distributed.start(args.device)

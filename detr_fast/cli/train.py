@@ -6,18 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data import DetectionDataset, open_dataset
-from ..data.cache import available_memory
-from ..evaluation import format_metrics
-from ..losses import BOX_LOSSES
-from ..models import MODELS
-from ..training import TrainConfig, Trainer, distributed, load_checkpoint
-from ..training.engine import Interrupted
-from ..training.logs import read_metrics
-from ..training.recipes import eval_recipe, train_recipe
-from ..visualize import plot_training
-from .folders import new_folder
-from .pictures import prediction_grid
+from detr_fast.cli.folders import new_folder
+from detr_fast.cli.pictures import prediction_grid
+from detr_fast.data import DetectionDataset, open_dataset
+from detr_fast.data.cache import available_memory
+from detr_fast.evaluation import format_metrics
+from detr_fast.losses import BOX_LOSSES
+from detr_fast.models import MODELS
+from detr_fast.training import TrainConfig, Trainer, distributed, load_checkpoint
+from detr_fast.training.engine import Interrupted
+from detr_fast.training.logs import read_metrics
+from detr_fast.training.recipes import eval_recipe, train_recipe
+from detr_fast.visualize import plot_training
 
 DESCRIPTION = """\
 Train a model. Alone, `detr-fast train` trains the tiny model on generated shapes, on whatever

@@ -1,7 +1,6 @@
 """``detr-fast visualize``: pictures of what a trained model sees, decides and has learned."""
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,15 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from ..data import DetectionDataset, read_image
-from ..precision import amp_dtype, autocast
-from ..training import TrainConfig, distributed, load_checkpoint, load_model
-from ..training.logs import read_metrics
-from ..training.recipes import eval_recipe
-from ..visualize import (
+from detr_fast.cli.arguments import add_debug, count, point, score
+from detr_fast.cli.pictures import as_picture, batches
+from detr_fast.cli.train import open_val_data
+from detr_fast.data import DetectionDataset, read_image
+from detr_fast.precision import amp_dtype, autocast
+from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training.logs import read_metrics
+from detr_fast.training.recipes import eval_recipe
+from detr_fast.visualize import (
     collect_predictions,
     plot_decoder_attention,
     plot_encoder_attention,
@@ -23,8 +25,6 @@ from ..visualize import (
     plot_query_use,
     plot_training,
 )
-from .pictures import as_picture, batches
-from .train import open_val_data
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -39,26 +39,26 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     attention = _add_kind(kinds, "attention", _attention, "where queries and encoder cells look")
     attention.add_argument("image", type=Path)
     attention.add_argument(
-        "--threshold", type=_score, default=0.5, help="lowest score shown; default: %(default)s"
+        "--threshold", type=score, default=0.5, help="lowest score shown; default: %(default)s"
     )
-    attention.add_argument("--most", type=_count, default=8, help="detections shown; default: 8")
+    attention.add_argument("--most", type=count, default=8, help="detections shown; default: 8")
     attention.add_argument(
         "--layer", default="-1", help="decoder layer from 0, or 'all'; default: -1, the last"
     )
     attention.add_argument("--head", default="mean", help="a head from 0, 'each' or 'mean'")
     attention.add_argument(
         "--point",
-        type=_point,
+        type=point,
         action="append",
         metavar="X,Y",
         help="of the encoder's picture, in pixels, repeatable; default: four detections",
     )
 
     queries = _add_kind(kinds, "queries", _queries, "what each query has specialised in")
-    queries.add_argument("--images", type=_count, default=500, help="the first ones; default: 500")
-    queries.add_argument("--most", type=_count, default=20, help="queries shown; default: 20")
+    queries.add_argument("--images", type=count, default=500, help="the first ones; default: 500")
+    queries.add_argument("--most", type=count, default=20, help="queries shown; default: 20")
     queries.add_argument(
-        "--threshold", type=_score, default=0.0, help="lowest score of the boxes drawn; default: 0"
+        "--threshold", type=score, default=0.0, help="lowest score of the boxes drawn; default: 0"
     )
 
     matching = _add_kind(kinds, "matching", _matching, "what the matcher decided in an image")
@@ -72,7 +72,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     curves = kinds.add_parser("curves", help="losses, AP, matching, rates of a run, on one page")
     curves.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
     curves.add_argument("--out", type=Path, default=None, help="a PNG; default: RUN/curves.png")
-    _add_debug(curves)
+    add_debug(curves, default=argparse.SUPPRESS)
     curves.set_defaults(draw=_curves)
     return parser
 
@@ -91,43 +91,9 @@ def _add_kind(kinds: Any, name: str, draw: Any, text: str) -> argparse.ArgumentP
     )
     parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="none")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    _add_debug(parser)
+    add_debug(parser, default=argparse.SUPPRESS)
     parser.set_defaults(draw=draw)
     return parser
-
-
-def _add_debug(parser: argparse.ArgumentParser) -> None:
-    """Where one writes it, too; the command itself has it, with its default."""
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="show where an error came from",
-    )
-
-
-def _point(text: str) -> tuple[float, float]:
-    try:
-        x, y = map(float, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no X,Y in pixels") from None
-    return x, y
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1 on")
-    return int(text)
-
-
-def _score(text: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not 0 <= score <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a score in 0..1")
-    return score
 
 
 def _attention(args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """DETR and its parts."""
 
-from .builders import (
+from detr_fast.models.builders import (
     MODELS,
     build_detr,
     build_resnet_detr,
@@ -12,8 +12,8 @@ from .builders import (
     detr_resnet101_dc5,
     detr_tiny,
 )
-from .detr import DETR
-from .postprocess import PostProcess
+from detr_fast.models.detr import DETR
+from detr_fast.models.postprocess import PostProcess
 
 __all__ = [
     "DETR",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
-from .resnet import resnet_forward
-from .weights import CheckpointError, read_weights
+from detr_fast.models.resnet import resnet_forward
+from detr_fast.models.weights import CheckpointError, read_weights
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 

@@ -5,12 +5,16 @@ from typing import Any
 
 from torch import nn
 
-from .backbone import ConvBackbone, ResNetBackbone
-from .detr import DETR
-from .mlp import MLP
-from .position_encoding import LearnedPositionEncoding, NoPositionEncoding, SinePositionEncoding
-from .queries import AnchorQueries, LearnedQueries, attend_nearby
-from .transformer import Decoder, Encoder, Transformer
+from detr_fast.models.backbone import ConvBackbone, ResNetBackbone
+from detr_fast.models.detr import DETR
+from detr_fast.models.mlp import MLP
+from detr_fast.models.position_encoding import (
+    LearnedPositionEncoding,
+    NoPositionEncoding,
+    SinePositionEncoding,
+)
+from detr_fast.models.queries import AnchorQueries, LearnedQueries, attend_nearby
+from detr_fast.models.transformer import Decoder, Encoder, Transformer
 
 POSITION_ENCODINGS = {
     "sine": SinePositionEncoding,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .padding import pad_images, resize_mask
-from .transformer import Queries, Transformer
+from detr_fast.models.padding import pad_images, resize_mask
+from detr_fast.models.transformer import Queries, Transformer
 
 Outputs = dict[str, Tensor | list[dict[str, Tensor]]]
 

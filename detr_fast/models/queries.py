@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .mlp import MLP
-from .position_encoding import sine_features
-from .transformer import Decoder
+from detr_fast.models.mlp import MLP
+from detr_fast.models.position_encoding import sine_features
+from detr_fast.models.transformer import Decoder
 
 
 class LearnedQueries(nn.Embedding):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..ops.dropout import dropout
+from detr_fast.ops.dropout import dropout
 
 
 class Dropout(nn.Dropout):

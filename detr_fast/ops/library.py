@@ -60,12 +60,22 @@ def compiled(op: str, device: torch.device) -> tuple[Callable, tuple[int, ...]]:
     """
     if device.type == "cpu":
         return getattr(_C, op), ()
+    require_kernels(op)
+    return getattr(_C.cuda, op), (device.index, stream_of(device))
+
+
+def require_kernels(what: str) -> None:
+    """Raises RuntimeError if this build has no CUDA kernels for ``what``."""
     if _C.cuda_version is None:
         raise RuntimeError(
-            f"{op} of CUDA tensors, but detr_fast was built without its CUDA kernels "
+            f"{what} of CUDA tensors, but detr_fast was built without its CUDA kernels "
             f"({_C.cuda_reason}): install it where nvcc is found, or pass CPU tensors"
         )
-    return getattr(_C.cuda, op), (device.index, torch.cuda.current_stream(device).cuda_stream)
+
+
+def stream_of(device: torch.device) -> int:
+    """The address of the current stream."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def real_type(dtype: torch.dtype) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Training: configuration, loop, checkpoints, several processes."""
 
-from .checkpoint import load_checkpoint, load_model
-from .config import TrainConfig
-from .engine import Trainer
+from detr_fast.training.checkpoint import load_checkpoint, load_model
+from detr_fast.training.config import TrainConfig
+from detr_fast.training.engine import Trainer
 
 __all__ = ["TrainConfig", "Trainer", "load_checkpoint", "load_model"]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from ..data import DetectionDataset
-from ..evaluation import coco_metrics, detect
-from .config import TrainConfig
-from .engine import Trainer
-from .loader import make_eval_loader
-from .logs import read_metrics
+from detr_fast.data import DetectionDataset
+from detr_fast.evaluation import coco_metrics, detect
+from detr_fast.training.config import TrainConfig
+from detr_fast.training.engine import Trainer
+from detr_fast.training.loader import make_eval_loader
+from detr_fast.training.logs import read_metrics
 
 BASELINE = "baseline"
 RESULTS, CONFIG = "results.jsonl", "config.json"

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import MODELS
-from ..models.weights import CheckpointError, read_weights
-from .config import TrainConfig
+from detr_fast.models import MODELS
+from detr_fast.models.weights import CheckpointError, read_weights
+from detr_fast.training.config import TrainConfig
 
 FORMAT = 1
 ENTRIES = (  # what a checkpoint holds, beside the format

@@ -4,10 +4,10 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..losses import BOX_LOSSES
-from ..matching import FastMatcher
-from ..models import MODELS
-from ..models.builders import POSITION_ENCODINGS
+from detr_fast.losses import BOX_LOSSES
+from detr_fast.matching import FastMatcher
+from detr_fast.models import MODELS
+from detr_fast.models.builders import POSITION_ENCODINGS
 
 # What the paper trains with (section 4 and appendix A.4). The defaults of TrainConfig itself train
 # a small model from scratch: batch norm allows larger steps, so that the backbone needs no rate of

@@ -13,24 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import evaluation
-from ..data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe
-from ..losses import SetCriterion
-from ..models import MODELS
-from ..models.weights import CheckpointError
-from ..precision import amp_dtype
-from . import distributed
-from .averaging import averaged
-from .checkpoint import copy_checkpoint, rng_state, save_checkpoint, set_rng_state
-from .config import TrainConfig
-from .graph import GraphedStep, ShapeMismatch, why_not
-from .instability import MatchingWatch
-from .loader import TrainLoader, default_workers
-from .logs import ProgressBar, RunLog
-from .memory import is_out_of_memory, what_fits
-from .optimizer import make_optimizer
-from .schedule import make_scheduler
-from .step import TrainStep, ignore
+from detr_fast import evaluation
+from detr_fast.data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe
+from detr_fast.losses import SetCriterion
+from detr_fast.models import MODELS
+from detr_fast.models.weights import CheckpointError
+from detr_fast.precision import amp_dtype
+from detr_fast.training import distributed
+from detr_fast.training.averaging import averaged
+from detr_fast.training.checkpoint import copy_checkpoint, rng_state, save_checkpoint, set_rng_state
+from detr_fast.training.config import TrainConfig
+from detr_fast.training.graph import GraphedStep, ShapeMismatch, why_not
+from detr_fast.training.instability import MatchingWatch
+from detr_fast.training.loader import TrainLoader, default_workers
+from detr_fast.training.logs import ProgressBar, RunLog
+from detr_fast.training.memory import is_out_of_memory, what_fits
+from detr_fast.training.optimizer import make_optimizer
+from detr_fast.training.schedule import make_scheduler
+from detr_fast.training.step import TrainStep, ignore
 
 
 class Interrupted(Exception):

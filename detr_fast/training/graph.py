@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from .. import faults
-from ..data import Batch
-from ..packing import PackedTargets
-from .config import TrainConfig
-from .step import TrainStep
+from detr_fast import faults
+from detr_fast.data import Batch
+from detr_fast.packing import PackedTargets
+from detr_fast.training.config import TrainConfig
+from detr_fast.training.step import TrainStep
 
 WARM_UP = 3  # steps on a side stream before capturing, as torch asks for
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..matching import FastMatcher
-from . import distributed
+from detr_fast.matching import FastMatcher
+from detr_fast.training import distributed
 
 
 class MatchingWatch:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data import DetectionDataset, Encoded, collate
-from ..data.encoded import read_encoded
-from . import distributed
+from detr_fast.data import DetectionDataset, Encoded, collate
+from detr_fast.data.encoded import read_encoded
+from detr_fast.training import distributed
 
 
 class SeededDataset(Dataset):

@@ -4,9 +4,9 @@ import gc
 
 import torch
 
-from ..data import Batch
-from ..packing import PackedTargets
-from .step import TrainStep
+from detr_fast.data import Batch
+from detr_fast.packing import PackedTargets
+from detr_fast.training.step import TrainStep
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,8 +3,8 @@
 With ``normalize=False`` images may come as uint8, to be normalised on the device.
 """
 
-from ..data import Recipe, detr_eval, detr_train, fixed_eval, small_train
-from .config import TrainConfig
+from detr_fast.data import Recipe, detr_eval, detr_train, fixed_eval, small_train
+from detr_fast.training.config import TrainConfig
 
 
 def train_recipe(config: TrainConfig, normalize: bool = True) -> Recipe:

@@ -3,14 +3,14 @@
 What begins with ``plot_`` or ``draw_`` returns a ``PIL.Image``.
 """
 
-from .ablation import ablation_report, plot_ablation
-from .attention import AttentionRecord, attention_weights, record_attention
-from .attention_figures import plot_decoder_attention, plot_encoder_attention
-from .curves import plot_training
-from .detections import PALETTE, draw_detections, enlarge, image_grid
-from .heatmap import CellGrid, overlay
-from .matching import ImageMatching, explain_matching, plot_matching
-from .queries import (
+from detr_fast.visualize.ablation import ablation_report, plot_ablation
+from detr_fast.visualize.attention import AttentionRecord, attention_weights, record_attention
+from detr_fast.visualize.attention_figures import plot_decoder_attention, plot_encoder_attention
+from detr_fast.visualize.curves import plot_training
+from detr_fast.visualize.detections import PALETTE, draw_detections, enlarge, image_grid
+from detr_fast.visualize.heatmap import CellGrid, overlay
+from detr_fast.visualize.matching import ImageMatching, explain_matching, plot_matching
+from detr_fast.visualize.queries import (
     QueryPredictions,
     collect_predictions,
     effective_queries,

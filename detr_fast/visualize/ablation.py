@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..training.ablation import BASELINE, VARIANTS, mean_and_spread
-from ..training.config import TrainConfig
-from .detections import PALETTE
-from .figures import new_figure, open_axes, to_image
+from detr_fast.training.ablation import BASELINE, VARIANTS, mean_and_spread
+from detr_fast.training.config import TrainConfig
+from detr_fast.visualize.detections import PALETTE
+from detr_fast.visualize.figures import new_figure, open_axes, to_image
 
 Rows = Sequence[dict[str, Any]]
 

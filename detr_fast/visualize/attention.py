@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.transformer import Attention
+from detr_fast.models.transformer import Attention
 
 
 @torch.no_grad()

@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from ..models import PostProcess
-from .attention import AttentionRecord, record_attention
-from .detections import PALETTE
-from .figures import draw_box, new_figure, plain, show_picture, to_image
-from .heatmap import CellGrid, overlay
+from detr_fast.models import PostProcess
+from detr_fast.visualize.attention import AttentionRecord, record_attention
+from detr_fast.visualize.detections import PALETTE
+from detr_fast.visualize.figures import draw_box, new_figure, plain, show_picture, to_image
+from detr_fast.visualize.heatmap import CellGrid, overlay
 
 LONGEST = 480  # pixels of a picture's longer side in a figure
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .detections import PALETTE
-from .figures import new_figure, open_axes, plain, to_image
+from detr_fast.visualize.detections import PALETTE
+from detr_fast.visualize.figures import new_figure, open_axes, plain, to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from ..matching import FastMatcher
-from ..reference import matching_cost
-from .attention_figures import fit
-from .detections import PALETTE
-from .figures import draw_box, new_figure, open_axes, plain, show_picture, to_image
+from detr_fast.matching import FastMatcher
+from detr_fast.reference import matching_cost
+from detr_fast.visualize.attention_figures import fit
+from detr_fast.visualize.detections import PALETTE
+from detr_fast.visualize.figures import (
+    draw_box,
+    new_figure,
+    open_axes,
+    plain,
+    show_picture,
+    to_image,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..matching import FastMatcher
-from ..precision import autocast
-from .figures import new_figure, open_axes, to_image
+from detr_fast.matching import FastMatcher
+from detr_fast.precision import autocast
+from detr_fast.visualize.figures import new_figure, open_axes, to_image
 
 # Colours that differ for colour-blind readers too (Okabe and Ito), in the order of the paper.
 KINDS = (("small", "#009E73"), ("large, wide", "#D55E00"), ("large, tall", "#0072B2"))

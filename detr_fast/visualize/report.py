@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from ..data import DetectionDataset
-from ..ops import box_iou, linear_sum_assignment
-from .detections import PALETTE, draw_detections, enlarge, image_grid
-from .figures import new_figure, open_axes, plain, to_image
+from detr_fast.data import DetectionDataset
+from detr_fast.ops import box_iou, linear_sum_assignment
+from detr_fast.visualize.detections import PALETTE, draw_detections, enlarge, image_grid
+from detr_fast.visualize.figures import new_figure, open_axes, plain, to_image
 
 _STYLE = """
 :root { color-scheme: light; }
