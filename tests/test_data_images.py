@@ -118,8 +118,10 @@ def test_unreadable_files_are_named(tmp_path):
         message = str(caught.value)
         assert message.startswith(f"{path}: cannot read the image (") and "\n" not in message
         assert message.count(str(path)) == 1
-    with pytest.raises(DataError, match=r"text\.jpg: cannot read the image"):
+    with pytest.raises(DataError, match=r"text\.jpg: cannot read the image \(of no format"):
         image_size(text)
+    with pytest.raises(DataError, match=r"empty\.jpg: cannot read the image \(the file is empty"):
+        image_size(empty)
 
 
 class Fails(torch.utils.data.Dataset):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from detr_fast.data.errors import DataError
@@ -208,6 +208,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception, path: str | Path) -> str:
     """Pillow's words, without the path that our message already starts with."""
+    if isinstance(error, UnidentifiedImageError):
+        empty = Path(path).stat().st_size == 0
+        return "the file is empty" if empty else "of no format that Pillow knows"
     text = str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")
     return text or type(error).__name__
 
