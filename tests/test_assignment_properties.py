@@ -207,3 +207,16 @@ def test_forbidden_and_far_off_costs_spoil_no_other(family, far, dtype):
             expected = math.fsum(cost[scipy_solve(cost.astype(np.float64))].tolist())
             found = math.fsum(cost[solve(cost)].tolist())
             assert found <= expected + 1e-9 * max(1.0, abs(expected)), (shape, share)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(60, 100), (72, 72), (100, 300)])
+def test_costs_of_one_row_hide_nothing_in_rows_with_far_smaller_ones(shape, dtype):
+    """At prices that suit the first row, the digits of all others would be lost."""
+    rng = np.random.default_rng(0)
+    cost = 1e-20 * (1 + rng.random(shape))
+    cost[:, :2] = 0.5e-20  # two cheapest ones, so that these rows have no gap
+    cost[0] = 1
+    cost[0, -1] = 0
+    cost = cost.astype(dtype)
+    assert exact_total(cost, solve(cost)) == exact_total(cost, scipy_solve(cost))

@@ -12,10 +12,12 @@
 // 1. Each row takes its cheapest column, if that is free. The problems of a trained model mostly
 //    end here.
 // 2. Where many rows want the same columns, an auction (core/auction.h) finds prices, at which each
-//    row takes its cheapest column again.
+//    row takes its cheapest column again. Some columns are free then, but v[j] < 0: they are
+//    released first (core/search.h), which restores the last invariant.
 // 3. Searches (core/search.h) for what is left.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -47,19 +49,22 @@ class AssignmentSolver {
   // Solves cost [rows, stride], whose columns from `cols` on are padding and hold infinity:
   // rows <= cols, no NaN, no -infinity; +infinity forbids a pair. `minima` [rows] are the rows'
   // minima where the caller knows them; `rows_on_demand`, where the caller has one, is called
-  // before the first look at a row, whose costs it then writes.
+  // before the first look at a row, whose costs it then writes. Sums of doubles beyond 1e300 may
+  // overflow.
   Status solve(const Real* cost, int64_t rows, int64_t cols, int64_t stride,
                const Minimum<Real>* minima = nullptr, Fetch rows_on_demand = {}) {
     if (stride > std::numeric_limits<int32_t>::max()) return Status::kTooLarge;
     state_.start(cost, rows, cols, stride, rows_on_demand);
     if (!start_greedily(minima)) return Status::kInfeasible;
     if (is_contested() && auction_.run()) {
-      start_at_prices();
-      if (rows < cols) search_.release(auction_.sold());
+      if (start_at_prices()) {
+        if (rows < cols) search_.release(auction_.sold());
+        if (search_from_free_rows() && are_prices_precise()) return Status::kOk;
+      }
+      state_.forget_prices();
+      start_greedily(minima);
     }
-    for (const int32_t i : state_.free_rows)
-      if (state_.col_of_row[i] < 0 && !search_.augment(i)) return Status::kInfeasible;
-    return Status::kOk;
+    return search_from_free_rows() ? Status::kOk : Status::kInfeasible;
   }
 
   // The answer: [rows] and [cols], -1 = free.
@@ -91,17 +96,36 @@ class AssignmentSolver {
     return free * (few_suffice ? 3 : 2) > rows && rows * cols >= kFewEntries;
   }
 
-  void start_at_prices() {
+  // False if a row has no finite cost at these prices.
+  bool start_at_prices() {
     state_.forget_assignment();
     for (int32_t i = 0; i < state_.rows; ++i) {
       const int32_t col = auction_.cheapest(i);
       if (col >= 0) {
         take(i, static_cast<double>(state_.row(i)[col]) - state_.v[col], col);
-      } else {
-        const Minimum<double> cheapest = search_.nearest(i);
-        take(i, cheapest.value, cheapest.col);
+        continue;
       }
+      const Minimum<double> cheapest = search_.nearest(i);  // in double
+      if (cheapest.col < 0) return false;
+      take(i, cheapest.value, cheapest.col);
     }
+    return true;
+  }
+
+  bool search_from_free_rows() {
+    for (const int32_t i : state_.free_rows)
+      if (state_.col_of_row[i] < 0 && !search_.augment(i)) return false;
+    return true;
+  }
+
+  // Costs minus prices are rounded to the digits that prices have. Where some rows' costs are so
+  // small beside others that this is felt in the total, prices have spoilt it.
+  bool are_prices_precise() {
+    double total = 0;
+    for (int32_t i = 0; i < state_.rows; ++i)
+      total += std::abs(static_cast<double>(state_.row(i)[state_.col_of_row[i]]));
+    const double lost = std::numeric_limits<double>::epsilon() * auction_.highest_price();
+    return lost * state_.rows <= kMostLost * total;
   }
 
   void take(int32_t row, double cost, int32_t col) {
@@ -113,6 +137,7 @@ class AssignmentSolver {
   }
 
   static constexpr int64_t kFewEntries = 5000, kManyRows = 200;
+  static constexpr double kMostLost = 1e-12;  // of the total
 
   Scan scan_;
   AssignmentState<Real> state_;

@@ -36,8 +36,7 @@ struct AssignmentState {
     fetch = rows_on_demand;
     if (fetch.row) fetched.assign(rows, 0);
     u.assign((row_count + kAlignment - 1) / kAlignment * kAlignment, 0.0);
-    v.assign(stride, 0.0);
-    forget_assignment();
+    forget_prices();
   }
 
   const Real* row(int32_t i) {
@@ -51,6 +50,11 @@ struct AssignmentState {
   void assign(int32_t i, int32_t j) {
     row_of_col[j] = i;
     col_of_row[i] = j;
+  }
+
+  void forget_prices() {
+    v.assign(stride, 0.0);
+    forget_assignment();
   }
 
   // Rows take columns anew, the duals stay.

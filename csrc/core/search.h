@@ -60,8 +60,8 @@ class Search {
   struct Visit {
     int32_t node;     // on the root's side
     int32_t through;  // its partner, through which it was reached; -1 for the root
-    double distance;  // of that
-    double dual;      // of that, before the search
+    double distance;  // of the partner
+    double dual;      // of the partner, before the search
   };
 
   // From `root` to a free node on the other side. With a `longest` path, which is the price of the
@@ -74,29 +74,29 @@ class Search {
     visits_.clear();
     visits_.push_back({root, -1, 0.0, 0.0});
     double length = 0, shortest = longest;
-    int32_t end = -1;  // where the shortest path ends: a free node on the other side,
-    size_t last = 0;   // or a visit
+    int32_t end = -1;  // where the shortest path ends: a free node on the other side, or else
+    size_t last = 0;   // a visit; the first is the root, which stays free
     for (;;) {
       const int32_t node = visits_.back().node;
-      const Minimum<double> nearest = scan_.relax(costs(node), other.dual, distance_.data(), n,
-                                                  length - mine.dual[node], other.partner);
-      if (!(nearest.value < shortest)) break;
-      length = nearest.value;
-      const int32_t next = other.partner[nearest.col];
+      const Minimum<double> found = scan_.relax(costs(node), other.dual, distance_.data(), n,
+                                                length - mine.dual[node], other.partner);
+      if (!(found.value < shortest)) break;
+      length = found.value;
+      const int32_t next = other.partner[found.col];
       if (next < 0) {
         shortest = length;
-        end = nearest.col;
+        end = found.col;
         break;
       }
       if (may_stay_free && length - mine.dual[next] < shortest) {
         shortest = length - mine.dual[next];
         last = visits_.size();
       }
-      visits_.push_back({next, nearest.col, length, other.dual[nearest.col]});
+      visits_.push_back({next, found.col, length, other.dual[found.col]});
       // A visited node must not be reached again: a dual of -infinity makes every candidate
       // infinite, which saves the inner loop a mask.
-      other.dual[nearest.col] = -kInfinity;
-      distance_[nearest.col] = kInfinity;
+      other.dual[found.col] = -kInfinity;
+      distance_[found.col] = kInfinity;
     }
     if (end >= 0) {
       hand_on(end, visits_.size(), mine, other, costs);
@@ -144,7 +144,8 @@ class Search {
     }
   }
 
-  // A column's costs [padded rows], of the few columns that are asked for.
+  // A column's costs [padded rows], of the few columns that are asked for. (In the padding they are
+  // infinite, so that nobody asks whom these rows belong to.)
   const Real* column(int32_t col) {
     const size_t rows = my_.u.size();
     if (slot_of_col_[col] < 0) {
