@@ -5,8 +5,8 @@ all rows without a column bid at once: each needs what the one before found. The
 problem follow each other, those of others run beside them, so that the longest chain times the time
 of a step is the least a batch can take.
 
-This is the GPU's form (csrc/core/team_assignment.h) in NumPy, step for step, as long as no two
-costs tie.
+This is the GPU's form (csrc/core/team_assignment.h) in NumPy, step for step, but for costs of such
+different sizes that the GPU starts again.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 EXACT_ROUNDS, MORE_ROUNDS, FEW_FREE = 8, 64, 8
-STEP, MOST_GAPS, MOST_SPREAD = 0.25, 16, 40 << 3
+STEP, MOST_GAPS = 0.25, 16
 
 
 def longest_chain(costs: Iterable[np.ndarray]) -> int:
@@ -65,8 +65,6 @@ class _Solver:
         if not len(logarithms):
             return 0.0
         mean = logarithms.sum() // len(logarithms)
-        if mean - logarithms.min() > MOST_SPREAD:
-            return 0.0
         return float(np.uint32(mean << 20).view(np.float32))
 
     def compete(self, gap: float) -> list[int]:  # rows that are free still

@@ -1,5 +1,7 @@
 """Matching and assignment on a GPU: the CPU's answers, and no wait."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -298,13 +300,33 @@ def test_assignment_is_scipys(kind, shape, dtype) -> None:
         signed = -cost if maximize else cost
         rows, cols = linear_sum_assignment(signed.cuda(), maximize)
         for problem, i, j in zip(signed, rows.cpu(), cols.cpu(), strict=True):
-            twin_i, twin_j = scipy_solve(problem.double(), maximize)
-            if kind == "integers":  # of which several assignments are the best
-                assert i.tolist() == sorted(set(i.tolist())) and len(i) == len(twin_i)
-                assert len(set(j.tolist())) == len(j)
-                assert problem[i, j].sum() == problem[twin_i, twin_j].sum()
-            else:
-                assert i.tolist() == twin_i.tolist() and j.tolist() == twin_j.tolist()
+            assert_scipys(problem, i, j, maximize)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(40, 60), (60, 60), (20, 300)])
+def test_costs_of_two_rows_hide_nothing_in_rows_with_far_smaller_ones(shape, dtype) -> None:
+    """At prices that suit the first two rows, the digits of all others would be lost."""
+    cost = 1e-20 * (1 + np.random.default_rng(0).random(shape))
+    cost[:, :2] = 0.5e-20  # two cheapest ones, so that these rows have no gap
+    cost[:2] = 1
+    cost[:2, -1] = 0
+    cost[0, -2] = 1e-20
+    problem = torch.from_numpy(cost).to(dtype)
+    rows, cols = linear_sum_assignment(problem.cuda())
+    assert_scipys(problem, rows.cpu(), cols.cpu())
+
+
+def assert_scipys(cost, i, j, maximize=False) -> None:
+    """SciPy's indices, or where several assignments are the best another of these."""
+    twin_i, twin_j = scipy_solve(cost.double(), maximize)
+    assert i.tolist() == sorted(set(i.tolist())) and len(i) == len(twin_i)
+    assert len(set(j.tolist())) == len(j)
+    if (i.tolist(), j.tolist()) != (twin_i.tolist(), twin_j.tolist()):
+        total, expected = (
+            sum(map(Fraction, cost[pairs].tolist())) for pairs in ((i, j), (twin_i, twin_j))
+        )
+        assert total == expected
 
 
 def test_ragged_assignments() -> None:

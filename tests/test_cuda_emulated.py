@@ -41,6 +41,7 @@ from test_cuda import (
     on_gpu,
     test_a_problem_too_large_for_the_block,
     test_assignment_faults,
+    test_costs_of_two_rows_hide_nothing_in_rows_with_far_smaller_ones,
     test_dtypes_and_options,
     test_nonfinite_last,
     test_standing_cases,

@@ -47,22 +47,27 @@ class TeamSolver {
   DETR_FAST_KERNEL_PART Status solve(const Real* cost, int32_t rows, int32_t cols, int32_t stride) {
     problem_ = {cost, rows, cols, stride};
     rounds_ = steps_ = 0;
-    is_priced_anew_ = false;
-    take_cheapest<false>();
-    int32_t free = m_.shared[SolverMemory::kFree];
-    const Status status = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
-    if (status != Status::kOk || free == 0) return status;
-    move_costs();
-    block_.sync();
-    free = compete(free);
-    if (cols > warp_columns_) {
-      search(block_, free);
-    } else if (block_.warp_index() == 0) {
-      const auto warp = block_.warp();
-      search(warp, free);
+    for (bool may_compete = true;; may_compete = false) {
+      take_cheapest<false>();
+      int32_t free = m_.shared[SolverMemory::kFree];
+      const Status status = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
+      if (status != Status::kOk || free == 0) return status;
+      if (may_compete) {
+        move_costs();
+        block_.sync();
+        free = compete(free);
+      }
+      if (cols > warp_columns_) {
+        search(block_, free);
+      } else if (block_.warp_index() == 0) {
+        const auto warp = block_.warp();
+        search(warp, free);
+      }
+      block_.sync();
+      const Status found = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
+      if (!may_compete || rounds_ == 0 || (found == Status::kOk && is_precise())) return found;
+      block_.sync();
     }
-    block_.sync();
-    return static_cast<Status>(m_.shared[SolverMemory::kStatus]);
   }
 
   DETR_FAST_KERNEL_PART int32_t col_of_row(int32_t row) const { return m_.col_of_row[row]; }
@@ -169,11 +174,27 @@ class TeamSolver {
       if (rough) {
         take_cheapest<true>();
         free = m_.shared[SolverMemory::kFree];
-        is_priced_anew_ = true;
       }
     }
     rounds_ = auction.rounds();
     return free;
+  }
+
+  // Costs minus prices are rounded to the digits that prices have. Where rows' costs are so small
+  // beside others that this is felt in what was chosen, prices have spoilt it.
+  DETR_FAST_KERNEL_PART bool is_precise() {
+    Key<uint64_t> lowest_v, dearest;
+    for (int32_t j = block_.rank(); j < problem_.cols; j += block_.size()) {
+      const Key<uint64_t> key = {ordered(m_.v[j]), 0};
+      if (key < lowest_v) lowest_v = key;
+    }
+    for (int32_t i = block_.rank(); i < problem_.rows; i += block_.size()) {
+      const double cost = static_cast<double>(problem_.row(i)[m_.col_of_row[i]]);
+      const Key<uint64_t> key = {ordered(cost < 0 ? cost : -cost), 0};
+      if (key < dearest) dearest = key;
+    }
+    const double highest_price = -number_of(block_.min(lowest_v).value);
+    return kRounding * highest_price <= kMostLost * -number_of(block_.min(dearest).value);
   }
 
   // Step 3, by one team.
@@ -186,7 +207,7 @@ class TeamSolver {
         m_.shared[SolverMemory::kStatus] = static_cast<int32_t>(Status::kInfeasible);
       return;
     }
-    if (is_priced_anew_) paths.release_priced_columns();
+    if (rounds_ > 0) paths.release_priced_columns();
     steps_ = paths.steps();
   }
 
@@ -196,6 +217,7 @@ class TeamSolver {
   // with 20 to 300 rows: benchmarks/chain.py.
   static constexpr int32_t kExactRounds = 8, kMoreRounds = 64, kFewFree = 8;
   static constexpr double kStep = 0.25, kMostGaps = 16;
+  static constexpr double kRounding = 0x1p-52, kMostLost = 1e-12;
 
   Block& block_;
   const SolverMemory& m_;
@@ -204,7 +226,6 @@ class TeamSolver {
   const int32_t warp_columns_;
   Problem problem_{};
   int32_t rounds_ = 0, steps_ = 0;
-  bool is_priced_anew_ = false;
 };
 
 }  // namespace detr_fast

@@ -29,28 +29,22 @@ class TeamAuction {
       : block_(block), problem_(problem), m_(memory) {}
 
   // How much dearer the second cheapest column of a free row is than its cheapest, on (geometric)
-  // average, where there is a difference; 0 if there is none anywhere, or if the differences are so
-  // unlike that prices which suit the average would swallow the digits of the least.
+  // average, where there is a difference; 0 if there is none anywhere.
   DETR_FAST_KERNEL_PART double typical_gap(int32_t free) {
     const auto warp = block_.warp();
     uint32_t sum = 0, count = 0;
-    Key<uint32_t> least;
     for (int32_t k = block_.warp_index(); k < free; k += block_.warps()) {
       const Offer offer = best_offer(warp, m_.free_rows[k]);
       const double gap = offer.next - offer.cost;
       if (warp.rank() != 0 || !(gap > 0 && gap < Problem::infinity())) continue;
       // The bits of a float, as a number, are nearly a logarithm. The lower ones would overflow.
-      const uint32_t logarithm = bits_of_float(static_cast<float>(gap)) >> kDroppedBits;
-      if (logarithm < least.value) least = {logarithm, 0};
-      sum += logarithm;
+      sum += bits_of_float(static_cast<float>(gap)) >> kDroppedBits;
       ++count;
     }
     block_.sync();  // who goes on may change what others have just read
     sum = block_.sum(sum);
     count = block_.sum(count);
-    least = block_.min(least);
-    if (count == 0 || sum / count - least.value > kMostSpread) return 0;
-    return static_cast<double>(float_of_bits(sum / count << kDroppedBits));
+    return count == 0 ? 0 : static_cast<double>(float_of_bits(sum / count << kDroppedBits));
   }
 
   // At most so many rounds, in none of which a bid raises a price by more than most + step. Takes
@@ -155,8 +149,7 @@ class TeamAuction {
     return m_.shared[SolverMemory::kFree];
   }
 
-  static constexpr int kDroppedBits = 20;            // 3 of the mantissa are left
-  static constexpr uint32_t kMostSpread = 40u << 3;  // a factor of 2^40
+  static constexpr int kDroppedBits = 20;  // 3 of the mantissa are left
 
   Block& block_;
   const Problem& problem_;
