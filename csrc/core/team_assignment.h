@@ -52,11 +52,9 @@ class TeamSolver {
       int32_t free = m_.shared[SolverMemory::kFree];
       const Status status = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
       if (status != Status::kOk || free == 0) return status;
-      if (may_compete) {
-        move_costs();
-        block_.sync();
-        free = compete(free);
-      }
+      if (may_compete) move_costs();
+      block_.sync();
+      if (may_compete) free = compete(free);
       if (cols > warp_columns_) {
         search(block_, free);
       } else if (block_.warp_index() == 0) {
