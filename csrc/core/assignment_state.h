@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/aligned.h"
+#include "core/scan.h"
 
 namespace detr_fast {
 
@@ -16,8 +17,6 @@ struct AssignmentState {
     void (*row)(void* context, int32_t row) = nullptr;
     void* context = nullptr;
   };
-
-  static constexpr int64_t kAlignment = 16;  // of the length of rows, and of columns
 
   const Real* cost = nullptr;
   int32_t rows = 0, cols = 0, stride = 0;
@@ -35,7 +34,7 @@ struct AssignmentState {
     stride = static_cast<int32_t>(row_stride);
     fetch = rows_on_demand;
     if (fetch.row) fetched.assign(rows, 0);
-    u.assign((row_count + kAlignment - 1) / kAlignment * kAlignment, 0.0);
+    u.assign(padded(row_count), 0.0);
     forget_prices();
   }
 

@@ -7,6 +7,14 @@
 
 namespace detr_fast {
 
+// Floats in a row of costs are padded to a multiple of this with infinity, for every instruction
+// set alike: loops over a row need no remainder.
+constexpr int64_t kRowAlignment = 16;
+
+inline constexpr int64_t padded(int64_t n) {
+  return (n + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
+}
+
 // `col` is -1 and `value` infinity where no value is finite.
 template <class Real>
 struct Minimum {

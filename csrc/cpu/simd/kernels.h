@@ -8,14 +8,6 @@
 
 namespace detr_fast::cpu {
 
-// Floats in a row of costs are padded to a multiple of this with infinity, for every instruction
-// set alike: loops over a row need no remainder.
-constexpr int64_t kRowAlignment = 16;
-
-inline constexpr int64_t padded(int64_t n) {
-  return (n + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
-}
-
 // The costs of one image's queries x targets, in float32.
 struct PairCostInput {
   const void* logits;  // [N, C]

@@ -156,12 +156,6 @@ DETR_FAST_INLINE uint32_t equal_lanes(F a, F b) {
 DETR_FAST_INLINE uint32_t equal_lanes(D a, D b) {
   return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ);
 }
-DETR_FAST_INLINE uint32_t lanes_up_to(F a, F b) {
-  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ);
-}
-DETR_FAST_INLINE uint32_t lanes_up_to(D a, D b) {
-  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LE_OQ);
-}
 DETR_FAST_INLINE uint32_t true_lanes(I mask) { return _mm512_movepi32_mask((__m512i)mask); }
 #elif defined(__AVX2__)
 DETR_FAST_INLINE uint32_t equal_lanes(F a, F b) {
