@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from detr_fast import faults, matching_cpu, matching_cuda, matching_traced
 from detr_fast.matching_input import CostOptions, layer_names
+from detr_fast.ops.library import has_kernels, real_type
 from detr_fast.packing import Matches, PackedTargets
 
 Pairs = list[tuple[Tensor, Tensor]]  # one (query indices, target indices) per image
@@ -51,8 +52,9 @@ class FastMatcher(nn.Module):
 
     CUDA predictions are matched on their GPU, on the current stream, and the host waits for
     nothing: indices stay there, targets on the CPU are taken there by one asynchronous copy, and
-    bad values are reported by a later call (see ``validate``). Tensors of other devices are copied
-    to the CPU in one transfer per call. Under ``torch.compile`` the whole matching is one operator.
+    bad values are reported by a later call (see ``validate``). Tensors of other devices, and CUDA
+    tensors of a build without CUDA kernels, are copied to the CPU in one transfer per call, their
+    indices back. Under ``torch.compile`` the whole matching is one operator.
 
     Args:
         cost_class: weight of the class cost.
@@ -246,6 +248,8 @@ class FastMatcher(nn.Module):
             if isinstance(targets, PackedTargets):
                 targets = targets.unpack()
             index, sizes = matching_cpu.solve(layers, names, targets, self._options())
+            if self.index_device != "cpu":
+                index = index.to(layers[0]["pred_logits"].device)
         # For each layer and image the queries, then the targets. "Unsafe" is this split for
         # gradients alone, and a quarter faster.
         parts = index.unsafe_split_with_sizes(
@@ -260,7 +264,8 @@ class FastMatcher(nn.Module):
     ) -> tuple[Tensor, Tensor, matching_cuda.DeviceTargets]:  # as matching_cuda.launch
         logits, boxes = matching_cuda.read_layers(layers, names)
         device = logits[0].device
-        given = matching_cuda.read_targets(targets, len(logits[0]), device)
+        real = real_type(boxes[0].dtype)
+        given = matching_cuda.read_targets(targets, len(logits[0]), device, real)
         solve = matching_traced.match if torch.compiler.is_compiling() else matching_cuda.launch
         query_index, index = solve(logits, boxes, given, self._options())
         if self.validate == "sync" and device.type == "cuda":
@@ -273,6 +278,6 @@ def _takes_flat(layers: Sequence[Mapping[str, Tensor]]) -> bool:
     if torch.compiler.is_compiling():
         return True
     try:
-        return layers[0]["pred_logits"].is_cuda
+        return has_kernels(layers[0]["pred_logits"])
     except (KeyError, IndexError, TypeError, AttributeError):
         return False  # the CPU's path says what is wrong

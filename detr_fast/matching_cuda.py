@@ -10,7 +10,7 @@ from torch import Tensor
 from detr_fast import _C
 from detr_fast.faults import raise_found, slots_of
 from detr_fast.matching_input import CostOptions, check_layers, check_targets
-from detr_fast.ops.library import require_kernels, stream_of
+from detr_fast.ops.library import stream_of
 from detr_fast.packing import PackedTargets
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as _C.cuda.match
@@ -20,7 +20,7 @@ class DeviceTargets(NamedTuple):
     """Targets on the predictions' device."""
 
     labels: Tensor  # [T] int64
-    boxes: Tensor  # [T, 4] float32 cxcywh
+    boxes: Tensor  # [T, 4] cxcywh, float32; float64 on a CPU if the predictions are
     counts: Sequence[int] | None  # B times M; None: in offsets alone
     offsets: Tensor | None  # [B + 1] int32
     most: int  # targets of one image, at most
@@ -29,14 +29,13 @@ class DeviceTargets(NamedTuple):
 def read_layers(
     layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The layers' logits [B, N, C] and boxes [B, N, 4], contiguous, of a dtype that kernels read.
+    """The layers' logits [B, N, C] and boxes [B, N, 4], contiguous, of a dtype that kernels read
+    (on a CPU float64, if any of them is).
 
     Raises:
         ValueError: as :func:`check_layers`, for tensors of several devices, and for float64.
     """
     check_layers(layers, names)
-    if layers[0]["pred_logits"].is_cuda:
-        require_kernels("matching")
     logits = [layer["pred_logits"].detach() for layer in layers]
     boxes = [layer["pred_boxes"].detach() for layer in layers]
     for name, tensors in (("pred_logits", logits), ("pred_boxes", boxes)):
@@ -51,6 +50,8 @@ def read_layers(
                     f"{layer}[{name!r}] is float64, which the CPU alone matches: pass .float(), or "
                     "copies on the CPU"
                 )
+    if any(tensor.dtype == torch.float64 for tensor in (*logits, *boxes)):
+        return [t.double().contiguous() for t in logits], [t.double().contiguous() for t in boxes]
     return _readable(logits), _readable(boxes)
 
 
@@ -62,9 +63,15 @@ def _readable(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def read_targets(
-    targets: PackedTargets | Sequence[Mapping[str, Tensor]], images: int, device: torch.device
+    targets: PackedTargets | Sequence[Mapping[str, Tensor]],
+    images: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> DeviceTargets:
     """Brings targets to the device, without a wait if they are packed, there, or on the CPU.
+
+    Args:
+        dtype: of the boxes, unless they are packed.
 
     Raises:
         ValueError: as :func:`check_targets`.
@@ -79,7 +86,7 @@ def read_targets(
                 labels, boxes = [torch.empty(0, device=device)], [torch.empty(0, 4, device=device)]
             return DeviceTargets(
                 torch.cat(labels).long(),
-                torch.cat(boxes).detach().float(),
+                torch.cat(boxes).detach().to(dtype),
                 counts,
                 None,
                 max(counts, default=0),

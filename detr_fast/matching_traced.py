@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detr_fast import matching_cpu, matching_cuda
 from detr_fast.matching_input import CostOptions
+from detr_fast.ops.library import has_kernels, through_cpu
 
 _library = torch.library.Library("detr_fast", "FRAGMENT")
 _library.define(
@@ -74,8 +75,12 @@ def _match_on_cpu(
 def _match_on_gpu(
     logits, boxes, labels, target_boxes, offsets, counts, most, cost, focal, nonfinite_last
 ):
-    targets = matching_cuda.DeviceTargets(labels, target_boxes, counts, offsets, most)
     options = _options(cost, focal, nonfinite_last)
+    if not has_kernels(labels):
+        return through_cpu(_match_on_cpu)(
+            logits, boxes, labels, target_boxes, offsets, counts, most, cost, focal, nonfinite_last
+        )
+    targets = matching_cuda.DeviceTargets(labels, target_boxes, counts, offsets, most)
     return matching_cuda.launch(logits, boxes, targets, options)
 
 

@@ -11,7 +11,7 @@ from devices import DEVICES, NoWait, needs_cuda, needs_two_gpus
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from detr_fast import _C, ops, reference
+from detr_fast import ops, reference
 
 OPS = ["box_iou", "generalized_box_iou"]
 SIZES = [(0, 3), (3, 0), (1, 1), (7, 5), (100, 17), (65, 300)]
@@ -282,14 +282,6 @@ def test_other_device_than_the_current_one():
     found = ops.box_iou(a.to("cuda:1"), b.to("cuda:1"))
     assert found.device.index == 1 and torch.cuda.current_device() == 0
     torch.testing.assert_close(found.cpu(), ops.box_iou(a, b))
-
-
-def test_cuda_tensors_without_kernels_say_so(monkeypatch):
-    from detr_fast.ops.library import compiled
-
-    monkeypatch.setattr(_C, "cuda_version", None)
-    with pytest.raises(RuntimeError, match="box_iou of CUDA tensors, but detr_fast was built"):
-        compiled("box_iou", torch.device("cuda", 0))
 
 
 def test_other_devices_go_through_the_cpu():

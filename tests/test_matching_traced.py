@@ -29,6 +29,18 @@ def test_compiled_without_a_graph_break(options) -> None:
             assert torch.equal(i, i2) and torch.equal(j, j2)
 
 
+def test_float64_is_compared_in_float64() -> None:
+    """Costs that float32 cannot tell apart."""
+    boxes = torch.tensor([[[0.5, 0.5, 0.1, 0.1], [0.5, 0.5, 0.1, 0.1]]], dtype=torch.float64)
+    boxes[0, 0, 0] += 1e-12
+    layer = {"pred_logits": torch.zeros(1, 2, 3, dtype=torch.float64), "pred_boxes": boxes}
+    target = {"labels": torch.tensor([0]), "boxes": boxes[0, 1:].clone()}
+    matcher = FastMatcher()
+    compiled = torch.compile(matcher.match_layers, fullgraph=True, backend="aot_eager")
+    for match in (matcher.match_layers, compiled):
+        assert match([layer], [target])[0][0][0].tolist() == [1]
+
+
 def test_sizes_do_not_recompile_for_ever() -> None:
     matcher = FastMatcher()
     graphs = []

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detr_fast import _C
 from detr_fast.ops import assignment_cuda
+from detr_fast.ops.library import has_kernels
 
 Index = np.ndarray | Tensor  # int64
 
@@ -58,10 +59,10 @@ def linear_sum_assignment(
     are solved on their GPU; a list, if all of it is on one.
     """
     if isinstance(cost, (list, tuple)) and any(_ndim(item) >= 2 for item in cost):
-        if all(isinstance(item, Tensor) and item.is_cuda for item in cost):
+        if all(isinstance(item, Tensor) and has_kernels(item) for item in cost):
             return _solve_ragged_on_gpu(cost, maximize, validate)
         return _solve_ragged(cost, maximize)
-    if isinstance(cost, Tensor) and cost.is_cuda:
+    if isinstance(cost, Tensor) and has_kernels(cost):
         return _solve_on_gpu(cost, maximize, validate)
     matrix = _to_matrix(cost)
     if matrix.ndim not in (2, 3):

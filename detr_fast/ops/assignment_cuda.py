@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import _C
-from detr_fast.ops.library import require_kernels, stream_of
+from detr_fast.ops.library import stream_of
 
 
 def solve_batch(cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +59,6 @@ def _launch(
     shapes: list[tuple[int, int]],  # rows <= cols
     transposed: list[bool],
 ) -> tuple[Tensor, Tensor]:  # [2, sum of rows] int64, [P] int32
-    require_kernels("linear_sum_assignment")
     device = like.device
     rows, cols = [shape[0] for shape in shapes], [shape[1] for shape in shapes]
     index = torch.empty(2, sum(rows), dtype=torch.int64, device=device)

@@ -1,7 +1,9 @@
 """What the ops on tensors share: their registration with ``torch.library``, so that
 ``torch.compile``, ``torch.export`` and autograd know them, and where their compiled form lies."""
 
+import warnings
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -26,7 +28,8 @@ def register(
     name = schema[: schema.index("(")]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CPU")
-    _LIBRARY.impl(name, kernel, "CUDA")
+    if _C.cuda_version is not None:
+        _LIBRARY.impl(name, kernel, "CUDA")
     _LIBRARY.impl(name, through_cpu(kernel), "CompositeExplicitAutograd")
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
@@ -44,33 +47,40 @@ def through_cpu(kernel: Callable) -> Callable:
     """The kernel for devices that have none: on copies."""
 
     def run(*args: object) -> object:
-        device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        copies = (arg.cpu() if isinstance(arg, Tensor) else arg for arg in args)
-        return pytree.tree_map_only(Tensor, lambda out: out.to(device), kernel(*copies))
+        first = next(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
+        if first.is_cuda:
+            warn_of_copies()
+        copies = pytree.tree_map_only(Tensor, Tensor.cpu, args)
+        return pytree.tree_map_only(Tensor, lambda out: out.to(first.device), kernel(*copies))
 
     return run
 
 
 def compiled(op: str, device: torch.device) -> tuple[Callable, tuple[int, ...]]:
     """The compiled op for tensors of a device, and its last arguments: of a GPU its index and the
-    current stream, of the CPU none.
-
-    Raises:
-        RuntimeError: for a CUDA device if this build has no CUDA kernels.
-    """
+    current stream, of the CPU none."""
     if device.type == "cpu":
         return getattr(_C, op), ()
-    require_kernels(op)
     return getattr(_C.cuda, op), (device.index, stream_of(device))
 
 
-def require_kernels(what: str) -> None:
-    """Raises RuntimeError if this build has no CUDA kernels for ``what``."""
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether CUDA kernels compute with the tensor where it is. Warns if they were not built."""
+    if not tensor.is_cuda:
+        return False
     if _C.cuda_version is None:
-        raise RuntimeError(
-            f"{what} of CUDA tensors, but detr_fast was built without its CUDA kernels "
-            f"({_C.cuda_reason}): install it where nvcc is found, or pass CPU tensors"
-        )
+        warn_of_copies()
+    return _C.cuda_version is not None
+
+
+@lru_cache(maxsize=1)  # once
+def warn_of_copies() -> None:
+    warnings.warn(
+        "detr_fast was built without its CUDA kernels: CUDA tensors are copied to the CPU and "
+        f"matched there, and the host waits for them ({_C.cuda_reason}). With nvcc on PATH, "
+        "`pip install .` builds the kernels",
+        stacklevel=2,
+    )
 
 
 def stream_of(device: torch.device) -> int:

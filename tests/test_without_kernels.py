@@ -1,0 +1,90 @@
+"""CUDA tensors in a build without CUDA kernels: computed on copies, and a warning says so once."""
+
+import warnings
+
+import pytest
+import torch
+from test_matching import assert_same, predictions, targets_of
+
+from detr_fast import _C, FastMatcher, linear_sum_assignment
+from detr_fast.matching_cuda import read_layers, read_targets
+from detr_fast.matching_traced import _match_on_gpu
+from detr_fast.ops import library, pairwise
+
+
+class OnGpu(torch.Tensor):
+    """A tensor on the CPU that says it is on a GPU; what is computed from it does not."""
+
+    is_cuda = True
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch):
+    monkeypatch.setattr(_C, "cuda_version", None)
+    monkeypatch.setattr(_C, "cuda_reason", "nvcc was not found")
+    monkeypatch.delattr(_C, "cuda", raising=False)
+    library.warn_of_copies.cache_clear()
+    yield
+    library.warn_of_copies.cache_clear()
+
+
+def away(values):
+    return {name: tensor.as_subclass(OnGpu) for name, tensor in values.items()}
+
+
+def sample(sizes=(4, 0, 25)):
+    layers = [predictions(len(sizes), 20, seed=seed) for seed in range(2)]
+    return layers, targets_of(sizes)
+
+
+@pytest.mark.parametrize("index_device", [None, "cpu"])
+def test_matching_is_the_cpus(index_device):
+    layers, targets = sample()
+    matcher = FastMatcher(index_device=index_device)
+    with pytest.warns(UserWarning, match=r"built without its CUDA kernels.*nvcc was not found"):
+        found = matcher.match_layers(list(map(away, layers)), list(map(away, targets)))
+    for ours, expected in zip(found, FastMatcher().match_layers(layers, targets), strict=True):
+        assert_same(ours, expected)
+
+
+def test_it_warns_once():
+    layers, targets = sample()
+    with pytest.warns(UserWarning, match="CUDA kernels"):
+        FastMatcher().match_packed(list(map(away, layers)), targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = FastMatcher().match_packed(list(map(away, layers)), targets)
+    expected = FastMatcher().match_packed(layers, targets)
+    assert torch.equal(found.query_index, expected.query_index)
+
+
+def test_the_traced_operator_is_the_cpus():
+    layers, targets = sample()
+    logits, boxes = read_layers(layers, ["a", "b"])
+    given = read_targets(targets, 3, torch.device("cpu"))
+    labels = given.labels.as_subclass(OnGpu)
+    cost = [1, 5, 2, 0.25, 2.0, 1e-8, 0, 0]
+    with pytest.warns(UserWarning, match="CUDA kernels"):
+        query_index, pairs = _match_on_gpu(
+            logits, boxes, labels, given.boxes, None, given.counts, given.most, cost, False, False
+        )
+    assert torch.equal(query_index, FastMatcher().match_packed(layers, targets).query_index)
+    assert len(pairs) == 2 * 2 * (4 + 20)
+
+
+@pytest.mark.parametrize("form", [lambda cost: cost, lambda cost: [cost, cost]])
+def test_assignment_is_the_cpus(form):
+    cost = torch.rand(5, 9)
+    with pytest.warns(UserWarning, match="CUDA kernels"):
+        found = linear_sum_assignment(form(cost.as_subclass(OnGpu)))
+    expected = linear_sum_assignment(cost)
+    for rows, cols in found if isinstance(found, list) else [found]:
+        assert torch.equal(rows, expected[0]) and torch.equal(cols, expected[1])
+
+
+def test_ops_are_the_cpus():
+    boxes = torch.rand(3, 4).sort(-1).values
+    with pytest.warns(UserWarning, match="CUDA kernels"):
+        found = library.through_cpu(pairwise._forward)(boxes.as_subclass(OnGpu), boxes, "xyxy", 0)
+    assert torch.equal(found, pairwise._forward(boxes, boxes, "xyxy", False))
