@@ -40,15 +40,16 @@ void match(const Addresses& logits, const Addresses& boxes,
   cuda::match(in, device, stream);
 }
 
-void linear_sum_assignment(const Addresses& cost, const std::vector<int32_t>& rows,
-                           const std::vector<int32_t>& cols, bool is_double,
-                           const std::vector<uint8_t>& transposed, Address row_index,
-                           Address col_index, Address status, Address memory, int device,
-                           cuda::Stream stream) {
+void linear_sum_assignment(int64_t problems, const Addresses& cost,
+                           const std::vector<int32_t>& rows, const std::vector<int32_t>& cols,
+                           bool is_double, const std::vector<uint8_t>& transposed,
+                           Address row_index, Address col_index, Address status, Address memory,
+                           int device, cuda::Stream stream) {
   py::gil_scoped_release release;
   const std::vector<const void*> cost_at = pointers(cost);
   cuda::AssignmentInput in = {};
-  in.problems = static_cast<int64_t>(cost.size());
+  in.problems = problems;
+  in.is_batch = static_cast<int64_t>(cost.size()) != problems;
   in.cost = cost_at.data();
   in.rows = rows.data();
   in.cols = cols.data();
@@ -81,13 +82,14 @@ void define_cuda(py::module_ m) {
         "as _C.match; scratch: float32 [L * T * N]; query_index: int64 [L, T], written; pairs: "
         "int64, written as _C.match's index, or 0; faults: uint64 [L * B] that host and device "
         "share; memory: [L * B * assignment_workspace(device, min(N, most), max(N, most))].");
-  m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("cost"), py::arg("rows"),
-        py::arg("cols"), py::arg("is_double"), py::arg("transposed"), py::arg("row_index"),
-        py::arg("col_index"), py::arg("status"), py::arg("memory"), py::arg("device"),
-        py::arg("stream"),
-        "cost: one device address per problem, contiguous [rows, cols], rows <= cols, float64 if "
-        "is_double, else float32; transposed: 1 for each problem whose columns are the caller's "
-        "rows; row_index, col_index: int64 [sum of rows], written, as the caller counts and in "
+  m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("problems"), py::arg("cost"),
+        py::arg("rows"), py::arg("cols"), py::arg("is_double"), py::arg("transposed"),
+        py::arg("row_index"), py::arg("col_index"), py::arg("status"), py::arg("memory"),
+        py::arg("device"), py::arg("stream"),
+        "problems: P; cost: one device address per problem, contiguous [rows, cols], rows <= cols, "
+        "float64 if is_double, else float32; transposed: 1 for each problem whose columns are the "
+        "caller's rows; or these four with one entry for a batch [P, rows, cols]; row_index, "
+        "col_index: int64 [sum of rows], written, as the caller counts and in "
         "order of the caller's rows; status: int32 [P], written; memory: [P * "
         "assignment_workspace(device, most rows, most cols)].");
   define_cuda_boxes(m);

@@ -129,7 +129,8 @@ def launch(
         rows, cols = min(n, targets.most), max(n, targets.most)
         # Rounded up, so that few sizes are asked for.
         workspace = layers * b * _workspace(device.index or 0, -(-rows // 64) * 64, cols)
-        scratch = torch.empty(layers * total * n * 4 + workspace, dtype=torch.uint8, device=device)
+        costs = -(-layers * total * n * 4 // 16) * 16  # bytes; what follows is of wider numbers
+        scratch = torch.empty(costs + workspace, dtype=torch.uint8, device=device)
         address = scratch.data_ptr()
         _C.cuda.match(
             logits=[t.data_ptr() for t in logits],
@@ -148,7 +149,7 @@ def launch(
             query_index=query_index.data_ptr(),
             pairs=pair_index.data_ptr() if pairs else 0,
             faults=slots_of(device, layers, b).address,
-            memory=address + layers * total * n * 4 if workspace else 0,
+            memory=address + costs if workspace else 0,
             device=device.index or 0,
             stream=stream_of(device),
         )

@@ -84,7 +84,7 @@ def test_more_images_and_layers_than_one_launch_takes() -> None:
 
 
 def test_a_problem_too_large_for_the_block() -> None:
-    layers, targets = [predictions(1, 12000)], targets_of([30])
+    layers, targets = [predictions(1, 12001)], targets_of([31])
     assert_optimal(layers, targets, *both(layers, targets))
 
 

@@ -47,25 +47,12 @@ class TeamSolver {
   DETR_FAST_KERNEL_PART Status solve(const Real* cost, int32_t rows, int32_t cols, int32_t stride) {
     problem_ = {cost, rows, cols, stride};
     rounds_ = steps_ = 0;
-    for (bool may_compete = true;; may_compete = false) {
-      take_cheapest<false>();
-      int32_t free = m_.shared[SolverMemory::kFree];
-      const Status status = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
-      if (status != Status::kOk || free == 0) return status;
-      if (may_compete) move_costs();
-      block_.sync();
-      if (may_compete) free = compete(free);
-      if (cols > warp_columns_) {
-        search(block_, free);
-      } else if (block_.warp_index() == 0) {
-        const auto warp = block_.warp();
-        search(warp, free);
-      }
-      block_.sync();
-      const Status found = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
-      if (!may_compete || rounds_ == 0 || (found == Status::kOk && is_precise())) return found;
-      block_.sync();
-    }
+    take_cheapest<false>();
+    const int32_t free = m_.shared[SolverMemory::kFree];
+    const Status status = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
+    if (status != Status::kOk || free == 0) return status;
+    const bool fits = static_cast<int64_t>(rows) * cols <= room_size_;
+    return fits ? settle<true>(free) : settle<false>(free);
   }
 
   DETR_FAST_KERNEL_PART int32_t col_of_row(int32_t row) const { return m_.col_of_row[row]; }
@@ -142,9 +129,31 @@ class TeamSolver {
     block_.sync();
   }
 
+  // Steps 2 and 3. Twice compiled, so that where costs are in the block's own memory, the loads on
+  // which each link of the chain waits are known to be from there.
+  template <bool kMoved>
+  DETR_FAST_KERNEL_PART Status settle(int32_t free) {
+    if (kMoved) move_costs();
+    block_.sync();
+    for (bool may_compete = true;; may_compete = false) {
+      if (may_compete) free = compete(free);
+      if (problem_.cols > warp_columns_) {
+        search(block_, free);
+      } else if (block_.warp_index() == 0) {
+        const auto warp = block_.warp();
+        search(warp, free);
+      }
+      block_.sync();
+      const Status found = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
+      if (!may_compete || rounds_ == 0 || (found == Status::kOk && is_precise())) return found;
+      block_.sync();
+      take_cheapest<false>();
+      free = m_.shared[SolverMemory::kFree];
+      block_.sync();
+    }
+  }
+
   DETR_FAST_KERNEL_PART void move_costs() {
-    const int64_t size = static_cast<int64_t>(problem_.rows) * problem_.cols;
-    if (size > room_size_) return;
     const auto warp = block_.warp();
     for (int32_t i = block_.warp_index(); i < problem_.rows; i += block_.warps())
       for (int32_t j = warp.rank(); j < problem_.cols; j += kWarpSize)

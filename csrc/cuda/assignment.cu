@@ -7,38 +7,75 @@ namespace detr_fast::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kProblems = 128;  // of one launch
 
 template <class Real>
-struct Input {
-  const Real* cost[kProblems];
-  int32_t rows[kProblems], cols[kProblems];  // rows <= cols
-  int64_t start[kProblems];                  // of the problem's pairs
-  bool transposed[kProblems];                // whether the caller's rows are these columns
-  int64_t *row_index, *col_index;            // [pairs]
-  int32_t* status;                           // [problems]
-  char* memory;
-  int64_t memory_of_problem;
+struct Problem {
+  const Real* cost;  // [rows, cols]
+  int32_t rows, cols;
+  int64_t start;  // of its pairs
+  bool transposed;
+};
+
+// Problems of one shape, one after the other: any number in one launch.
+template <class Real>
+struct Batch {
+  const Real* cost;
+  int32_t rows, cols;
+  bool transposed;
+
+  DETR_FAST_KERNEL_PART Problem<Real> operator[](int64_t p) const {
+    return {cost + p * rows * cols, rows, cols, p * rows, transposed};
+  }
+};
+
+// Problems of any shapes: as many as a kernel's argument of 4 KiB describes.
+template <class Real>
+struct Ragged {
+  static constexpr int kMost = 128;
+
+  const Real* cost[kMost];
+  int32_t rows[kMost], cols[kMost];
+  int64_t start[kMost];
+  bool transposed[kMost];
+
+  DETR_FAST_KERNEL_PART Problem<Real> operator[](int64_t p) const {
+    return {cost[p], rows[p], cols[p], start[p], transposed[p]};
+  }
+};
+
+static_assert(sizeof(Ragged<double>) <= 4000, "the limit of kernel arguments, less the others");
+
+struct Output {
+  int64_t *row_index, *col_index;  // [pairs]
+  int32_t* status;                 // [problems]
+};
+
+// The solver's memory where a block's own does not hold it, and what the latter is divided into.
+struct Memory {
+  char* workspace;
+  int64_t of_problem;
   int64_t room;
   uint32_t solver_bytes;
 };
 
-template <class Real>
-__global__ void __launch_bounds__(kWarps* kWarpSize, kResidentBlocks)
-    assign(const __grid_constant__ Input<Real> in) {
+// kShared: the solver's memory is the block's own, and its loads are compiled as such.
+template <class Real, class Problems, bool kShared>
+__global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kShared))
+    assign(const __grid_constant__ Problems problems, Output out, Memory memory) {
   extern __shared__ __align__(16) char shared[];
   __shared__ typename Block<kWarps>::Memory exchange;
   Block<kWarps> block(exchange);
-  const int p = static_cast<int>(blockIdx.x);
-  const int32_t rows = in.rows[p], cols = in.cols[p];
-  const SolverMemory parts(in.memory ? in.memory + p * in.memory_of_problem : shared, rows, cols);
+  const int64_t p = static_cast<int64_t>(blockIdx.x);
+  const Problem<Real> problem = problems[p];
+  const int32_t rows = problem.rows, cols = problem.cols;
+  const SolverMemory parts(kShared ? shared : memory.workspace + p * memory.of_problem, rows, cols);
   TeamSolver<Block<kWarps>, Real> solver(
-      block, parts, reinterpret_cast<Real*>(shared + in.solver_bytes), in.room);
-  const Status status = solver.solve(in.cost[p], rows, cols, cols);
-  if (block.rank() == 0) in.status[p] = static_cast<int32_t>(status);
-  int64_t* const row_index = in.row_index + in.start[p];
-  int64_t* const col_index = in.col_index + in.start[p];
-  if (status != Status::kOk || !in.transposed[p]) {
+      block, parts, reinterpret_cast<Real*>(shared + memory.solver_bytes), memory.room);
+  const Status status = solver.solve(problem.cost, rows, cols, cols);
+  if (block.rank() == 0) out.status[p] = static_cast<int32_t>(status);
+  int64_t* const row_index = out.row_index + problem.start;
+  int64_t* const col_index = out.col_index + problem.start;
+  if (status != Status::kOk || !problem.transposed) {
     for (int32_t i = block.rank(); i < rows; i += block.size()) {
       row_index[i] = i;
       col_index[i] = status == Status::kOk ? solver.col_of_row(i) : i;
@@ -59,39 +96,63 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kResidentBlocks)
       });
 }
 
+// Launches kernels for problems of at most rows x cols.
 template <class Real>
-void launch(const AssignmentInput& from, int device, Stream stream) {
-  int64_t most_rows = 0, most_cols = 0;
-  for (int64_t p = 0; p < from.problems; ++p) {
-    most_rows = std::max<int64_t>(most_rows, from.rows[p]);
-    most_cols = std::max<int64_t>(most_cols, from.cols[p]);
+class Launcher {
+ public:
+  Launcher(const AssignmentInput& in, int64_t rows, int64_t cols, int device, Stream stream)
+      : shared_(device, in.problems, rows, cols, sizeof(Real)), device_(device), stream_(stream) {
+    memory_.workspace = static_cast<char*>(in.memory);
+    memory_.of_problem = shared_.solver ? 0 : solver_workspace(device, rows, cols);
+    memory_.room = shared_.room;
+    memory_.solver_bytes = static_cast<uint32_t>(shared_.solver);
   }
-  const SharedMemory memory(device, from.problems, most_rows, most_cols, sizeof(Real));
-  const void* const kernel = reinterpret_cast<const void*>(&assign<Real>);
-  allow_shared_memory(kernel, device, memory.bytes);
-  Input<Real> in = {};
-  in.row_index = from.row_index;
-  in.col_index = from.col_index;
-  in.memory_of_problem = memory.solver ? 0 : solver_workspace(device, most_rows, most_cols);
-  in.room = memory.room;
-  in.solver_bytes = static_cast<uint32_t>(memory.solver);
-  int64_t start = 0;
-  for (int64_t first = 0; first < from.problems; first += kProblems) {
-    const int64_t count = std::min<int64_t>(from.problems - first, kProblems);
-    for (int64_t p = 0; p < count; ++p) {
-      in.cost[p] = static_cast<const Real*>(from.cost[first + p]);
-      in.rows[p] = from.rows[first + p];
-      in.cols[p] = from.cols[first + p];
-      in.transposed[p] = from.transposed[first + p];
-      in.start[p] = start;
-      start += in.rows[p];
-    }
-    in.status = from.status + first;
-    in.memory =
-        memory.solver ? nullptr : static_cast<char*>(from.memory) + first * in.memory_of_problem;
-    assign<Real>
-        <<<static_cast<unsigned>(count), kWarps * kWarpSize, memory.bytes, stream_at(stream)>>>(in);
+
+  // `first` problems have been launched before.
+  template <class Problems>
+  void run(const Problems& problems, int64_t count, Output out, int64_t first = 0) const {
+    const auto kernel =
+        shared_.solver ? &assign<Real, Problems, true> : assign<Real, Problems, false>;
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), device_, shared_.bytes);
+    Memory memory = memory_;
+    memory.workspace += first * memory.of_problem;
+    out.status += first;
+    kernel<<<static_cast<unsigned>(count), kWarps * kWarpSize, shared_.bytes, stream_at(stream_)>>>(
+        problems, out, memory);
     check_launch("assign");
+  }
+
+ private:
+  const SharedMemory shared_;
+  const int device_;
+  const Stream stream_;
+  Memory memory_{};
+};
+
+template <class Real>
+void launch(const AssignmentInput& in, int device, Stream stream) {
+  const Output out = {in.row_index, in.col_index, in.status};
+  if (in.is_batch) {
+    const Batch<Real> batch = {static_cast<const Real*>(in.cost[0]), in.rows[0], in.cols[0],
+                               in.transposed[0]};
+    Launcher<Real>(in, batch.rows, batch.cols, device, stream).run(batch, in.problems, out);
+    return;
+  }
+  const Launcher<Real> launcher(in, *std::max_element(in.rows, in.rows + in.problems),
+                                *std::max_element(in.cols, in.cols + in.problems), device, stream);
+  Ragged<Real> part = {};
+  int64_t start = 0;
+  for (int64_t first = 0; first < in.problems; first += Ragged<Real>::kMost) {
+    const int64_t count = std::min<int64_t>(in.problems - first, Ragged<Real>::kMost);
+    for (int64_t k = 0; k < count; ++k) {
+      part.cost[k] = static_cast<const Real*>(in.cost[first + k]);
+      part.rows[k] = in.rows[first + k];
+      part.cols[k] = in.cols[first + k];
+      part.transposed[k] = in.transposed[first + k];
+      part.start[k] = start;
+      start += part.rows[k];
+    }
+    launcher.run(part, count, out, first);
   }
 }
 

@@ -14,9 +14,11 @@
 
 namespace detr_fast::cuda {
 
-// Throws std::runtime_error with the call's name and CUDA's text.
+// Throws std::runtime_error with the call's name and CUDA's text. The error is forgotten then, or
+// the next launch would report it as its own.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error) + " (" +
                            cudaGetErrorName(error) + ")");
 }

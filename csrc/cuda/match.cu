@@ -19,15 +19,17 @@ __global__ void __launch_bounds__(kCostWarps* kWarpSize)
                    static_cast<int32_t>(blockIdx.x) * kTile, softmax);
 }
 
-__global__ void __launch_bounds__(kSolverWarps* kWarpSize, kResidentBlocks)
+// kShared: the solver's memory is the block's own, and its loads are compiled as such.
+template <bool kShared>
+__global__ void __launch_bounds__(kSolverWarps* kWarpSize, resident_blocks(kShared))
     match_problems(const __grid_constant__ TeamMatchInput in, uint32_t solver_bytes) {
   extern __shared__ __align__(16) char shared[];
   __shared__ typename Block<kSolverWarps>::Memory exchange;
   Block<kSolverWarps> block(exchange);
   const int32_t layer = static_cast<int32_t>(blockIdx.y), image = static_cast<int32_t>(blockIdx.x);
   ProblemMatcher<Block<kSolverWarps>> matcher(block, in, layer, image);
-  void* const memory =
-      in.memory ? in.memory + in.problem(layer, image) * in.memory_of_problem : shared;
+  char* const memory =
+      kShared ? shared : in.memory + in.problem(layer, image) * in.memory_of_problem;
   matcher.run(memory, reinterpret_cast<float*>(shared + solver_bytes));
 }
 
@@ -39,7 +41,8 @@ void match(const MatchInput& from, int device, Stream stream) {
   const int64_t rows = std::min(from.queries, from.most_targets);
   const int64_t cols = std::max(from.queries, from.most_targets);
   const SharedMemory memory(device, problems, rows, cols, sizeof(float));
-  allow_shared_memory(reinterpret_cast<const void*>(&match_problems), device, memory.bytes);
+  const auto match_kernel = memory.solver ? match_problems<true> : match_problems<false>;
+  allow_shared_memory(reinterpret_cast<const void*>(match_kernel), device, memory.bytes);
 
   TeamMatchInput in = {};
   in.boxes_type = static_cast<LogitsType>(from.boxes_dtype);
@@ -95,8 +98,8 @@ void match(const MatchInput& from, int device, Stream stream) {
         kernel<<<dim3(tiles, images, layers), kCostWarps * kWarpSize, 0, stream_at(stream)>>>(in);
         check_launch("pair_costs");
       }
-      match_problems<<<dim3(images, layers), kSolverWarps * kWarpSize, memory.bytes,
-                       stream_at(stream)>>>(in, static_cast<uint32_t>(memory.solver));
+      match_kernel<<<dim3(images, layers), kSolverWarps * kWarpSize, memory.bytes,
+                     stream_at(stream)>>>(in, static_cast<uint32_t>(memory.solver));
       check_launch("match_problems");
     }
   }

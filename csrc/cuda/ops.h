@@ -20,10 +20,12 @@ int runtime_version();  // linked into this module
 int driver_version();   // the newest CUDA that the installed driver runs; 0 without a driver
 
 struct AssignmentInput {
-  int64_t problems;
-  const void* const* cost;         // [P] addresses of contiguous [rows, cols]
-  const int32_t *rows, *cols;      // [P] rows <= cols
-  const bool* transposed;          // [P] whether the caller's rows are these columns
+  int64_t problems;  // P
+  // P entries each; or, of a batch, one for all problems, whose costs are [P, rows, cols].
+  bool is_batch;
+  const void* const* cost;         // addresses of contiguous [rows, cols]
+  const int32_t *rows, *cols;      // rows <= cols
+  const bool* transposed;          // whether the caller's rows are these columns
   int64_t *row_index, *col_index;  // [sum of rows], written: the caller's, by the caller's row
   int32_t* status;                 // [P], written: a Status; without kOk the pairs are (0, 0), ...
   void* memory;  // [P * assignment_workspace(device, most rows, most cols)] bytes, or null if 0

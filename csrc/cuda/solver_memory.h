@@ -11,8 +11,10 @@
 namespace detr_fast::cuda {
 
 // How many blocks a multiprocessor runs at once, if shared memory lets it: launch bounds of the
-// kernels, which take up to 128 registers per thread. With room for more they would spill.
+// kernels, which take up to 128 registers per thread. With room for more they would spill, as those
+// would whose solver's memory is elsewhere, at 64-bit addresses.
 constexpr int kResidentBlocks = 2;
+constexpr int resident_blocks(bool shared) { return shared ? kResidentBlocks : 1; }
 
 // A block's shared memory holds SolverMemory, if that fits, and then as many costs as `room` says.
 struct SharedMemory {

@@ -19,10 +19,8 @@ def solve_batch(cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
     count, rows, cols = cost.shape
     tall = rows > cols
     matrices = _readable(cost.transpose(1, 2) if tall else cost, maximize)
-    step = rows * cols * matrices.element_size()
-    addresses = [matrices.data_ptr() + p * step for p in range(count)]
     sizes = (min(rows, cols), max(rows, cols))
-    index, status = _launch(matrices, addresses, [sizes] * count, [tall] * count)
+    index, status = _launch(matrices, count, [matrices.data_ptr()], [sizes], [tall])
     return *index.view(2, count, sizes[0]), status
 
 
@@ -37,7 +35,8 @@ def solve_ragged(
         for cost, turned in zip(costs, tall, strict=True)
     ]
     shapes = [tuple(matrix.shape) for matrix in matrices]
-    index, status = _launch(matrices[0], [m.data_ptr() for m in matrices], shapes, tall)
+    addresses = [matrix.data_ptr() for matrix in matrices]
+    index, status = _launch(matrices[0], len(costs), addresses, shapes, tall)
     sizes = [rows for rows, _ in shapes]
     parts = (half.split_with_sizes(sizes) for half in index)
     return list(zip(*parts, strict=True)), status
@@ -55,17 +54,20 @@ def _readable(cost: Tensor, maximize: bool) -> Tensor:
 
 def _launch(
     like: Tensor,  # of the costs' device and dtype
-    addresses: list[int],  # P contiguous matrices
+    problems: int,  # P
+    addresses: list[int],  # contiguous matrices: P, or one of [P, rows, cols], as what follows
     shapes: list[tuple[int, int]],  # rows <= cols
     transposed: list[bool],
 ) -> tuple[Tensor, Tensor]:  # [2, sum of rows] int64, [P] int32
     device = like.device
     rows, cols = [shape[0] for shape in shapes], [shape[1] for shape in shapes]
-    index = torch.empty(2, sum(rows), dtype=torch.int64, device=device)
-    status = torch.empty(len(shapes), dtype=torch.int32, device=device)
+    pairs = sum(rows) if len(rows) == problems else rows[0] * problems
+    index = torch.empty(2, pairs, dtype=torch.int64, device=device)
+    status = torch.empty(problems, dtype=torch.int32, device=device)
     workspace = _C.cuda.assignment_workspace(device.index or 0, max(rows), max(cols))
-    memory = torch.empty(len(shapes) * workspace, dtype=torch.uint8, device=device)
+    memory = torch.empty(problems * workspace, dtype=torch.uint8, device=device)
     _C.cuda.linear_sum_assignment(
+        problems=problems,
         cost=addresses,
         rows=rows,
         cols=cols,
