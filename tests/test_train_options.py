@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from detr_fast import _C
 from detr_fast.cli import main
 from detr_fast.cli.train import open_data
 from detr_fast.training import TrainConfig
@@ -69,8 +70,11 @@ def test_other_errors_are_not_taken_for_it(tmp_path):
         trainer._train_step([batch_of(trainer, 2)])
 
 
-def test_when_a_cuda_graph_is_possible():
+def test_when_a_cuda_graph_is_possible(monkeypatch):
     fixed = TrainConfig.create(image_size=(64, 64))
+    monkeypatch.setattr(_C, "cuda_version", None)
+    assert "without its CUDA kernels" in why_not(fixed, GPU, 1)
+    monkeypatch.setattr(_C, "cuda_version", "13.0")
     assert why_not(fixed, GPU, 1) is None
     assert why_not(fixed, CPU, 1) == "it trains on the cpu"
     assert "give --image-size" in why_not(TrainConfig.create(), GPU, 1)

@@ -71,4 +71,7 @@ def test_cuda_graph_trains_as_eager_steps_do() -> None:
     assert graphed._graph is not None
     with pytest.raises(ShapeMismatch, match="images are"):
         graphed(batch(0, size=96))
+    images, _, targets = batch(0)
+    with pytest.raises(ShapeMismatch, match="padded"):
+        graphed((images, torch.zeros(2, 64, 64, dtype=torch.bool), targets))
     check_faults()

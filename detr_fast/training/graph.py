@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from detr_fast import faults
+from detr_fast import _C, faults
 from detr_fast.data import Batch
 from detr_fast.packing import PackedTargets
 from detr_fast.training.config import TrainConfig
@@ -16,6 +16,8 @@ def why_not(config: TrainConfig, device: torch.device, processes: int) -> str | 
     """Why a run cannot have its step as a CUDA graph; None where it can."""
     if device.type != "cuda":
         return f"it trains on the {device.type}"
+    if _C.cuda_version is None:
+        return "detr_fast was built without its CUDA kernels"
     if config.image_size is None:
         return "images differ in size; give --image-size"
     if config.accumulate > 1 or processes > 1 or config.compile:
@@ -30,7 +32,8 @@ class ShapeMismatch(ValueError):
 class GraphedStep:
     """Captures a :class:`TrainStep` with the first batch, and replays it with every later one.
 
-    The first steps run as they are. Batches have one shape; targets are packed to ``capacity``.
+    The first steps run as they are. Batches have one shape, and a mask if the first one has;
+    targets are packed to ``capacity``.
 
     Args:
         step: whose optimizer is made capturable, with learning rates in tensors.
@@ -55,14 +58,11 @@ class GraphedStep:
         """Train on a batch. The losses returned are overwritten by the next call.
 
         Raises:
-            ShapeMismatch: a batch of another shape than the first; nothing was changed.
-            ValueError: too many targets for the capacity.
+            ShapeMismatch: a batch of another shape than the first, or with a mask and the first
+                had none; nothing was changed.
+            ValueError: too many targets for the capacity, or what matching has found meanwhile.
         """
         images, mask, targets = batch
-        if mask is None:  # a graph has one way for all batches
-            mask = torch.zeros(
-                len(images), *images.shape[2:], dtype=torch.bool, device=images.device
-            )
         if not isinstance(targets, PackedTargets):
             targets = PackedTargets.pack(targets, self.capacity)
         elif targets.counts is not None:  # packed without a capacity
@@ -71,13 +71,16 @@ class GraphedStep:
             raise ShapeMismatch(
                 f"images are {list(images.shape)}, the CUDA graph's {list(self._images.shape)}"
             )
+        if self._steps and mask is not None and self._mask is None:
+            raise ShapeMismatch("images are padded, the CUDA graph's are not")
         if self._graph is not None:
+            faults.raise_found(self.step.device)  # as the matcher would, which a replay never asks
             self._fill(images, mask, targets)
             self._graph.replay()
             return self._losses
         if self._steps == 0:
             self._images = images.to(self.step.device, memory_format=torch.channels_last, copy=True)
-            self._mask = mask.to(self.step.device, copy=True)
+            self._mask = None if mask is None else mask.to(self.step.device, copy=True)
             self._targets = targets.to(self.step.device)
             self._side = torch.cuda.Stream(self.step.device)
         else:
@@ -89,16 +92,20 @@ class GraphedStep:
                 losses = self._run()
             torch.cuda.current_stream().wait_stream(self._side)
             return losses
-        faults.check_faults()
+        faults.check_faults(self.step.device)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads may do what a capture forbids: a loader's page-locks memory.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._losses = self._run()
         self._graph.replay()  # capturing runs nothing
         return self._losses
 
-    def _fill(self, images: Tensor, mask: Tensor, targets: PackedTargets) -> None:
+    def _fill(self, images: Tensor, mask: Tensor | None, targets: PackedTargets) -> None:
         self._images.copy_(images, non_blocking=True)
-        self._mask.copy_(mask, non_blocking=True)
+        if mask is not None:
+            self._mask.copy_(mask, non_blocking=True)
+        elif self._mask is not None:
+            self._mask.zero_()
         self._targets.copy_(targets)
 
     def _run(self) -> dict[str, Tensor]:
