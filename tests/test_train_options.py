@@ -10,6 +10,7 @@ from detr_fast.cli import main
 from detr_fast.cli.train import open_data
 from detr_fast.training import TrainConfig
 from detr_fast.training.graph import why_not
+from detr_fast.training.logs import ProgressBar
 from detr_fast.training.memory import is_out_of_memory
 from tests.test_training import small_trainer
 
@@ -56,6 +57,17 @@ def test_out_of_memory_with_one_image(tmp_path):
     fails_beyond(trainer, 0)
     with pytest.raises(ValueError, match="not even one image fits: use smaller images"):
         trainer._train_step([batch_of(trainer, 2)])
+
+
+def test_out_of_memory_in_an_evaluation(tmp_path):
+    trainer = small_trainer(tmp_path, ema=0.0)
+    fails_beyond(trainer, 3)
+    with pytest.raises(ValueError) as error:
+        trainer._evaluate(2, None, ProgressBar(1, 0, quiet=True))
+    assert str(error.value) == (
+        "evaluation of epoch 2: out of memory on cpu with a batch size of 4; the epoch's training "
+        "is saved, and resuming the run begins with this evaluation: free some memory first"
+    )
 
 
 def test_other_errors_are_not_taken_for_it(tmp_path):

@@ -50,6 +50,21 @@ def small_trainer(run: Path, checkpoint=None, **options) -> Trainer:
     return Trainer(config, *sets, run, torch.device("cpu"), checkpoint, quiet=True)
 
 
+def assert_resumed_as_whole(run: Path, whole: Path, epoch: int) -> None:
+    """A run that ended before an epoch's evaluation goes on as one that did not."""
+    checkpoint = load_checkpoint(run)
+    assert checkpoint["step"] == 6 * epoch and checkpoint["evaluation_due"]
+    small_trainer(run, checkpoint).run()
+    assert train_rows(run) == train_rows(whole)
+    for name in ("last.pt", "best.pt"):
+        found, expected = load_checkpoint(run / name), load_checkpoint(whole / name)
+        assert not found["evaluation_due"]
+        for entry in ("step", "best_ap", "images_seen", "ema_updates"):
+            assert found[entry] == expected[entry], (name, entry)
+        for entry, value in expected["ema"].items():
+            assert torch.equal(found["ema"][entry], value), (name, entry)
+
+
 class TestResume:
     def test_killed_run_resumes_to_the_same_losses(self, voc_folder, tmp_path):
         """A process killed in mid-run, without any warning, then resumed with other workers."""
@@ -151,6 +166,69 @@ class TestResume:
         assert train_rows(tmp_path / "stopped") == train_rows(tmp_path / "whole")
         rows = [row for row in train_rows(tmp_path / "stopped") if row["kind"] == "train"]
         assert [row["step"] for row in rows] == list(range(1, 19))
+
+    @pytest.mark.parametrize("epoch", [1, 2, 3])
+    def test_interrupted_at_the_last_step_of_an_epoch(self, tmp_path, epoch):
+        """Its evaluation is the first thing that the resumed run does."""
+        small_trainer(tmp_path / "whole").run()
+        stopped = small_trainer(tmp_path / "stopped")
+        step = stopped._train_step
+
+        def interrupt(batches):
+            if stopped.step == 6 * epoch - 1:
+                signal.raise_signal(signal.SIGINT)
+            return step(batches)
+
+        stopped._train_step = interrupt
+        with pytest.raises(Interrupted, match=f"stopped at step {6 * epoch} of 18"):
+            stopped.run()
+        assert_resumed_as_whole(tmp_path / "stopped", tmp_path / "whole", epoch)
+
+    @pytest.mark.parametrize("epoch", [1, 2])
+    def test_an_evaluation_that_fails_leaves_the_training_before_it(
+        self, tmp_path, monkeypatch, epoch
+    ):
+        small_trainer(tmp_path / "whole").run()
+        failing = small_trainer(tmp_path / "failing")
+        load = failing.val_set.__class__.__getitem__
+
+        def broken(data, index):
+            if data is failing.val_set and failing.step == 6 * epoch:
+                raise ValueError("image 3 cannot be read")
+            return load(data, index)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(failing.val_set.__class__, "__getitem__", broken)
+            with pytest.raises(ValueError, match="image 3 cannot be read"):
+                failing.run()
+        assert_resumed_as_whole(tmp_path / "failing", tmp_path / "whole", epoch)
+
+    def test_killed_between_the_row_of_an_evaluation_and_its_checkpoint(
+        self, tmp_path, monkeypatch
+    ):
+        """The row is not there twice."""
+        small_trainer(tmp_path / "whole").run()
+        killed = small_trainer(tmp_path / "killed")
+
+        def kill():
+            raise KeyboardInterrupt
+
+        save = killed._save
+        monkeypatch.setattr(
+            killed, "_save", lambda name: save(name) if name == "last.pt" else kill()
+        )
+        with pytest.raises(KeyboardInterrupt):
+            killed.run()
+        assert [row["kind"] for row in train_rows(tmp_path / "killed")][-1] == "val"
+        assert_resumed_as_whole(tmp_path / "killed", tmp_path / "whole", 1)
+
+    def test_checkpoints_that_do_not_tell_whether_they_were_evaluated(self, tmp_path):
+        small_trainer(tmp_path / "old", epochs=1, warmup_steps=0).run()
+        checkpoint = load_checkpoint(tmp_path / "old")
+        del checkpoint["evaluation_due"]
+        small_trainer(tmp_path / "old", checkpoint, epochs=2, warmup_steps=0).run()
+        steps = [row["step"] for row in train_rows(tmp_path / "old") if row["kind"] == "val"]
+        assert steps == [6, 12]
 
     def test_resuming_a_finished_run_only_evaluates(self, tmp_path):
         small_trainer(tmp_path, epochs=1).run()

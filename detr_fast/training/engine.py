@@ -122,6 +122,7 @@ class Trainer:
         self.model.set_checkpointing(config.checkpointing)
         self.watch = MatchingWatch(self.criterion.matcher)
         self.step = 0
+        self.evaluation_due = False  # of the epoch that ended with this step
         self.best_ap = -math.inf
         self.images_seen, self.seconds = 0, 0.0
         torch.manual_seed(hash((config.seed, distributed.rank())))  # dropout differs by process
@@ -151,31 +152,24 @@ class Trainer:
         Raises:
             Interrupted: on Ctrl-C or SIGTERM, after saving; resuming continues exactly.
             ValueError: what the criterion finds wrong, predictions that are not finite among it,
-                with the step. The last checkpoint is left as it was.
+                with the step. The last checkpoint is left as it was. Or an evaluation that runs
+                out of memory; as with any error in it, ``last.pt`` has the training before it.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
         handlers = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
             for number in (signal.SIGINT, signal.SIGTERM):
                 handlers[number] = signal.signal(number, self._on_signal)
-        log = RunLog(self.run_dir, self.step) if self.is_main else None
+        log = RunLog(self.run_dir, self.step, self.evaluation_due) if self.is_main else None
         bar = ProgressBar(self.total_steps, self.step, self.quiet)
         row: dict[str, Any] = {}
         try:
+            if self.evaluation_due:  # resumed between an epoch's training and its evaluation
+                row = self._finish_epoch(log, bar)
             while self.step < self.total_steps:
-                epoch = self.step // self.steps_per_epoch
-                self._train_epoch(epoch, log, bar)
-                distributed.agree(self.model, self.eval_model)
-                last = epoch + 1 == self.config.epochs
-                best = self.best_ap
-                if last or (epoch + 1) % self.config.eval_every == 0:
-                    row = self._evaluate(epoch + 1, log, bar)
-                if self.best_ap > best:
-                    self._save("best.pt")
-                    if self.is_main:
-                        copy_checkpoint(self.run_dir / "best.pt", self.run_dir / "last.pt")
-                else:
-                    self._save("last.pt")
+                self._train_epoch(self.step // self.steps_per_epoch, log, bar)
+                if self.evaluation_due:
+                    row = self._finish_epoch(log, bar)
             if not row:  # resumed after the last step, whose evaluation is in the log already
                 row = self._evaluate(self.config.epochs, None, bar)
         except RuntimeError as error:
@@ -201,6 +195,11 @@ class Trainer:
         return row
 
     def _train_epoch(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> None:
+        """Train to the epoch's end, and save it: whatever happens in its evaluation, it is there.
+
+        Raises:
+            Interrupted: after saving.
+        """
         config = self.config
         clock = time.perf_counter()
         done = self.step - epoch * self.steps_per_epoch  # > 0 after an interruption
@@ -223,7 +222,8 @@ class Trainer:
             else:
                 torch._foreach_add_(list(sums.values()), [losses[name] for name in sums])
             bar.advance()
-            if self.step % config.log_every == 0 or self.step % self.steps_per_epoch == 0:
+            ends = self.step % self.steps_per_epoch == 0
+            if self.step % config.log_every == 0 or ends:
                 sums = distributed.mean_of(sums)
                 means = {name: float(value) / summed for name, value in sums.items()}
                 self._check_finite(means)
@@ -251,9 +251,12 @@ class Trainer:
             else:
                 # Several processes must agree to stop, which they do where they wait anyway.
                 stop = self._stop and distributed.world_size() == 1
-            if stop and self.step < self.total_steps:
+            if ends or stop:
+                last = self.step == self.total_steps
+                self.evaluation_due = ends and (last or (epoch + 1) % config.eval_every == 0)
                 distributed.agree(self.model, self.eval_model)
                 self._save("last.pt")
+            if stop:
                 raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
 
     def _train_step(
@@ -314,17 +317,39 @@ class Trainer:
                     "lower learning rate. The checkpoints are of earlier steps"
                 )
 
+    def _finish_epoch(self, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
+        """Evaluate the epoch just trained, and save what came out."""
+        best = self.best_ap
+        row = self._evaluate(self.step // self.steps_per_epoch, log, bar)
+        self.evaluation_due = False
+        if self.best_ap > best:
+            self._save("best.pt")
+            if self.is_main:
+                copy_checkpoint(self.run_dir / "best.pt", self.run_dir / "last.pt")
+        else:
+            self._save("last.pt")
+        return row
+
     def _evaluate(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         started = time.perf_counter()
-        row = evaluation.evaluate(
-            self.eval_model,
-            self.val_set,
-            self.device,
-            self.config.batch_size,
-            self.workers,
-            self.amp,
-            self.watch.observe,
-        )
+        try:
+            row = evaluation.evaluate(
+                self.eval_model,
+                self.val_set,
+                self.device,
+                self.config.batch_size,
+                self.workers,
+                self.amp,
+                self.watch.observe,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"evaluation of epoch {epoch}: out of memory on {self.device} with a batch size of "
+                f"{self.config.batch_size}; the epoch's training is saved, and resuming the run "
+                "begins with this evaluation: free some memory first"
+            ) from error
         row |= self.watch.finish()
         seconds = time.perf_counter() - started
         row |= {"seconds": round(seconds, 2), "train_seconds": round(self.seconds, 1)}
@@ -357,6 +382,7 @@ class Trainer:
                 "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
+                "evaluation_due": self.evaluation_due,
                 "steps_per_epoch": self.steps_per_epoch,
                 "rng": rng,
                 "best_ap": self.best_ap,
@@ -384,6 +410,7 @@ class Trainer:
             self.ema.n_averaged.fill_(checkpoint["ema_updates"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
+        self.evaluation_due = checkpoint.get("evaluation_due", False)  # older ones lack it
         self.scheduler.last_epoch = self.step  # the rates themselves are the optimizer's
         self.best_ap = checkpoint["best_ap"]
         self.watch = MatchingWatch(self.criterion.matcher, checkpoint.get("matching"))

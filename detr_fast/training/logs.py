@@ -30,13 +30,19 @@ class RunLog:
         run: the run's folder.
         step: steps already done. Rows beyond it, left by a run that was killed after its last
             checkpoint, are removed, since the resumed run writes them anew.
+        evaluation_due: whether this step's evaluation is still to come: its row is removed, too.
     """
 
-    def __init__(self, run: Path, step: int = 0) -> None:
+    def __init__(self, run: Path, step: int = 0, evaluation_due: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.path = run / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        kept = [
+            row
+            for row in read_metrics(self.path)
+            if row["step"] < step
+            or (row["step"] == step and not (evaluation_due and row["kind"] == "val"))
+        ]
         temporary = self.path.with_name(self.path.name + ".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         temporary.replace(self.path)
