@@ -19,7 +19,7 @@ from detr_fast.data import Shapes, fixed_eval, small_train
 from detr_fast.models import detr_resnet18, detr_tiny
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint, load_model
-from detr_fast.training.averaging import averaged
+from detr_fast.training.averaging import WeightAverage
 from detr_fast.training.checkpoint import ENTRIES, save_checkpoint
 from detr_fast.training.engine import Interrupted
 from detr_fast.training.loader import TrainLoader
@@ -374,14 +374,14 @@ class TestEngine:
     def test_averaged_weights(self, tmp_path):
         """Weights and statistics follow with a weight that falls to 1 - decay."""
         model = nn.BatchNorm1d(1)
-        average = averaged(model, 0.3)
+        average = WeightAverage(model, 0.3)
         expected = None
         for step in range(5):
             with torch.no_grad():
                 model.weight.fill_(step**2)
                 model.running_mean.fill_(-step)
                 model.num_batches_tracked.fill_(step)
-            average.update_parameters(model)
+            average.update(model)
             decay = min(0.3, (1 + step) / (10 + step))
             expected = step**2 if step == 0 else decay * expected + (1 - decay) * step**2
         assert average.module.weight.item() == pytest.approx(expected)
@@ -393,6 +393,20 @@ class TestEngine:
         assert not torch.equal(
             trainer.model.class_embed.weight, trainer.eval_model.class_embed.weight
         )
+
+    def test_averaging_reads_nothing_from_the_device(self):
+        """The meta device has no values that could be read."""
+        model = nn.BatchNorm1d(1, device="meta")
+        average = WeightAverage(model, 0.3)
+        for _ in range(3):
+            average.update(model)
+        assert average.updates == 3
+
+    def test_averaging_goes_on_after_resuming(self, tmp_path):
+        """With as many updates as there were, which decide how fast it follows."""
+        small_trainer(tmp_path, epochs=1).run()
+        resumed = small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=2)
+        assert resumed.ema.updates == resumed.step == 6
 
     def test_predictions_that_are_not_finite_stop_the_run_and_name_the_step(self, tmp_path):
         small_trainer(tmp_path, epochs=1).run()

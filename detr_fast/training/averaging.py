@@ -1,19 +1,48 @@
 """The average of the weights along the training, which is what gets evaluated."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential average of weights and statistics that follows faster at the beginning."""
+class WeightAverage:
+    """An exponential average of weights and statistics that follows faster at the beginning.
 
-    def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        updates = int(updates)
-        weight = 1 - min(decay, (1 + updates) / (10 + updates))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
-        else:  # counters
-            torch._foreach_copy_(averaged, current)
+    Unlike torch's ``AveragedModel`` it counts its updates on the host, so that nothing is read back
+    from a GPU.
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
+    Args:
+        model: what is averaged.
+        decay: share of the average that an update keeps, in the long run.
+
+    Attributes:
+        module: the model with the averaged weights; before the first update those of ``model``.
+        updates: how many there were.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's present weights and statistics; its counters are copied."""
+        averages, counters = _tensors(self.module)
+        values, counts = _tensors(model)
+        if self.updates:
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        else:
+            torch._foreach_copy_(averages, values)
+        if counters:
+            torch._foreach_copy_(counters, counts)
+        self.updates += 1
+
+
+def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """A module's weights and statistics, and its counters."""
+    tensors = [*module.parameters(), *module.buffers()]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return floating, [tensor for tensor in tensors if not tensor.is_floating_point()]

@@ -20,7 +20,7 @@ from detr_fast.models import MODELS
 from detr_fast.models.weights import CheckpointError
 from detr_fast.precision import amp_dtype
 from detr_fast.training import distributed
-from detr_fast.training.averaging import averaged
+from detr_fast.training.averaging import WeightAverage
 from detr_fast.training.checkpoint import copy_checkpoint, rng_state, save_checkpoint, set_rng_state
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.graph import GraphedStep, ShapeMismatch, why_not
@@ -90,7 +90,7 @@ class Trainer:
             weight_giou=config.weight_giou,
             box_loss=config.box_loss,
         ).to(device)
-        self.ema = averaged(self.model, config.ema) if config.ema else None
+        self.ema = WeightAverage(self.model, config.ema) if config.ema else None
         self.optimizer = make_optimizer(
             self.model, config.lr, config.lr_backbone, config.weight_decay
         )
@@ -278,7 +278,7 @@ class Trainer:
         self.images_seen += sum(len(batch[0]) for batch in batches) * distributed.world_size()
         self.scheduler.step()
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self.ema.update(self.model)
         return losses
 
     def _run_step(self, batches: list[Batch], mark: Callable[[str], None]) -> dict[str, Tensor]:
@@ -379,7 +379,7 @@ class Trainer:
             {
                 "model": self.model.state_dict(),
                 "ema": None if self.ema is None else self.ema.module.state_dict(),
-                "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
+                "ema_updates": 0 if self.ema is None else self.ema.updates,
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "evaluation_due": self.evaluation_due,
@@ -407,7 +407,7 @@ class Trainer:
         self.model.load_state_dict(checkpoint["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint["ema"])
-            self.ema.n_averaged.fill_(checkpoint["ema_updates"])
+            self.ema.updates = checkpoint["ema_updates"]
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
         self.evaluation_due = checkpoint.get("evaluation_due", False)  # older ones lack it
