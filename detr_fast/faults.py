@@ -87,7 +87,7 @@ def check_faults(device: torch.device | str | int | None = None) -> None:
     once. A training loop calls it where it waits for the GPU anyway, to log.
 
     Args:
-        device: a CUDA device; by default the current one.
+        device: a CUDA device, by default the current one. On any other there is nothing to find.
 
     Raises:
         ValueError: names the layer, image and entry of the first fault.
@@ -95,6 +95,8 @@ def check_faults(device: torch.device | str | int | None = None) -> None:
     if not torch.cuda.is_available():
         return
     device = torch.device("cuda" if device is None else device)
+    if device.type != "cuda":
+        return
     if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.synchronize(device)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from detr_fast import _C, faults
 from detr_fast.cli.train import open_data
 from detr_fast.data import Shapes, fixed_eval, small_train
 from detr_fast.models import detr_resnet18, detr_tiny
@@ -431,6 +432,29 @@ class TestEngine:
         with pytest.raises(ValueError, match="loss is nan by step 7: the training diverged"):
             trainer.run()
         assert (tmp_path / "last.pt").read_bytes() == before
+
+    @pytest.mark.parametrize("found_by", ["log", "checkpoint"])
+    def test_what_the_gpu_found_in_matching_is_raised(self, tmp_path, monkeypatch, found_by):
+        """Also by a step that asks for nothing itself, as a CUDA graph's; nothing is saved then."""
+        monkeypatch.setattr(faults, "_slots", {})
+        monkeypatch.setattr("detr_fast.training.engine.check_faults", faults.raise_found)
+        slots = faults.slots_of(torch.device("cpu"), layers=1, images=4)
+        trainer = small_trainer(tmp_path, log_every=4 if found_by == "log" else 100)
+        step = trainer._train_step
+
+        def spoil_the_seventh(batches):
+            if trainer.step == 6:  # image 2, query 5
+                slots._numbers[2] = int(_C.Status.invalid_box) << 56 | (5 + 1) << 28
+            if trainer.step == 7 and found_by == "checkpoint":
+                signal.raise_signal(signal.SIGINT)
+            return step(batches)
+
+        trainer._train_step = spoil_the_seventh
+        with pytest.raises(
+            ValueError, match=r"^by step 8: outputs\['pred_boxes'\]\[2, 5\] must be"
+        ):
+            trainer.run()
+        assert load_checkpoint(tmp_path)["step"] == 6
 
     def test_more_accumulation_than_batches_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="accumulate is 7, but an epoch has only 6 batches"):

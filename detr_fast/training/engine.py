@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from detr_fast import evaluation
 from detr_fast.data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe
+from detr_fast.faults import check_faults
 from detr_fast.losses import SetCriterion
 from detr_fast.models import MODELS
 from detr_fast.models.weights import CheckpointError
@@ -226,6 +227,7 @@ class Trainer:
             if self.step % config.log_every == 0 or ends:
                 sums = distributed.mean_of(sums)
                 means = {name: float(value) / summed for name, value in sums.items()}
+                self._check_matching()
                 self._check_finite(means)
                 speed = (self.images_seen - images_then) / (self.seconds - seconds_then)
                 share = (self.prefetcher.data_seconds - waited_then) / (self.seconds - seconds_then)
@@ -309,6 +311,13 @@ class Trainer:
             raise ValueError("decode is cuda, which needs a GPU to train on, and a Recipe")
         return DeviceDecoder(recipe, self.device, self.config.pad_multiple)
 
+    def _check_matching(self) -> None:
+        """Raise what the GPU found wrong in matching: replaying a CUDA graph asks for nothing."""
+        try:
+            check_faults(self.device)
+        except ValueError as error:
+            raise ValueError(f"by step {self.step}: {error}") from error
+
     def _check_finite(self, means: dict[str, float]) -> None:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(means[name]):
@@ -371,6 +380,7 @@ class Trainer:
             print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
     def _save(self, name: str) -> None:
+        self._check_matching()
         rng = distributed.gather(rng_state(self.device))
         if not self.is_main:
             return
