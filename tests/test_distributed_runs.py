@@ -18,6 +18,7 @@ from detr_fast.data import Shapes, fixed_eval
 from detr_fast.evaluation import merge_detections
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint
 from detr_fast.training.loader import EvalBatches
+from tests.test_train_options import batch_of, fails_beyond
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed")
 
@@ -63,7 +64,7 @@ def rows(run: Path) -> list[dict]:
     return [row for row in map(json.loads, lines) if row["kind"] == "train"]
 
 
-def _one_of_two(rank: int, folder: str) -> None:
+def start_process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -72,7 +73,11 @@ def _one_of_two(rank: int, folder: str) -> None:
         world_size=2,
         timeout=timedelta(seconds=60),  # a process that hangs is an error
     )
+
+
+def _one_of_two(rank: int, folder: str) -> None:
     path = Path(folder)
+    start_process(rank, path)
     weights = path / "weights.pt"
     for name, options in {
         "halves": {"most": 1, "batch_size": 4},
@@ -137,6 +142,32 @@ class TestCurve:
         for key, value in states[0].items():
             assert torch.equal(value, states[1][key]), key
         assert len(rows(two_processes / name)) == 4
+
+
+def _out_of_memory_in_one_of_two(rank: int, folder: str) -> None:
+    path = Path(folder)
+    start_process(rank, path)
+    trainer = prepare(path / "run", path, most=1, model="tiny", backbone_weights=None)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    seen = fails_beyond(trainer, (99, 3)[rank])
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        trainer._train_step([batch_of(trainer, 8)])
+    unchanged = all(map(torch.equal, before, trainer.model.parameters()))
+    dist.destroy_process_group()
+    (path / f"{rank}.json").write_text(json.dumps([seen, str(error.value), unchanged]))
+
+
+def test_out_of_memory_in_one_process_is_no_step_of_the_others(tmp_path):
+    """It tries no other batch size, whose gradients would be taken for those of its batch."""
+    torch.multiprocessing.spawn(_out_of_memory_in_one_of_two, (str(tmp_path),), nprocs=2)
+    whole, failed = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert failed == [
+        [8],
+        "step 1: out of memory on cpu with a batch size of 8 per process at 48 x 64 pixels; try "
+        "--batch-size 4, with --accumulate 2 for as many images per step, or --checkpointing",
+        True,
+    ]
+    assert whole[0] == [8] and "gloo" in whole[1] and whole[2]
 
 
 class TestEvaluation:

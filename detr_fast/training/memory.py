@@ -1,4 +1,4 @@
-"""What to do when memory runs out: say it in one line, with a batch size that was seen to fit."""
+"""What to do when memory runs out: say it in one line, with a batch size to take instead."""
 
 import gc
 
@@ -6,7 +6,10 @@ import torch
 
 from detr_fast.data import Batch
 from detr_fast.packing import PackedTargets
+from detr_fast.training import distributed
 from detr_fast.training.step import TrainStep
+
+SMALLER = "use smaller images, a smaller model or --checkpointing"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -25,16 +28,22 @@ def what_fits(step: TrainStep, batch: Batch) -> str:
     Tries forward and backward passes with half of the images, a quarter, and so on. Gradients are
     thrown away and no weight is changed, but trained batch norm has counted the images: not to be
     trained on. Call it when the exception, which holds tensors, is gone.
+
+    One of several processes tries nothing, and names half of the images. The others wait for it in
+    the middle of their step, and would take the gradients of a trial for those of their own batch.
     """
     images, mask, targets = batch
     if isinstance(targets, PackedTargets):
         targets = targets.unpack()
     size = len(images)
+    several = distributed.world_size() > 1
     line = (
-        f"out of memory on {step.device} with a batch size of {size} at "
-        f"{images.shape[2]} x {images.shape[3]} pixels"
+        f"out of memory on {step.device} with a batch size of {size}"
+        f"{' per process' if several else ''} at {images.shape[2]} x {images.shape[3]} pixels"
     )
     fits = size // 2
+    if several:
+        return f"{line}; try {_with(fits, size)}" if fits else f"{line}; {SMALLER}"
     while fits:
         _release(step)
         part = (images[:fits], None if mask is None else mask[:fits], targets[:fits])
@@ -45,14 +54,16 @@ def what_fits(step: TrainStep, batch: Batch) -> str:
                 raise
         else:
             _release(step)
-            return (
-                f"{line}; {fits} fits: --batch-size {fits}, with --accumulate {-(-size // fits)} "
-                "for as many images per step, or --checkpointing"
-            )
+            return f"{line}; {fits} fits: {_with(fits, size)}"
         fits //= 2
     _release(step)
+    return f"{line}; not even one image fits: {SMALLER}"
+
+
+def _with(fewer: int, size: int) -> str:
     return (
-        f"{line}; not even one image fits: use smaller images, a smaller model or --checkpointing"
+        f"--batch-size {fewer}, with --accumulate {-(-size // fewer)} for as many images per step, "
+        "or --checkpointing"
     )
 
 
