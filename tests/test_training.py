@@ -324,7 +324,7 @@ class TestEngine:
         assert row["AP50"] > 0.5
 
     def test_accumulated_batches_are_one_large_batch(self, tmp_path):
-        """Without batch norm and with equal numbers of boxes, the gradients agree."""
+        """Without batch norm and with equal numbers of boxes, gradients and losses agree."""
         trainers = []
         for batch_size, accumulate in ((8, 1), (4, 2)):
             trainer = small_trainer(
@@ -342,14 +342,16 @@ class TestEngine:
             trainers.append(trainer)
         targets = [{"labels": torch.tensor([1]), "boxes": torch.full((1, 4), 0.5)}] * 8
         images, mask = torch.randn(8, 3, 48, 48), torch.zeros(8, 48, 48, dtype=torch.bool)
-        trainers[0]._train_step([(images, mask, targets)])
-        trainers[1]._train_step(
-            [(images[:4], mask[:4], targets[:4]), (images[4:], mask[4:], targets[4:])]
-        )
+        halves = [(images[:4], mask[:4], targets[:4]), (images[4:], mask[4:], targets[4:])]
+        losses = [
+            trainer._train_step(batches)
+            for trainer, batches in zip(trainers, ([(images, mask, targets)], halves), strict=True)
+        ]
         for a, b in zip(
             trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True
         ):
             torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-4)
 
     def test_logged_losses_are_means_over_the_steps_since_the_last_row(self, tmp_path):
         trainer = small_trainer(tmp_path, epochs=2, log_every=4)

@@ -65,12 +65,19 @@ class TrainStep:
             mark: is told the end of each phase: forward, loss, backward, optimizer.
 
         Returns:
-            The criterion's losses of the last batch, detached, and ``grad_norm`` before clipping.
+            The criterion's losses, detached, as means over the batches, and ``grad_norm`` before
+            clipping.
         """
+        sums: list[Tensor] = []
         for number, batch in enumerate(batches, 1):
             wait = number < len(batches)
             with distributed.no_reduction(self.parallel, wait, self._first):
                 losses = self.gradients(batch, 1 / len(batches), mark)
+            values = list(losses.values())
+            sums = torch._foreach_add(sums, values) if sums else values
+        if len(batches) > 1:
+            means = torch._foreach_div(sums, len(batches))
+            losses = dict(zip(losses, means, strict=True))
         self._first = False
         losses["grad_norm"] = self.update()
         mark("optimizer")
