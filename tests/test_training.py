@@ -458,6 +458,19 @@ class TestEngine:
             trainer.run()
         assert load_checkpoint(tmp_path)["step"] == 6
 
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (["circle", "triangle", "square"], "class 1 is 'square' in .* and 'triangle' in the v"),
+            (["circle", "square"], "training data has 3 classes, the validation data 2"),
+        ],
+    )
+    def test_other_classes_in_validation_are_refused(self, tmp_path, names, message):
+        train, val = (Shapes(4, image_size=48, transforms=fixed_eval(None)) for _ in range(2))
+        val.class_names = names
+        with pytest.raises(ValueError, match=message):
+            Trainer(TrainConfig.create(), train, val, tmp_path, torch.device("cpu"), quiet=True)
+
     def test_more_accumulation_than_batches_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="accumulate is 7, but an epoch has only 6 batches"):
             small_trainer(tmp_path, accumulate=7)

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -51,6 +51,11 @@ class Trainer:
         device: where to train.
         checkpoint: the state to resume from, as ``load_checkpoint`` returns it.
         quiet: no progress bar and no lines.
+
+    Raises:
+        ValueError: data that cannot be trained on, with what is wrong: no images, no class, or
+            other classes to validate on; or options that do not go with the data or the device.
+        CheckpointError: a checkpoint of a run with other data or processes.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Trainer:
             raise ValueError(f"{len(train_set)} training and {len(val_set)} validation images")
         if not train_set.class_names:
             raise ValueError("the training data has no object, and so no class to learn")
+        _check_same_classes(train_set.class_names, val_set.class_names)
         self.config = config
         self.train_set, self.val_set = train_set, val_set
         self.run_dir = run
@@ -426,3 +432,17 @@ class Trainer:
         self.watch = MatchingWatch(self.criterion.matcher, checkpoint.get("matching"))
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
         set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
+
+
+def _check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
+    """A label is a place in this list: the same one in training and in validation."""
+    for index, (learned, expected) in enumerate(zip(train, val, strict=False)):
+        if learned != expected:
+            raise ValueError(
+                f"class {index} is {learned!r} in the training data and {expected!r} in the "
+                "validation data"
+            )
+    if len(train) != len(val):
+        raise ValueError(
+            f"the training data has {len(train)} classes, the validation data {len(val)}"
+        )
