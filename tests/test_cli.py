@@ -306,6 +306,8 @@ class TestErrors:
     def test_wrong_options(self, capsys, tmp_path, run):
         assert "lr is -1.0" in self.train(capsys, tmp_path, "shapes", "--lr", "-1")
         assert "--epochs" in self.fails(capsys, "train", "--resume", str(run), "--epochs", "9")
+        seldom = ["--resume", str(run), "--save-minutes", "-1"]  # no option of the run itself
+        assert "save_minutes is -1.0, expected 0 or more" in self.fails(capsys, "train", *seldom)
         with pytest.raises(SystemExit):
             main(["predict", str(run), "x.jpg", "--threshold", "2"])
         assert "--threshold: '2', expected a score in 0..1" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from detr_fast.evaluation import merge_detections
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint
 from detr_fast.training.loader import EvalBatches
 from tests.test_train_options import batch_of, fails_beyond
+from tests.test_training import saved_steps
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed")
 
@@ -167,6 +168,24 @@ def test_out_of_memory_in_one_process_is_no_step_of_the_others(tmp_path):
         True,
     ]
     assert whole[0] == [8] and "gloo" in whole[1] and whole[2]
+
+
+def _saving_one_of_two(rank: int, folder: str) -> None:
+    path = Path(folder)
+    start_process(rank, path)
+    trainer = prepare(path / "run", path, most=1, model="tiny", backbone_weights=None, batch_size=2)
+    trainer.save_minutes = (30.0, 1e-9)[rank]
+    saved = saved_steps(trainer)
+    trainer.run()
+    dist.destroy_process_group()
+    (path / f"{rank}.json").write_text(json.dumps(saved))
+
+
+def test_processes_save_together(tmp_path):
+    """Where one of them finds that it is time."""
+    torch.multiprocessing.spawn(_saving_one_of_two, (str(tmp_path),), nprocs=2)
+    steps = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert steps == [[1, 2, 3, 4, 5, 6, 7, 8, 8]] * 2  # the last one is evaluated
 
 
 class TestEvaluation:

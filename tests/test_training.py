@@ -51,6 +51,18 @@ def small_trainer(run: Path, checkpoint=None, **options) -> Trainer:
     return Trainer(config, *sets, run, torch.device("cpu"), checkpoint, quiet=True)
 
 
+def saved_steps(trainer: Trainer) -> list[int]:
+    """Fills with the steps at which a checkpoint is written."""
+    save, steps = trainer._save, []
+
+    def remember(name: str) -> None:
+        steps.append(trainer.step)
+        save(name)
+
+    trainer._save = remember
+    return steps
+
+
 def assert_resumed_as_whole(run: Path, whole: Path, epoch: int) -> None:
     """A run that ended before an epoch's evaluation goes on as one that did not."""
     checkpoint = load_checkpoint(run)
@@ -230,6 +242,36 @@ class TestResume:
         small_trainer(tmp_path / "old", checkpoint, epochs=2, warmup_steps=0).run()
         steps = [row["step"] for row in train_rows(tmp_path / "old") if row["kind"] == "val"]
         assert steps == [6, 12]
+
+    def test_a_long_epoch_is_saved_every_so_many_minutes(self, tmp_path):
+        """At the next step that is logged, from which a killed run goes on."""
+        small_trainer(tmp_path / "whole", epochs=2, log_every=2).run()
+        killed = small_trainer(tmp_path / "killed", epochs=2, log_every=2)
+        step, saved = killed._train_step, saved_steps(killed)
+
+        def half_an_hour_later(batches):
+            if killed.step == 8:  # this one is the ninth
+                killed._saved_at -= 30 * 60
+            if killed.step == 11:
+                raise KeyboardInterrupt
+            return step(batches)
+
+        killed._train_step = half_an_hour_later
+        with pytest.raises(KeyboardInterrupt):
+            killed.run()
+        assert saved[-1] == 10 and saved.count(10) == 1 and set(saved) == {6, 10}
+        checkpoint = load_checkpoint(tmp_path / "killed")
+        assert checkpoint["step"] == 10 and not checkpoint["evaluation_due"]
+        small_trainer(tmp_path / "killed", checkpoint, epochs=2, log_every=2).run()
+        assert train_rows(tmp_path / "killed") == train_rows(tmp_path / "whole")
+
+    @pytest.mark.parametrize(("minutes", "steps"), [(0.0, {6}), (1e-9, {2, 4, 6})])
+    def test_how_often_a_run_is_saved(self, tmp_path, minutes, steps):
+        trainer = small_trainer(tmp_path, epochs=1, log_every=2)
+        trainer.save_minutes = minutes
+        saved = saved_steps(trainer)
+        trainer.run()
+        assert set(saved) == steps
 
     def test_resuming_a_finished_run_only_evaluates(self, tmp_path):
         small_trainer(tmp_path, epochs=1).run()

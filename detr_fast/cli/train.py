@@ -14,7 +14,7 @@ from detr_fast.evaluation import format_metrics
 from detr_fast.losses import BOX_LOSSES
 from detr_fast.models import MODELS
 from detr_fast.training import TrainConfig, Trainer, distributed, load_checkpoint
-from detr_fast.training.engine import Interrupted
+from detr_fast.training.engine import SAVE_MINUTES, Interrupted
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.recipes import eval_recipe, train_recipe
 from detr_fast.visualize import plot_training
@@ -52,6 +52,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         action="store_true",
         default=False,
         help="if the run of that --name exists, go on with it: for restarts by torchrun or Slurm",
+    )
+    run.add_argument(
+        "--save-minutes",
+        type=float,
+        default=SAVE_MINUTES,
+        metavar="MINUTES",
+        help="a longer epoch is saved this often; 0: at its end alone; default: 30",
     )
     run.add_argument("--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any")
     return parser
@@ -167,7 +174,15 @@ def run(args: argparse.Namespace) -> int:
 
     main = distributed.rank() == 0
     try:
-        trainer = Trainer(config, train_set, val_set, folder, device, checkpoint)
+        trainer = Trainer(
+            config,
+            train_set,
+            val_set,
+            folder,
+            device,
+            checkpoint,
+            save_minutes=args.save_minutes,
+        )
     except BaseException:
         if main and not any(folder.iterdir()):
             folder.rmdir()  # nothing was started: leave nothing behind

@@ -151,13 +151,13 @@ def gather(value: Any) -> list[Any]:
     return values or []
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank."""
+def any_rank(*flags: bool) -> tuple[bool, ...]:
+    """Whether each flag is set on any rank, by one reduction."""
     if world_size() == 1:
-        return flag
-    votes = torch.tensor(int(flag))
+        return flags
+    votes = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(votes, dist.ReduceOp.MAX)
-    return bool(votes)
+    return tuple(map(bool, votes.tolist()))
 
 
 def is_lost(error: BaseException) -> bool:

@@ -33,6 +33,8 @@ from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.schedule import make_scheduler
 from detr_fast.training.step import TrainStep, ignore
 
+SAVE_MINUTES = 30.0
+
 
 class Interrupted(Exception):
     """The run was stopped by Ctrl-C or a termination signal.
@@ -51,6 +53,8 @@ class Trainer:
         device: where to train.
         checkpoint: the state to resume from, as ``load_checkpoint`` returns it.
         quiet: no progress bar and no lines.
+        save_minutes: a longer epoch is saved this often, at a step that is logged; 0: at its end
+            alone. The results do not depend on it.
 
     Raises:
         ValueError: data that cannot be trained on, with what is wrong: no images, no class, or
@@ -67,18 +71,22 @@ class Trainer:
         device: torch.device,
         checkpoint: dict[str, Any] | None = None,
         quiet: bool = False,
+        save_minutes: float = SAVE_MINUTES,
     ) -> None:
         if not len(train_set) or not len(val_set):
             raise ValueError(f"{len(train_set)} training and {len(val_set)} validation images")
         if not train_set.class_names:
             raise ValueError("the training data has no object, and so no class to learn")
         _check_same_classes(train_set.class_names, val_set.class_names)
+        if not 0 <= save_minutes < math.inf:
+            raise ValueError(f"save_minutes is {save_minutes}, expected 0 or more")
         self.config = config
         self.train_set, self.val_set = train_set, val_set
         self.run_dir = run
         self.device = device
         self.is_main = distributed.rank() == 0
         self.quiet = quiet or not self.is_main
+        self.save_minutes = save_minutes
 
         torch.manual_seed(config.seed)  # every process starts from the same weights
         self.model_args = config.model_args(len(train_set.class_names))
@@ -147,6 +155,7 @@ class Trainer:
         )
         self.graphed = self._graphed_step() if config.cuda_graph else None
         self._stop = False
+        self._saved_at = time.monotonic()
 
     @property
     def eval_model(self) -> nn.Module:
@@ -255,15 +264,16 @@ class Trainer:
                 sums, summed = {}, 0
                 images_then, seconds_then = self.images_seen, self.seconds
                 waited_then = self.prefetcher.data_seconds
-                stop = distributed.any_rank(self._stop)
+                # Several processes must agree, which they do where they wait anyway.
+                stop, save = distributed.any_rank(self._stop, self._save_is_due())
             else:
-                # Several processes must agree to stop, which they do where they wait anyway.
-                stop = self._stop and distributed.world_size() == 1
-            if ends or stop:
+                stop, save = self._stop and distributed.world_size() == 1, False
+            if ends or stop or save:
                 last = self.step == self.total_steps
                 self.evaluation_due = ends and (last or (epoch + 1) % config.eval_every == 0)
                 distributed.agree(self.model, self.eval_model)
                 self._save("last.pt")
+                clock = time.perf_counter()  # saving is no training
             if stop:
                 raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
 
@@ -385,8 +395,12 @@ class Trainer:
         if self.is_main and number == signal.SIGINT:  # torchrun sends the other one
             print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
+    def _save_is_due(self) -> bool:
+        return 0 < 60 * self.save_minutes <= time.monotonic() - self._saved_at
+
     def _save(self, name: str) -> None:
         self._check_matching()
+        self._saved_at = time.monotonic()
         rng = distributed.gather(rng_state(self.device))
         if not self.is_main:
             return
