@@ -1,5 +1,8 @@
 """Recipes: boxes stay on their objects (checked on pixels), forms, published sizes, colours."""
 
+import random
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import Tensor
@@ -167,11 +170,42 @@ def test_normalisation_and_its_inverse():
         ((800, 1200), (800, 1200)),
         ((300, 900), (444, 1332)),  # the cap: 1333 * 300 / 900 = 444.3, then 444 * 3
         ((640, 229), (1333, 477)),  # 1333 * 229 / 640 = 476.96, rounded, then 477 * 640 / 229
+        ((1741, 403), (1334, 309)),  # 1333 * 403 / 1741 = 308.56, rounded, then 309 * 1741 / 403
     ],
 )
 def test_detr_eval_sizes_are_the_published_ones(size, expected):
     step = detr_eval().steps[0]
     assert step.new_size(*size, 800) == expected
+
+
+def published_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+    """The published rule, in exact fractions."""
+    low, high = sorted((height, width))
+    if Fraction(high, low) * short > longest:
+        short = round(Fraction(longest * low, high))
+    if high == width:
+        return short, int(Fraction(short * width, height))
+    return int(Fraction(short * height, width)), short
+
+
+def test_random_sizes_are_the_published_ones():
+    dice = random.Random(0)
+    step = detr_train().steps[0].chains[0][0]
+    beyond = 0
+    for _ in range(20_000):
+        size = dice.randint(1, 3000), dice.randint(1, 3000)
+        short = dice.choice(step.sizes)
+        found = step.new_size(*size, short)
+        if min(size) * 2 * 1333 > max(size):  # thinner ones it brings to no pixel at all
+            assert found == published_size(*size, short, 1333), (size, short)
+            beyond += max(found) > 1333
+    assert beyond > 500
+
+
+@pytest.mark.parametrize("size, expected", [((2, 5333), (1, 2666)), ((9000, 3), (2666, 1))])
+def test_very_thin_images_keep_a_pixel(size, expected):
+    image = tv_tensors.Image(torch.zeros(3, *size, dtype=torch.uint8))
+    assert detr_eval()(image)[0].shape[1:] == expected
 
 
 def test_detr_train_sizes_and_crops():

@@ -70,7 +70,9 @@ class Resize:
 class ResizeShortSide:
     """Resize the shorter side to one of ``sizes``, less where the longer would pass ``longest``.
 
-    Rounds as the published DETR does; torchvision's own rule differs by a pixel at the cap.
+    The published DETR's rule, to the pixel; torchvision's differs. The longer side follows from the
+    rounded shorter one, so that it may pass ``longest``: by a pixel or two, unless the image is
+    very thin.
     """
 
     def __init__(self, sizes: Sequence[int], longest: int | None = None) -> None:
@@ -84,11 +86,11 @@ class ResizeShortSide:
     def new_size(self, height: int, width: int, short: int) -> tuple[int, int]:
         """(height, width) of the result."""
         low, high = min(height, width), max(height, width)
+        long = int(short * high / low)
         if self.longest is not None and high / low * short > self.longest:
+            # Where the published rule rounds to no pixel at all, it is one, and 2 * longest long.
             short = max(1, round(self.longest * low / high))
-        long = max(short, int(short * high / low))
-        if self.longest is not None:  # an image of extreme shape, one pixel thin after resizing
-            long = min(long, max(short, self.longest))
+            long = min(int(short * high / low), 2 * self.longest)
         return (short, long) if height <= width else (long, short)
 
     def useful_size(self, height: int, width: int) -> tuple[int, int]:
