@@ -258,6 +258,26 @@ class TestErrors:
         file.write_text(text[:start] + "900" + text[text.index("</xmax>") :])
         error = self.train(capsys, tmp_path, f"voc:{folder}")
         assert "3.xml" in error and "900" in error
+        assert "--boxes clip" in error  # and that is an option
+
+    def test_box_outside_its_image_clipped(self, capsys, tmp_path, voc_folder):
+        """In training, in the evaluation of that run, and where evaluation is told to."""
+        folder = _copy_voc(voc_folder, tmp_path)
+        for name, corner, value in (("3", "xmax", "900"), ("4", "xmin", "-1")):
+            file = folder / "Annotations" / f"{name}.xml"
+            before, _, rest = file.read_text().partition(f"<{corner}>")
+            file.write_text(f"{before}<{corner}>{value}{rest[rest.index('<') :]}")
+        data = ["--data", f"voc:{folder}"]
+        options = ["--boxes", "clip", "--epochs", "1", "--runs", str(tmp_path / "runs"), *FAST]
+        assert main(["train", *data, *options, "--name", "clip"]) == 0
+        train, val = capsys.readouterr().out.partition("val  ")[::2]
+        assert "1 box clipped" in train and "clipped" not in val
+        again = ["eval", str(tmp_path / "runs" / "clip"), "--split", "train", "--device", "cpu"]
+        assert main(again) == 0
+        assert "1 box clipped" in capsys.readouterr().out
+        assert main([*again, "--voc-origin", "1"]) == 0  # what overhung by a pixel does by two
+        assert "2 boxes clipped" in capsys.readouterr().out
+        assert "900" in self.fails(capsys, *again, "--boxes", "error")
 
     @pytest.mark.parametrize("workers", ["0", "2"])
     def test_unreadable_image(self, capsys, tmp_path, voc_folder, workers):

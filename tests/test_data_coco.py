@@ -212,6 +212,29 @@ def test_overhang_of_a_pixel_is_clipped(tmp_path):
     assert data.dropped["zero_area"] == 1  # nothing of the third is inside
 
 
+def test_all_bad_boxes_are_counted_and_the_first_ones_named(tmp_path):
+    entries = [annotation(id=k, bbox=[30, 5, 12 + k, 9]) for k in range(7)]
+    images, file = coco_file(tmp_path, annotations=[annotation(id=9), *entries])
+    with pytest.raises(DataError) as caught:
+        CocoDetection(images, file)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{file}: 7 of 8 boxes are wrong: annotation 0: box [30, 5, 12, 9] (x, y, w, h) of a.png "
+        "reaches outside its 40 x 30 image; annotation 1: "
+    )
+    assert message.count("annotation ") == 5 and "annotation 4: " in message
+    assert message.endswith("image; ...; --boxes clip cuts boxes to their images")
+
+
+def test_boxes_outside_are_clipped_on_request(tmp_path):
+    boxes = [[30, -20, 50, 100], [1, 2, 10, 20], [50, 5, 5, 5]]
+    entries = [annotation(id=k, bbox=box) for k, box in enumerate(boxes)]
+    data = CocoDetection(*coco_file(tmp_path, annotations=entries), boxes="clip")
+    assert data[0][1]["boxes"].tolist() == [[30, 0, 40, 30], [1, 2, 11, 22]]
+    assert "2 boxes clipped, 1 zero-area box dropped" in data.describe()
+    assert average_precision(data, perfect_detections(data)) == pytest.approx(1.0)
+
+
 IMAGE = {"id": 70, "file_name": "a.png", "width": 40, "height": 30}
 
 

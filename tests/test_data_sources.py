@@ -45,6 +45,15 @@ def test_voc_spec():
         open_dataset(f"voc:{BCCD}", "val", classes=["WBC", "RBC"])
 
 
+def test_how_boxes_are_read(voc_folder, coco_files):
+    spec = f"voc:{voc_folder}"
+    read, moved = (open_dataset(spec, "val", voc_origin=origin).record(0) for origin in (0, 1))
+    assert (moved.boxes == (read.boxes - [1, 1, 0, 0]).clip(0)).all()
+    for other in (spec, "coco:{}:{}".format(*coco_files)):
+        with pytest.raises(ValueError, match="boxes is 'cut', expected one of error, clip"):
+            open_dataset(other, "val", boxes="cut")
+
+
 @needs_tiny_coco
 def test_coco_specs():
     root = open_dataset(f"coco:{TINY_COCO}", "val")

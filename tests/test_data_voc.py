@@ -116,7 +116,6 @@ def test_size_that_disagrees_with_the_image(tmp_path):
         ((-3, 1, 5, 9), "outside its 40 x 30 image"),
         ((9, 1, 5, 9), "negative size"),
         ((1, 1, "inf", 9), "not finite"),
-        ((1, 1, "wide", 9), "no readable bndbox"),
     ],
 )
 def test_bad_box_names_file_and_object(tmp_path, box, words):
@@ -124,8 +123,62 @@ def test_bad_box_names_file_and_object(tmp_path, box, words):
     with pytest.raises(DataError) as caught:
         VocDetection(root)
     message = str(caught.value)
-    assert message.startswith(f"{root / 'Annotations' / 'a.xml'}: object[1] (bad)")
+    place = "Annotations/a.xml: object[1] (bad): box"
+    assert message.startswith(f"{root}: {place}")
     assert words in message and "\n" not in message
+    assert ("--boxes clip" in message) == ("outside" in words)  # the others it does not help
+
+
+def test_unreadable_box_names_file_and_object(tmp_path):
+    root = voc_folder(tmp_path, {"a": [("ok", (1, 1, 9, 9)), ("bad", (1, 1, "wide", 9))]})
+    with pytest.raises(DataError, match=r"a\.xml: object\[1\] \(bad\) has no readable bndbox"):
+        VocDetection(root)
+
+
+def test_all_bad_boxes_are_counted_and_the_first_ones_named(tmp_path):
+    good, outside, turned = ("ok", (1, 1, 9, 9)), ("out", (30, 5, 50, 9)), ("no", (9, 1, 5, 9))
+    root = voc_folder(tmp_path, {"a": [good, outside, turned], "b": [], "c": [good, outside]})
+    with pytest.raises(DataError) as caught:
+        VocDetection(root)
+    assert str(caught.value) == (
+        f"{root}: 3 of 5 boxes are wrong: Annotations/a.xml: object[1] (out): box [30, 5, 50, 9] "
+        "(xmin, ymin, xmax, ymax) of a.jpg reaches outside its 40 x 30 image; Annotations/a.xml: "
+        "object[2] (no): box [9, 1, 5, 9] (xmin, ymin, xmax, ymax) of a.jpg has a negative size; "
+        "Annotations/c.xml: object[1] (out): box [30, 5, 50, 9] (xmin, ymin, xmax, ymax) of c.jpg "
+        "reaches outside its 40 x 30 image; --boxes clip cuts boxes to their images"
+    )
+    with pytest.raises(DataError) as caught:
+        VocDetection(root, boxes="clip")  # one is left that no cutting mends
+    assert str(caught.value).endswith(
+        "box [9, 1, 5, 9] (xmin, ymin, xmax, ymax) of a.jpg has a negative size"
+    )
+
+
+def test_boxes_outside_are_clipped_on_request(tmp_path):
+    boxes = [(-9, -2, 20, 50), (5, 5, 9, 9), (60, 5, 70, 9), (30, 20, 41, 30)]
+    root = voc_folder(tmp_path, {"a": [("x", box) for box in boxes], "b": [("y", boxes[0])]})
+    data = VocDetection(root, boxes="clip")
+    kept = [[0, 0, 20, 30], [5, 5, 9, 9], [30, 20, 40, 30]]
+    assert data[0][1]["boxes"].tolist() == kept and data[0][1]["labels"].tolist() == [0, 0, 0]
+    assert data[1][1]["boxes"].tolist() == [[0, 0, 20, 30]]
+    assert [a["bbox"] for a in data.coco.dataset["annotations"]][1] == [5, 5, 4, 4]
+    assert "4 boxes, 2 classes (x, y), 3 boxes clipped, 1 zero-area box dropped" in data.describe()
+    with pytest.raises(ValueError, match="boxes is 'cut', expected one of error, clip"):
+        VocDetection(root, boxes="cut")
+
+
+def test_origin_1_counts_from_one_and_includes_the_last_pixel(tmp_path):
+    boxes = [(1, 1, 40, 30), (5, 7, 5, 7)]
+    root = voc_folder(tmp_path, {"a": [("x", box) for box in boxes]})
+    data = VocDetection(root, origin=1)
+    assert data[0][1]["boxes"].tolist() == [[0, 0, 40, 30], [4, 6, 5, 7]]
+    assert data.dropped["zero_area"] == 0  # a single pixel has an area
+    assert VocDetection(root)[0][1]["boxes"].tolist() == [[1, 1, 40, 30]]
+    with pytest.raises(ValueError, match="origin is 2, expected 0 or 1"):
+        VocDetection(root, origin=2)
+    root = voc_folder(tmp_path, {"a": [("x", (1, 1, 50, 30))]})
+    with pytest.raises(DataError, match=r"box \[1, 1, 50, 30\]"):  # as it is written
+        VocDetection(root, origin=1)
 
 
 def test_unknown_category_names_file_and_object(tmp_path):

@@ -656,6 +656,9 @@ class TestConfig:
             ({"lr_drop": 0.0}, r"lr_drop is 0\.0"),
             ({"model": "resnet18", "stride": 8}, "stride is an option of the tiny model"),
             ({"backbone_weights": "imagenet"}, "no pretrained backbone"),
+            ({"boxes": "cut"}, "boxes is 'cut', expected one of error, clip"),
+            ({"data": "voc:x", "voc_origin": 2}, "voc_origin is 2, expected one of 0, 1"),
+            ({"voc_origin": 1}, "voc_origin is 1, but shapes is no Pascal VOC folder"),
             ({"momentum": 0.9}, "unknown training option 'momentum'"),
         ],
     )

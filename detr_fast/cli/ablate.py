@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detr_fast.cli.arguments import count
+from detr_fast.cli.arguments import add_box_options, box_options, count
 from detr_fast.cli.train import open_data
 from detr_fast.training import TrainConfig, distributed
 from detr_fast.training.ablation import VARIANTS, Ablation, changed_variants
@@ -31,6 +31,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", default="shapes", metavar="SPEC", help="default: shapes")
     parser.add_argument("--val-data", metavar="SPEC", help="default: the val split of --data")
+    add_box_options(parser)
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"))
     parser.add_argument("--stride", type=int, choices=(8, 16))
     parser.add_argument("--num-queries", type=int, default=20, help="of the baseline; default: 20")
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write the table and the curves."""
     given = ("data", "val_data", "stride", "num_queries", "query_mode", "epochs", "batch_size")
     options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
+    options |= box_options(args)
     if args.image_size is not None:
         options["image_size"] = tuple(args.image_size)
     config = TrainConfig.create(**options, eval_every=args.eval_every)

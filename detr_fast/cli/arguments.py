@@ -1,7 +1,10 @@
-"""What several commands' options have in common: types of values, and ``--debug``."""
+"""What several commands' options have in common: types of values, how boxes are read, --debug."""
 
 import argparse
 import math
+from typing import Any
+
+from detr_fast.data.dataset import BOXES
 
 
 def count(text: str) -> int:
@@ -29,6 +32,28 @@ def point(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no X,Y in pixels") from None
     return x, y
+
+
+def add_box_options(parser: Any) -> None:
+    """Add how the boxes of annotation files are read."""
+    parser.add_argument(
+        "--boxes",
+        choices=BOXES,
+        help="what becomes of boxes outside their images; default: error, or as trained with",
+    )
+    parser.add_argument(
+        "--voc-origin",
+        type=int,
+        choices=(0, 1),
+        help="1: VOC files count from 1 and include the last pixel, as the original ones do; "
+        "default: 0, or as trained with",
+    )
+
+
+def box_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that were given."""
+    given = {name: getattr(args, name) for name in ("boxes", "voc_origin")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def add_debug(parser: argparse.ArgumentParser, **default: object) -> None:

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from detr_fast.cli.arguments import add_box_options, box_options
 from detr_fast.cli.train import open_val_data
 from detr_fast.evaluation import evaluate, format_metrics
 from detr_fast.precision import amp_dtype
@@ -22,6 +24,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
     parser.add_argument("--data", metavar="SPEC", help="default: what it was validated on")
     parser.add_argument("--split", help="default: the split it was validated on")
+    add_box_options(parser)
     parser.add_argument("--batch-size", type=int, help="default: that of training")
     parser.add_argument("--workers", type=int, help="processes that load images")
     parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="auto")
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out is {args.out}, a folder, expected a file")
     device = distributed.start(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
-    config = TrainConfig.from_dict(checkpoint["config"])
+    config = replace(TrainConfig.from_dict(checkpoint["config"]), **box_options(args))
     dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
     main = distributed.rank() == 0
     if main:

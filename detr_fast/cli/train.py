@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from detr_fast.cli.arguments import add_box_options
 from detr_fast.cli.folders import new_folder
 from detr_fast.cli.pictures import prediction_grid
 from detr_fast.data import DetectionDataset, open_dataset
@@ -75,6 +76,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--train-split", help="default: train")
     data.add_argument("--val-split", help="default: val")
+    add_box_options(data)
     data.add_argument("--recipe", choices=("small", "detr"), help="image transforms")
     data.add_argument(
         "--image-size",
@@ -277,6 +279,8 @@ def open_train_data(config: TrainConfig, classes: list[str] | None = None) -> De
         config.train_split,
         train_recipe(config, normalize=False),
         classes,
+        boxes=config.boxes,
+        voc_origin=config.voc_origin,
         scaled_decoding=config.draft,
         **_cache_options(config),
     )
@@ -303,6 +307,8 @@ def open_val_data(
         split or config.val_split,
         eval_recipe(config, normalize=False),
         classes,
+        boxes=config.boxes,
+        voc_origin=config.voc_origin,
         **_cache_options(config, memory_taken),
     )
 

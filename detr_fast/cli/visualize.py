@@ -1,6 +1,7 @@
 """``detr-fast visualize``: pictures of what a trained model sees, decides and has learned."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from detr_fast.cli.arguments import add_debug, count, point, score
+from detr_fast.cli.arguments import add_box_options, add_debug, box_options, count, point, score
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.cli.train import open_val_data
 from detr_fast.data import DetectionDataset, read_image
@@ -68,6 +69,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     for kind in (queries, matching):
         kind.add_argument("--data", metavar="SPEC", help="default: what it was validated on")
         kind.add_argument("--split", help="default: the split it was validated on")
+        add_box_options(kind)
 
     curves = kinds.add_parser("curves", help="losses, AP, matching, rates of a run, on one page")
     curves.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
@@ -194,7 +196,7 @@ def _open(
 ) -> tuple[torch.nn.Module, DetectionDataset, torch.device, TrainConfig]:
     checkpoint = load_checkpoint(args.checkpoint)
     device = distributed.start(args.device)
-    config = TrainConfig.from_dict(checkpoint["config"])
+    config = replace(TrainConfig.from_dict(checkpoint["config"]), **box_options(args))
     dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
     return load_model(checkpoint).to(device).eval(), dataset, device, config
 

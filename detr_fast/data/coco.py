@@ -11,13 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detr_fast.data.dataset import (
-    DetectionDataset,
-    Record,
-    Transforms,
-    box_faults,
-    clip_boxes,
-)
+from detr_fast.data.dataset import DetectionDataset, Record, Transforms, fit_boxes
 from detr_fast.data.errors import DataError
 
 
@@ -29,7 +23,7 @@ class CocoDetection(DetectionDataset):
       ``dropped``; crowd regions stay in the ground truth ``coco``.
     * Images without objects are kept, in the order of the file.
     * A box may overhang its image by one pixel and is clipped: COCO itself has rounding of that
-      kind. More is an error.
+      kind. More is an error, unless ``boxes`` says otherwise.
 
     Everything is checked here, at construction, but the pixels: a file that is no image is found
     when it is decoded.
@@ -40,6 +34,9 @@ class CocoDetection(DetectionDataset):
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint. Names
             that the file lacks have no boxes; an annotation of any other category is an error.
+        boxes: what becomes of a box further outside its image. "error": mostly it tells of
+            annotations that are for other pictures, or of another form. "clip": it is cut, as in
+            the published code, and counted in ``clipped``.
         **options: ``cache_images`` and others of :class:`DetectionDataset`.
 
     Raises:
@@ -52,6 +49,7 @@ class CocoDetection(DetectionDataset):
         annotations: str | Path,
         transforms: Transforms | None = None,
         classes: Sequence[str] | None = None,
+        boxes: str = "error",
         **options: Any,
     ) -> None:
         folder, file = Path(images), Path(annotations)
@@ -60,13 +58,16 @@ class CocoDetection(DetectionDataset):
         content = _read_json(file)
         category_ids, class_names = _categories(file, content, classes)
         records = _records(file, folder, content)
-        dropped = _fill(file, content, records, category_ids, class_names, classes is not None)
+        dropped, clipped = _fill(
+            file, content, records, category_ids, class_names, classes is not None, boxes
+        )
         super().__init__(
             list(records.values()),
             class_names,
             category_ids,
             transforms,
             dropped=dropped,
+            clipped=clipped,
             **options,
         )
 
@@ -172,8 +173,12 @@ def _fill(
     category_ids: list[int],
     class_names: list[str],
     classes_given: bool,
-) -> dict[str, int]:
-    """Check all annotations and hand each record its boxes; returns what was dropped."""
+    outside: str,
+) -> tuple[dict[str, int], int]:
+    """Check all annotations and hand each record its boxes.
+
+    Returns what was dropped, and how many boxes were clipped.
+    """
     annotations = content["annotations"]
     count = len(annotations)
     label_of = {category: label for label, category in enumerate(category_ids)}
@@ -209,16 +214,14 @@ def _fill(
         areas[position] = _to_float(area) if isinstance(area, (int, float)) else math.nan
     written = boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
-    if (fault := box_faults(boxes, sizes)) is not None:
-        position, what = fault
-        entry = annotations[position]
+
+    def name(k: int) -> str:
+        entry = annotations[k]
+        box = ", ".join(f"{v:g}" for v in written[k])
         image = records[entry["image_id"]].path.name
-        box = ", ".join(f"{v:g}" for v in written[position])
-        raise DataError(
-            f"{file}: annotation {entry.get('id', position)}: box [{box}] (x, y, w, h) of "
-            f"{image} {what}"
-        )
-    boxes = clip_boxes(boxes, sizes)
+        return f"annotation {entry.get('id', k)}: box [{box}] (x, y, w, h) of {image}"
+
+    boxes, clipped = fit_boxes(boxes, sizes, outside, file, name)
     box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     areas = np.where(np.isfinite(areas), areas, box_areas)
     zero = (box_areas <= 0) & ~crowd
@@ -229,7 +232,7 @@ def _fill(
         kept, crowds = mine[~crowd[mine] & ~zero[mine]], mine[crowd[mine]]
         record.boxes, record.labels, record.areas = boxes[kept], labels[kept], areas[kept]
         record.crowd_boxes, record.crowd_labels = boxes[crowds], labels[crowds]
-    return {"crowd": int(crowd.sum()), "zero_area": int(zero.sum())}
+    return {"crowd": int(crowd.sum()), "zero_area": int(zero.sum())}, clipped
 
 
 def _is_box(value: Any) -> bool:

@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from detr_fast.data.cache import ImageCache
+from detr_fast.data.errors import DataError
 from detr_fast.data.images import ImageFile, read_image
 from detr_fast.data.transforms import Recipe
 
@@ -25,6 +26,8 @@ Target = dict[str, Tensor]
 Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 MAX_OVERHANG = 1.0  # pixels a box may reach outside its image and be clipped: rounding, not a fault
+BOXES = ("error", "clip")  # what may become of boxes that reach further
+_SHOWN = 5  # how many of them an error names
 
 
 def _no_boxes() -> np.ndarray:
@@ -65,6 +68,7 @@ class DetectionDataset(Dataset):
             ``category_ids[k]``.
         transforms: called as ``transforms(image, target)``, see ``detr_fast.data.transforms``.
         dropped: how many ``"crowd"`` and ``"zero_area"`` annotations are not in the targets.
+        clipped: how many boxes that reached outside their images were cut to them.
         cache_images: keep each decoded image in memory (uint8, 3*H*W bytes), no larger than
             ``transforms`` have use for, if they are a :class:`Recipe`. Workers started by fork
             fill and share one cache; with spawn each worker has its own.
@@ -87,6 +91,7 @@ class DetectionDataset(Dataset):
         transforms: Transforms | None = None,
         *,
         dropped: dict[str, int] | None = None,
+        clipped: int = 0,
         cache_images: bool = False,
         cache_limit: int | None = None,
         scaled_decoding: bool = False,
@@ -98,6 +103,7 @@ class DetectionDataset(Dataset):
         self.category_ids = [int(c) for c in category_ids]
         self.transforms = transforms
         self.dropped = {"crowd": 0, "zero_area": 0} | (dropped or {})
+        self.clipped = clipped
         self._coco: Any = None
         self.scaled_decoding = scaled_decoding
         self.cache: ImageCache | None = None
@@ -174,6 +180,7 @@ class DetectionDataset(Dataset):
                 _count(len(self), "image"),
                 _count(int(counts.sum()), "box", "boxes"),
                 f"{_count(len(names), 'class', 'classes')} ({shown})",
+                *([f"{_count(self.clipped, 'box', 'boxes')} clipped"] if self.clipped else []),
                 f"{_count(zero, 'zero-area box', 'zero-area boxes')} dropped",
                 f"{_count(crowd, 'crowd region')} dropped",
                 f"{_count(empty, 'image')} without objects",
@@ -210,30 +217,45 @@ class DetectionDataset(Dataset):
         return pixels, record
 
 
-def box_faults(
+def fit_boxes(
     boxes: np.ndarray,  # float64 [T, 4] xyxy
     sizes: np.ndarray,  # [T, 2] (width, height) of each box's image
-) -> tuple[int, str] | None:
-    """The first box that cannot be right and what is wrong with it; None when all are sound."""
+    outside: str,
+    where: str | Path,
+    name: Callable[[int], str],
+) -> tuple[np.ndarray, int]:
+    """The boxes cut to their images, and how many of them had more outside than an overhang.
+
+    Args:
+        outside: what such boxes are: an "error", or something to "clip".
+        where: the file or folder that the boxes come from, for errors.
+        name: what errors call box k.
+
+    Raises:
+        ValueError: another ``outside``.
+        DataError: boxes that are not finite, have a negative size or, with "error", are outside:
+            how many, and what is wrong with the first ones.
+    """
+    if outside not in BOXES:
+        raise ValueError(f"boxes is {outside!r}, expected one of {', '.join(BOXES)}")
     finite = np.isfinite(boxes).all(axis=1)
-    negative = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
-    outside = (boxes[:, :2] < -MAX_OVERHANG).any(axis=1)
-    outside |= (boxes[:, 2:] > sizes + MAX_OVERHANG).any(axis=1)
-    bad = np.flatnonzero(~finite | negative | outside)
-    if not len(bad):
-        return None
-    first = int(bad[0])
-    if not finite[first]:
-        return first, "is not finite"
-    if negative[first]:
-        return first, "has a negative size"
-    width, height = sizes[first]
-    return first, f"reaches outside its {width:g} x {height:g} image"
-
-
-def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Boxes [T, 4] xyxy cut to their images; ``sizes`` [T, 2] is (width, height)."""
-    return np.clip(boxes, 0.0, np.concatenate([sizes, sizes], axis=1).astype(np.float64))
+    negative = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    beyond = (boxes[:, :2] < -MAX_OVERHANG).any(axis=1)
+    beyond |= (boxes[:, 2:] > sizes + MAX_OVERHANG).any(axis=1)
+    beyond &= finite & ~negative
+    bad = np.flatnonzero(~finite | negative | (beyond & (outside == "error")))
+    if len(bad):
+        shown = []
+        for k in bad[:_SHOWN].tolist():
+            fault = f"reaches outside its {sizes[k, 0]:g} x {sizes[k, 1]:g} image"
+            fault = "has a negative size" if negative[k] else fault
+            shown.append(f"{name(k)} {fault if finite[k] else 'is not finite'}")
+        many = "" if len(bad) == 1 else f"{len(bad):,} of {len(boxes):,} boxes are wrong: "
+        more = "; ..." if len(bad) > len(shown) else ""
+        way = "; --boxes clip cuts boxes to their images" if beyond[bad].any() else ""
+        raise DataError(f"{where}: {many}{'; '.join(shown)}{more}{way}")
+    edges = np.concatenate([sizes, sizes], axis=1).astype(np.float64)
+    return np.clip(boxes, 0.0, edges), int(beyond.sum())
 
 
 def _to_coco(dataset: DetectionDataset) -> Any:

@@ -23,6 +23,9 @@ def open_dataset(
     split: str,
     transforms: Transforms | None = None,
     classes: Sequence[str] | None = None,
+    *,
+    boxes: str = "error",
+    voc_origin: int = 0,
     **options: Any,
 ) -> DetectionDataset:
     """Open the data that ``spec`` names.
@@ -40,6 +43,8 @@ def open_dataset(
         split: "train", "val" or "test"; of a VOC folder the name of any of its splits.
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint.
+        boxes: what becomes of boxes outside their images: "error" or "clip".
+        voc_origin: ``origin`` of :class:`VocDetection`; without effect on other data.
         **options: for the data set's constructor: ``cache_images``, ``cache_limit`` and
             ``scaled_decoding`` (without effect on shapes); for shapes ``num_images``,
             ``image_size``, ``seed``, ``fresh``.
@@ -51,10 +56,10 @@ def open_dataset(
     if kind == "shapes" and not rest:
         return _open_shapes(split, transforms, classes, **options)
     if kind == "voc" and rest:
-        return VocDetection(rest, split, transforms, classes, **options)
+        return VocDetection(rest, split, transforms, classes, boxes, voc_origin, **options)
     if kind == "coco" and rest:
         images, annotations = _coco_paths(rest, split)
-        return CocoDetection(images, annotations, transforms, classes, **options)
+        return CocoDetection(images, annotations, transforms, classes, boxes, **options)
     raise DataError(f"cannot make out the data '{spec}', expected {FORMS}")
 
 

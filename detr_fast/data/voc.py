@@ -10,13 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detr_fast.data.dataset import (
-    DetectionDataset,
-    Record,
-    Transforms,
-    box_faults,
-    clip_boxes,
-)
+from detr_fast.data.dataset import DetectionDataset, Record, Transforms, fit_boxes
 from detr_fast.data.errors import DataError
 from detr_fast.data.images import image_size
 
@@ -28,13 +22,15 @@ class VocDetection(DetectionDataset):
     """A data set in the layout of Pascal VOC, as labelImg writes it.
 
     * Coordinates count as written: ``xmin`` and ``xmax`` are the left and right edge in pixels.
-      (The original VOC files count from 1 and include the last pixel; labelImg does not.)
+      The original VOC files count from 1 and include the last pixel, which is ``origin`` 1: a pixel
+      is then taken from ``xmin`` and ``ymin``.
     * Class names are the sorted names found in the annotations of *all* splits, so that every
       split has the same labels. ``category_ids`` are 1..K.
     * The size of the picture is the picture's own. A ``<size>`` that is missing or 0 is ignored;
       one that says otherwise is an error, because the boxes were then made for another picture.
     * Objects marked ``difficult`` are kept. Boxes without area are dropped and counted, boxes that
-      overhang by up to one pixel are clipped, others outside the picture are errors.
+      overhang by up to one pixel are clipped, others outside the picture are errors, unless
+      ``boxes`` says otherwise.
     * ``image_id`` is the position in the split, from 0.
 
     Args:
@@ -43,6 +39,10 @@ class VocDetection(DetectionDataset):
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint; an
             object of any other class is an error.
+        boxes: what becomes of a box further outside its image. "error": mostly it tells of
+            annotations that are for other pictures, or of another form. "clip": it is cut, as in
+            the published code, and counted in ``clipped``.
+        origin: what the first pixel is called: 0, or 1 where the last one is included too.
         **options: ``cache_images`` and others of :class:`DetectionDataset`.
 
     Raises:
@@ -55,8 +55,12 @@ class VocDetection(DetectionDataset):
         split: str = "train",
         transforms: Transforms | None = None,
         classes: Sequence[str] | None = None,
+        boxes: str = "error",
+        origin: int = 0,
         **options: Any,
     ) -> None:
+        if origin not in (0, 1):
+            raise ValueError(f"origin is {origin!r}, expected 0 or 1")
         root = Path(root)
         names, others = _read_splits(root, split)
         parsed = [_parse(root / "Annotations" / f"{name}.xml") for name in names]
@@ -66,23 +70,25 @@ class VocDetection(DetectionDataset):
         else:
             class_names = list(classes)
         files = _image_files(root / "JPEGImages")
-        zero_area = 0
-        records = []
-        for index, (name, annotation) in enumerate(zip(names, parsed, strict=True)):
+        for name in names:
             if name not in files:
                 raise DataError(
                     f"{root / 'JPEGImages' / name}.jpg: no such image file, the split '{split}' "
                     f"lists it"
                 )
-            record, zero = _record(index, files[name], annotation, class_names)
-            records.append(record)
-            zero_area += zero
+        records = [
+            _record(index, files[name], annotation, class_names)
+            for index, (name, annotation) in enumerate(zip(names, parsed, strict=True))
+        ]
+        clipped = _fit(root, records, parsed, boxes, origin)
+        zero_area = sum(map(_drop_zero_area, records))
         super().__init__(
             records,
             class_names,
             range(1, len(class_names) + 1),
             transforms,
             dropped={"zero_area": zero_area},
+            clipped=clipped,
             **options,
         )
 
@@ -186,10 +192,8 @@ def _stated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
     return (height, width) if height > 0 and width > 0 else None
 
 
-def _record(
-    index: int, image: Path, annotation: _Annotation, class_names: list[str]
-) -> tuple[Record, int]:
-    """The record of one image, and how many boxes without area it leaves out."""
+def _record(index: int, image: Path, annotation: _Annotation, class_names: list[str]) -> Record:
+    """The record of one image, its boxes as they are written."""
     file, objects = annotation.file, annotation.objects
     height, width = image_size(image, stated=annotation.size)
     if annotation.size not in (None, (height, width)):
@@ -204,16 +208,41 @@ def _record(
                 f"for are {', '.join(class_names)})"
             )
     boxes = np.array([obj.box for obj in objects], dtype=np.float64).reshape(-1, 4)
-    sizes = np.tile(np.array([[width, height]]), (len(boxes), 1))
-    if (fault := box_faults(boxes, sizes)) is not None:
-        k, what = fault
-        box = ", ".join(f"{v:g}" for v in boxes[k])
-        raise DataError(
-            f"{file}: object[{k}] ({objects[k].name}): box [{box}] (xmin, ymin, xmax, ymax) of "
-            f"{image.name} {what}"
-        )
-    boxes = clip_boxes(boxes, sizes)
     labels = np.array([class_names.index(obj.name) for obj in objects], dtype=np.int64)
-    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    record = Record(index, image, width, height, boxes[kept], labels[kept])
-    return record, int((~kept).sum())
+    return Record(index, image, width, height, boxes, labels)
+
+
+def _fit(
+    root: Path,
+    records: list[Record],
+    annotations: list[_Annotation],
+    outside: str,
+    origin: int,
+) -> int:
+    """Check all boxes and cut them to their images; returns how many had much to be cut."""
+    counts = [len(record.boxes) for record in records]
+    places = [(i, k) for i, count in enumerate(counts) for k in range(count)]
+    written = np.concatenate([record.boxes for record in records])
+    sizes = np.repeat([(record.width, record.height) for record in records], counts, axis=0)
+
+    def name(place: int) -> str:
+        i, k = places[place]
+        file = annotations[i].file.relative_to(root)
+        box = ", ".join(f"{v:g}" for v in written[place])
+        return (
+            f"{file}: object[{k}] ({annotations[i].objects[k].name}): box [{box}] "
+            f"(xmin, ymin, xmax, ymax) of {records[i].path.name}"
+        )
+
+    edges = written - np.array([origin, origin, 0, 0])
+    boxes, clipped = fit_boxes(edges, sizes, outside, root, name)
+    for record, mine in zip(records, np.split(boxes, np.cumsum(counts)[:-1]), strict=True):
+        record.boxes = mine
+    return clipped
+
+
+def _drop_zero_area(record: Record) -> int:
+    """Leave out boxes without area; returns how many there were."""
+    kept = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
+    record.boxes, record.labels = record.boxes[kept], record.labels[kept]
+    return int((~kept).sum())

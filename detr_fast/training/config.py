@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from detr_fast.data.dataset import BOXES
 from detr_fast.losses import BOX_LOSSES
 from detr_fast.matching import FastMatcher
 from detr_fast.models import MODELS
@@ -54,6 +55,8 @@ class TrainConfig:
     decoder_self_attention: bool = True
     aux_loss: bool = True  # train every decoder layer
     backbone_weights: str | None = None  # None, "imagenet" or a path
+    boxes: str = "error"  # what becomes of boxes outside their images: "error" or "clip"
+    voc_origin: int = 0  # what Pascal VOC files call the first pixel: 0 or 1
     recipe: str = "small"  # image transforms: "small" or "detr"
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
     flip_vertical: bool = False  # small recipe: mirror upside down too
@@ -173,6 +176,8 @@ class TrainConfig:
                 "image_size and flip_vertical belong to the small recipe; this is the detr recipe"
             )
         for name, choices in (
+            ("boxes", BOXES),
+            ("voc_origin", (0, 1)),
             ("recipe", ("small", "detr")),
             ("decode", ("cpu", "cuda")),
             ("schedule", ("step", "cosine")),
@@ -186,6 +191,9 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 expected = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {expected}")
+        specs = (self.data, self.val_data or "")
+        if self.voc_origin and not any(spec.startswith("voc:") for spec in specs):
+            raise ValueError(f"voc_origin is 1, but {self.data} is no Pascal VOC folder")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         if not 0 <= self.ema < 1:
