@@ -43,7 +43,8 @@ from detr_fast.data import (
     small_train,
     to_device,
 )
-from detr_fast.training.loader import EpochBatches, SeededDataset, make_loader
+from detr_fast.data.loader import make_loader
+from detr_fast.training.loader import EpochBatches, SeededDataset
 
 FAST, PUBLISHED = "detr_fast", "published loader"
 SETS = ("coco", "photos", "small")

@@ -12,11 +12,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
+from detr_fast import processes
 from detr_fast.data import Batch, DetectionDataset, Prefetcher
+from detr_fast.data.loader import make_eval_loader
 from detr_fast.models import PostProcess
 from detr_fast.precision import autocast
-from detr_fast.training import distributed
-from detr_fast.training.loader import make_eval_loader
 
 METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -56,19 +56,19 @@ def evaluate(
         dataset,
         batch_size,
         workers,
-        distributed.rank(),
-        distributed.world_size(),
+        processes.rank(),
+        processes.world_size(),
         pin_memory=device.type == "cuda",
     )
-    parts = distributed.gather(detect(model, loader, device, amp, observe))
+    parts = processes.gather(detect(model, loader, device, amp, observe))
     row: dict[str, Any] = {}
-    if distributed.rank() == 0:
+    if processes.rank() == 0:
         detections = merge_detections(parts, len(dataset))
         figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
         names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
         per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
         row = {**figures, "per_class": per_class}
-    return distributed.broadcast(row)
+    return processes.broadcast(row)
 
 
 @torch.no_grad()

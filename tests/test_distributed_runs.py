@@ -15,9 +15,9 @@ import torch.distributed as dist
 import torchvision
 
 from detr_fast.data import Shapes, fixed_eval
+from detr_fast.data.loader import EvalBatches
 from detr_fast.evaluation import merge_detections
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint
-from detr_fast.training.loader import EvalBatches
 from tests.test_train_options import batch_of, fails_beyond
 from tests.test_training import saved_steps
 

@@ -1,13 +1,16 @@
 """COCO evaluation: figures, classes, crowds, and images without anything found."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from detr_fast.data import CocoDetection, Shapes, fixed_eval
+from detr_fast.data.loader import make_loader
 from detr_fast.evaluation import METRICS, coco_metrics, detect, evaluate, format_metrics
 from detr_fast.precision import amp_dtype, autocast
-from detr_fast.training.loader import make_loader
 
 
 def truth_as_detections(dataset: Shapes) -> dict[int, dict[str, Tensor]]:
@@ -138,3 +141,10 @@ def test_table():
     )
     assert len([line for line in lines if "@[" in line]) == 12
     assert " cat          7  0.500" in lines and " unicorn      0      -" in lines
+
+
+def test_evaluation_stands_below_training():
+    """Training evaluates; if evaluation took anything from there, it would depend on the order."""
+    code = "import sys, detr_fast.evaluation; print([m for m in sys.modules if '.training' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr

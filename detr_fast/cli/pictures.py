@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from detr_fast.data import DetectionDataset, Prefetcher, collate, denormalize, to_device
+from detr_fast.data.loader import make_loader
 from detr_fast.evaluation import detect_batch
-from detr_fast.training.loader import make_loader
 from detr_fast.visualize import draw_detections, enlarge, image_grid
 
 

@@ -5,12 +5,13 @@ import hashlib
 import inspect
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from detr_fast.processes import broadcast, gather, rank, world_size  # noqa: F401 asked for here
 
 # torch 2.15 renamed it, and warns of the old name.
 _SYNC_BUFFERS = (
@@ -53,30 +54,20 @@ def start(device: str | None = None) -> torch.device:
 
 
 def _join(backend: str) -> None:
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, index, size = next(dist.rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun keeps its store when it restarts the processes of a machine: the addresses of
         # those that are gone must not be found again. (With several machines each counts its own
         # restarts, so that the number is of no use.)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"attempt {attempt}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, store=store, rank=index, world_size=size)
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def rank() -> int:
-    """This process's number; 0 is the one that writes files."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_world_size() -> int:
@@ -131,24 +122,6 @@ def mean_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stacked = torch.stack([value.float() for value in values.values()])
     dist.all_reduce(stacked)
     return dict(zip(values, stacked / world_size(), strict=True))
-
-
-def broadcast(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    if world_size() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def gather(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on rank 0; an empty list on the others."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
-    dist.gather_object(value, values, dst=0)
-    return values or []
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detr_fast.data import DetectionDataset, Encoded, collate
 from detr_fast.data.encoded import read_encoded
+from detr_fast.data.loader import make_loader
 from detr_fast.training import distributed
 
 
@@ -81,24 +80,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield keys[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
-class EvalBatches(Sampler[list[int]]):
-    """The batches of one process in an evaluation: every image in exactly one batch of one process.
-
-    Whole batches are dealt out, so that each image is padded as in a single process, and every
-    detection is the same. Some processes may get one batch fewer, or none.
-    """
-
-    def __init__(self, length: int, batch_size: int, rank: int, world_size: int) -> None:
-        starts = range(0, length, batch_size)[rank::world_size]
-        self.batches = [list(range(i, min(i + batch_size, length))) for i in starts]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-
 class TrainLoader:
     """Batches of one epoch at a time, their targets packed. The workers live on between epochs.
 
@@ -159,36 +140,3 @@ def default_workers(device: torch.device) -> int:
     if device.type == "cpu":
         return 0
     return min(8, max(1, (os.cpu_count() or 1) // distributed.local_world_size() - 1))
-
-
-def make_loader(
-    dataset: Dataset, workers: int, collate_fn: Callable = collate, **options: Any
-) -> DataLoader:
-    """A DataLoader whose workers leave Ctrl-C to the main process; ``options`` are for it."""
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        collate_fn=collate_fn,
-        worker_init_fn=_leave_interrupts_alone,
-        generator=torch.Generator(),  # else it would draw from the random numbers of training
-        **options,
-    )
-
-
-def make_eval_loader(
-    dataset: Dataset,
-    batch_size: int,
-    workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-) -> DataLoader:
-    """The batches of one process in an evaluation, see :class:`EvalBatches`."""
-    batches = EvalBatches(len(dataset), batch_size, rank, world_size)
-    return make_loader(dataset, workers, batch_sampler=batches, pin_memory=pin_memory)
-
-
-def _leave_interrupts_alone(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
