@@ -134,6 +134,10 @@ def target_classes(
     return classes.to(query_index.device)
 
 
+# The keywords of matching_cost, and FastMatcher's attributes of the same names.
+COST_OPTIONS = ("class_cost", "focal_alpha", "focal_gamma", "focal_eps", "giou_guard", "giou_eps")
+
+
 def matching_cost(
     logits: Tensor,  # [N, K + 1]; [N, K] for the focal cost
     boxes: Tensor,  # [N, 4] cxcywh

@@ -29,7 +29,7 @@ def prediction_grid(
         image, _, _ = to_device(collate([dataset[index]]), device)
         size = torch.tensor([image.shape[-2:]])
         found = detect_batch(model, image, None, size, amp, score_threshold)[0]
-        picture, factor = enlarge(F.to_pil_image(denormalize(image[0]).cpu()), cell)
+        picture, factor = enlarge(as_picture(image[0]), cell)
         cells.append(
             draw_detections(
                 picture,

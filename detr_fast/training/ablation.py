@@ -19,7 +19,7 @@ from detr_fast.data.loader import make_eval_loader
 from detr_fast.evaluation import coco_metrics, detect
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.engine import Trainer
-from detr_fast.training.logs import read_metrics
+from detr_fast.training.logs import read_metrics, read_rows
 
 BASELINE = "baseline"
 RESULTS, CONFIG = "results.jsonl", "config.json"
@@ -177,14 +177,7 @@ class Ablation:
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The rows of ``results.jsonl``; a line cut off by a crash is left out."""
-    path = folder / RESULTS
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    return list(read_rows(folder / RESULTS))
 
 
 def without_duplicates(

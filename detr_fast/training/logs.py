@@ -8,15 +8,19 @@ from typing import Any
 from tqdm import tqdm
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file; a line cut off by a crash is left out."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
+def read_rows(path: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines, if it exists; a line cut off by a crash is left out."""
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        yield row
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics file; a line cut off by a crash is left out."""
+    for row in read_rows(path):
         if isinstance(row, dict) and {"kind", "step", "epoch"} <= set(row):
             yield row
 

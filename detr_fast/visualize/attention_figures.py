@@ -11,7 +11,7 @@ from torchvision.ops import box_convert
 
 from detr_fast.models import PostProcess
 from detr_fast.visualize.attention import AttentionRecord, record_attention
-from detr_fast.visualize.detections import PALETTE
+from detr_fast.visualize.detections import PALETTE, enlarge
 from detr_fast.visualize.figures import draw_box, new_figure, plain, show_picture, to_image
 from detr_fast.visualize.heatmap import CellGrid, overlay
 
@@ -230,9 +230,7 @@ def _default_points(outputs: dict[str, Tensor], picture: Image.Image) -> list[tu
 
 def fit(picture: Image.Image) -> Image.Image:
     """The picture as it is shown: in colour, and neither tiny nor huge."""
-    factor = LONGEST / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return enlarge(picture.convert("RGB"), LONGEST)[0]
 
 
 def _outline(colour: str) -> list:

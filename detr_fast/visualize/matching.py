@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from detr_fast.matching import FastMatcher
-from detr_fast.reference import matching_cost
+from detr_fast.reference import COST_OPTIONS, matching_cost
 from detr_fast.visualize.attention_figures import fit
 from detr_fast.visualize.detections import PALETTE
 from detr_fast.visualize.figures import (
@@ -78,17 +78,7 @@ def explain_matching(
     queries, targets = matcher(one, [{"labels": labels, "boxes": boxes}])[0]
     query_index = torch.full((len(labels),), -1)
     query_index[targets] = queries
-    options = {
-        name: getattr(matcher, name)
-        for name in (
-            "class_cost",
-            "focal_alpha",
-            "focal_gamma",
-            "focal_eps",
-            "giou_guard",
-            "giou_eps",
-        )
-    }
+    options = {name: getattr(matcher, name) for name in COST_OPTIONS}
     weights = (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou)
     logits, predicted = one["pred_logits"][0], one["pred_boxes"][0]
     parts = [

@@ -146,8 +146,7 @@ def cost_blocks(fast: FastMatcher, outputs: Outputs, targets: Targets) -> list[T
 
     Labels and targets must have been checked.
     """
-    names = ("class_cost", "focal_alpha", "focal_gamma", "focal_eps", "giou_guard", "giou_eps")
-    options = {name: getattr(fast, name) for name in names}
+    options = {name: getattr(fast, name) for name in reference.COST_OPTIONS}
     weights = (fast.cost_class, fast.cost_bbox, fast.cost_giou)
     logits, boxes = outputs["pred_logits"].cpu(), outputs["pred_boxes"].cpu()
     real = torch.float64 if torch.float64 in (logits.dtype, boxes.dtype) else torch.float32
