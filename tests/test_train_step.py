@@ -6,6 +6,8 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.baselines.published_criterion import PublishedCriterion, published_step
@@ -15,7 +17,7 @@ from detr_fast.models import detr_resnet18, detr_tiny
 from detr_fast.models.resnet import block_forward, conv_norm
 from detr_fast.packing import PackedTargets
 from detr_fast.training.graph import GraphedStep
-from detr_fast.training.optimizer import make_optimizer
+from detr_fast.training.optimizer import gradient_norm, make_optimizer
 from detr_fast.training.step import TrainStep, pack_to_power, pad_to_bucket
 from tests.test_train_step_baselines import frozen_statistics
 
@@ -237,22 +239,130 @@ def test_no_cuda_graph_on_a_cpu():
         GraphedStep(step_of(resnet()), 10)
 
 
-def test_host_reads_nothing(images, monkeypatch):
-    """No value of the step is asked for: what would make the host wait for a GPU."""
-    step = step_of(resnet(), clip=0.1)
-    batch = (images, None, TARGETS)
+class ReadsOfTheHost(TorchDispatchMode):
+    """Within it, an operation that would make the host wait for a GPU is an error.
+
+    By what ATen is asked for, in the backward pass too: values of tensors, and results whose shape
+    depends on values. On a CPU ``cpu``, ``numpy`` and ``tolist`` ask for no operation: a mode of
+    Python's calls sees those. What compiled code reads through ``data_ptr`` shows on a GPU alone.
+    """
+
+    OPERATIONS = frozenset(
+        ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2")
+    )
+    CALLS = frozenset(("cpu", "numpy", "tolist", "item", "__array__"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self._calls = _Calls()
+
+    def __enter__(self) -> "ReadsOfTheHost":
+        self._calls.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        self._calls.__exit__(*error)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        self.seen.add(name)
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+            assert not masks, f"the host reads: {name} with a mask"
+        assert name not in self.OPERATIONS, f"the host reads: {name}"
+        device = (kwargs or {}).get("device")
+        assert name != "_to_copy" or device is None, f"the host reads: a copy to {device}"
+        return function(*args, **(kwargs or {}))
+
+
+class _Calls(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        to_cpu = name == "to" and "cpu" in (*args[1:], *(kwargs or {}).values())
+        assert name not in ReadsOfTheHost.CALLS and not to_cpu, f"the host reads: {name}"
+        return function(*args, **(kwargs or {}))
+
+
+def step_on_the_device(images: torch.Tensor, masked: bool = True) -> TrainStep:
+    """A step for any arguments: its batch is on the device already, and the state is made."""
+    mask = torch.zeros(2, 96, 128, dtype=torch.bool)
+    mask[1, :, 100:] = masked
+    step = step_of(resnet(dropout=0.1), clip=0.1)
+    batch = step._ready(images, mask, TARGETS)
+    assert (batch.mask is not None) == masked
+    step._ready = lambda *_: batch
     step([batch])
-    reads = []
-    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
-        original = getattr(torch.Tensor, name)
+    return step
 
-        def read(self, *args, _original=original, _name=name, **kwargs):
-            if self.dtype.is_floating_point:
-                reads.append(_name)
-            return _original(self, *args, **kwargs)
 
-        monkeypatch.setattr(torch.Tensor, name, read)
-    losses = step([batch])
-    assert not reads
-    float(losses["loss"])
-    assert reads
+@pytest.mark.parametrize("masked", [False, True])
+def test_host_reads_nothing(images, masked):
+    """No value of the step is asked for, from the forward pass to the weights' update."""
+    step = step_on_the_device(images, masked)
+    before = [p.clone() for p in step.model.parameters() if p.requires_grad]
+    with ReadsOfTheHost() as mode:
+        losses = step([(None, None, None)])
+    assert {"convolution", "convolution_backward", "_fused_adamw_", "dot"} <= mode.seen
+    assert losses["grad_norm"] > 0.1  # it was clipped
+    after = [p for p in step.model.parameters() if p.requires_grad]
+    assert not any(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_norm_of_gradients_reads_nothing_in_the_form_of_a_gpu():
+    gradients = [torch.randn(3, 4, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
+    with ReadsOfTheHost() as mode:
+        norm = gradient_norm(gradients)
+    assert "_foreach_norm" in mode.seen
+    torch.testing.assert_close(norm, torch.cat([g.flatten() for g in gradients]).norm())
+
+
+READS = {
+    "item": lambda x: x.item(),
+    "float": lambda x: float(x.detach()),
+    "bool": lambda x: bool(x.max() > 0),
+    "index": lambda x: [1, 2][(x.max() > 0).long()],
+    "tolist": lambda x: x.tolist(),
+    "numpy": lambda x: x.detach().numpy(),
+    "cpu": lambda x: x.cpu(),
+    "to cpu": lambda x: x.to("cpu"),
+    "to cpu as another type": lambda x: x.to(torch.device("cpu"), torch.float64),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "mask": lambda x: x.flatten()[(x > 0).flatten()],
+    "masked assignment": lambda x: x.clone().view(1).index_put_(((x > 0).view(1),), x.detach()),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "unique": lambda x: x.unique(),
+    "equal": lambda x: torch.equal(x, x + 1),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_read_in_the_criterion_is_caught(images, read):
+    step = step_on_the_device(images)
+    criterion = step.criterion
+
+    def reading(*args):
+        losses = criterion(*args)
+        READS[read](losses["loss"])
+        return losses
+
+    step.criterion = reading
+    with ReadsOfTheHost(), pytest.raises(AssertionError, match="the host reads"):
+        step([(None, None, None)])
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "optimizer"])
+def test_a_read_anywhere_in_the_step_is_caught(images, where):
+    step = step_on_the_device(images)
+    if where == "forward":
+        step.model.register_forward_hook(lambda *args: float(args[2]["pred_boxes"].detach().max()))
+    elif where == "backward":
+        step.model.class_embed.weight.register_hook(
+            lambda gradient: gradient * gradient.max().item()
+        )
+    else:
+        step.optimizer.register_step_pre_hook(lambda optimizer, *_: float(optimizer.grad_scale))
+    with ReadsOfTheHost(), pytest.raises(AssertionError, match="the host reads"):
+        step([(None, None, None)])
