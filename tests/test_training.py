@@ -634,6 +634,21 @@ class TestConfig:
         assert TrainConfig.create() == TrainConfig()
         assert TrainConfig.create(model="resnet50", lr=3e-4).lr == 3e-4
 
+    @pytest.mark.parametrize(
+        ("options", "rate"),
+        [
+            ({"model": "resnet18"}, 1e-5),
+            ({"model": "resnet18", "backbone_weights": "weights.pth", "lr": 3e-4}, 1e-5),
+            ({"model": "resnet18", "backbone_weights": None}, 1e-4),
+            ({"model": "resnet18", "backbone_weights": None, "lr": 3e-4}, 3e-4),
+            ({"model": "resnet18", "backbone_weights": None, "lr_backbone": 2e-5}, 2e-5),
+            ({"lr": 1e-3}, 1e-3),
+        ],
+    )
+    def test_the_backbones_rate_follows_its_weights(self, options, rate):
+        config = TrainConfig.create(**options)
+        assert config.to_dict()["lr_backbone"] == rate
+
     def test_round_trip(self):
         config = TrainConfig.create(image_size=(240, 320))
         assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

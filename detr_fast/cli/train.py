@@ -128,7 +128,9 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--batch-size", type=int, help="images per process and forward pass")
     training.add_argument("--accumulate", type=int, help="forward passes per optimizer step")
     training.add_argument("--lr", type=float)
-    training.add_argument("--lr-backbone", type=float)
+    training.add_argument(
+        "--lr-backbone", type=float, help="default: 1e-5 for a ResNet with weights, else --lr"
+    )
     training.add_argument("--weight-decay", type=float)
     training.add_argument("--clip", type=float, help="largest gradient norm; 0: none")
     training.add_argument("--warmup-steps", type=int)

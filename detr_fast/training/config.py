@@ -11,13 +11,11 @@ from detr_fast.models import MODELS
 from detr_fast.models.builders import POSITION_ENCODINGS
 
 # What the paper trains with (section 4 and appendix A.4). The defaults of TrainConfig itself train
-# a small model from scratch: batch norm allows larger steps, so that the backbone needs no rate of
-# its own.
+# a small model from scratch.
 PAPER_DEFAULTS: dict[str, Any] = {
     "epochs": 300,
     "batch_size": 2,
     "lr": 1e-4,
-    "lr_backbone": 1e-5,
     "clip": 0.1,
     "warmup_steps": 0,
     "schedule": "step",
@@ -27,6 +25,7 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "num_queries": 100,
     "backbone_weights": "imagenet",
 }
+FINE_TUNING_RATE = 1e-5  # the paper's, of a backbone with weights; without, it learns as the rest
 LOSS_PARTS = ("class", "bbox", "giou")
 # Arguments of the model that only ablations change.
 ABLATIONS = ("position_encoding", "position_at", "decoder_self_attention", "aux_loss")
@@ -69,7 +68,7 @@ class TrainConfig:
     batch_size: int = 16  # images per process and forward pass
     accumulate: int = 1  # forward passes per optimizer step
     lr: float = 4e-4
-    lr_backbone: float = 4e-4
+    lr_backbone: float = 4e-4  # default: lr where the backbone starts from random weights
     weight_decay: float = 1e-4
     clip: float = 1.0  # largest gradient norm; 0 = no clipping
     warmup_steps: int = 200
@@ -108,7 +107,10 @@ class TrainConfig:
         if model not in MODELS:
             raise ValueError(f"unknown model {model!r}, expected one of {', '.join(MODELS)}")
         defaults = {} if model == "tiny" else PAPER_DEFAULTS
-        config = cls(**{**defaults, **given})
+        values = {**defaults, **given}
+        scratch = values.get("backbone_weights") is None
+        rate = values.get("lr", cls.lr) if scratch else FINE_TUNING_RATE
+        config = cls(**{"lr_backbone": rate, **values})
         config._check()
         return config
 
