@@ -4,6 +4,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
+AMP = ("auto", "none", "bf16")
+
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """The autocast type, or None for float32.
@@ -11,7 +13,12 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     Args:
         amp: ``"none"``, ``"bf16"``, or ``"auto"``: bfloat16 where the hardware multiplies matrices
             in it, on GPUs from Ampere on and CPUs with AMX.
+
+    Raises:
+        ValueError: another word.
     """
+    if amp not in AMP:
+        raise ValueError(f"amp is {amp!r}, expected one of {', '.join(AMP)}")
     if amp == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)

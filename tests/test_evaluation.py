@@ -120,6 +120,11 @@ class TestDetect:
         assert figures["AP"] == pytest.approx(1.0)
 
 
+def test_an_unknown_precision_is_an_error():
+    with pytest.raises(ValueError, match="amp is 'fp16', expected one of auto, none, bf16"):
+        amp_dtype("fp16", torch.device("cpu"))
+
+
 @pytest.mark.parametrize("has_tiles", [True, False])
 def test_amp_dtype(monkeypatch, has_tiles):
     cpu = torch.device("cpu")

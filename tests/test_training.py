@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from detr_fast.training.engine import Interrupted
 from detr_fast.training.loader import TrainLoader
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.optimizer import make_optimizer
+from detr_fast.training.recipes import eval_recipe, train_recipe
 from detr_fast.training.schedule import make_scheduler
 
 TRAIN = ("--batch-size", "4", "--num-queries", "6", "--seed", "3", "--device", "cpu")
@@ -340,7 +343,7 @@ class TestCheckpoint:
         with pytest.raises(CheckpointError, match=r"part\.pt is incomplete: it lacks model, "):
             load_checkpoint(tmp_path / "part.pt")
         entries = dict.fromkeys(ENTRIES)
-        for config, said in (({"model": "vit"}, "model 'vit'"), ({"blur": 1}, "with blur")):
+        for config, said in (({"model": "vit"}, "model is 'vit'"), ({"blur": 1}, "with blur")):
             save_checkpoint(tmp_path / "new.pt", {**entries, "config": config})
             with pytest.raises(CheckpointError, match=rf"new\.pt is from another .*{said}"):
                 load_checkpoint(tmp_path / "new.pt")
@@ -613,6 +616,10 @@ class TestSchedule:
         assert rates[25] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
         assert rates[-1] < 0.001
 
+    def test_an_unknown_schedule_is_an_error(self):
+        with pytest.raises(ValueError, match="schedule is 'cosin', expected one of step, cosine"):
+            self.rates(schedule="cosin", warmup_steps=0, lr_drop=1.0)
+
     def test_warm_up_never_fills_a_short_run(self):
         assert self.rates(20, schedule="step", warmup_steps=200, lr_drop=1.0)[2:] == [1.0] * 18
 
@@ -656,14 +663,14 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"model": "vgg"}, "unknown model 'vgg'"),
+            ({"model": "vgg"}, "model is 'vgg', expected one of tiny, resnet18, "),
             ({"epochs": 0}, "epochs is 0"),
             ({"epochs": 2.5}, r"epochs is 2\.5, expected a whole number"),
             ({"seed": -1}, "seed is -1"),
             ({"lr": math.nan}, "lr is nan"),
             ({"eos_coef": -1.0}, r"eos_coef is -1\.0"),
             ({"image_size": (1, 1)}, r"image_size is \(1, 1\), expected at least 32"),
-            ({"model": "resnet50", "flip_vertical": True}, "belong to the small recipe"),
+            ({"recipe": "detr", "flip_vertical": True}, "belong to the small recipe"),
             ({"lr": -1.0}, r"lr is -1\.0"),
             ({"schedule": "linear"}, "schedule is 'linear', expected one of step, cosine"),
             ({"dropout": 1.5}, r"dropout is 1\.5"),
@@ -674,12 +681,43 @@ class TestConfig:
             ({"boxes": "cut"}, "boxes is 'cut', expected one of error, clip"),
             ({"data": "voc:x", "voc_origin": 2}, "voc_origin is 2, expected one of 0, 1"),
             ({"voc_origin": 1}, "voc_origin is 1, but shapes is no Pascal VOC folder"),
-            ({"momentum": 0.9}, "unknown training option 'momentum'"),
+            ({"amp": "fp16"}, "amp is 'fp16', expected one of auto, none, bf16"),
+            ({"recipe": "DETR"}, "recipe is 'DETR', expected one of small, detr"),
+            ({"cost_class": 0.0, "cost_bbox": 0, "cost_giou": 0}, "cost_giou are all 0, expected"),
+            ({"weight_class": 0, "weight_bbox": 0, "weight_giou": 0}, "weight_giou are all 0"),
+            ({"compile": "no"}, "compile is 'no', expected True or False"),
+            ({"epochs": True}, "epochs is True, expected a whole number"),
+            ({"lr": "1e-4"}, "lr is '1e-4', expected a number"),
+            ({"seed": None}, "seed is None, expected a whole number"),
+            ({"backbone_weights": Path("w.pth")}, r"backbone_weights is .*, expected a string"),
+            ({"image_size": (240,)}, r"image_size is \(240,\), expected \(height, width\)"),
+            ({"image_size": (240.0, 320.0)}, r"image_size is .*, expected \(height, width\)"),
         ],
     )
     def test_errors_name_the_option(self, options, message):
         with pytest.raises(ValueError, match=message):
             TrainConfig.create(**options)
+        with pytest.raises(ValueError, match=message):
+            TrainConfig(**options)
+        with pytest.raises(ValueError, match=message):
+            TrainConfig.from_dict(TrainConfig().to_dict() | options)
+        with pytest.raises(ValueError, match=message):
+            replace(TrainConfig(), **options)
+
+    def test_an_unknown_option_is_named(self):
+        with pytest.raises(ValueError, match="unknown training option 'momentum'"):
+            TrainConfig.create(momentum=0.9)
+
+    def test_an_older_configuration_has_the_defaults_of_what_is_new(self):
+        older = {"model": "resnet50", "epochs": 300, "recipe": "detr", "image_size": None}
+        assert TrainConfig.from_dict(older) == TrainConfig(
+            model="resnet50", epochs=300, recipe="detr"
+        )
+
+    @pytest.mark.parametrize("recipe", [train_recipe, eval_recipe])
+    def test_an_unknown_recipe_is_an_error(self, recipe):
+        with pytest.raises(ValueError, match="recipe is 'DETR', expected one of small, detr"):
+            recipe(SimpleNamespace(recipe="DETR"))
 
 
 def test_open_data_gives_both_sets_the_same_classes(voc_folder):

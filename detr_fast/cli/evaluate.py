@@ -9,7 +9,7 @@ from typing import Any
 from detr_fast.cli.arguments import add_box_options, box_options
 from detr_fast.cli.train import open_val_data
 from detr_fast.evaluation import evaluate, format_metrics
-from detr_fast.precision import amp_dtype
+from detr_fast.precision import AMP, amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
 from detr_fast.training.loader import default_workers
 
@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_box_options(parser)
     parser.add_argument("--batch-size", type=int, help="default: that of training")
     parser.add_argument("--workers", type=int, help="processes that load images")
-    parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="auto")
+    parser.add_argument("--amp", choices=AMP, default="auto")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--out", type=Path, metavar="JSON", help="write the figures here too")
     return parser

@@ -14,10 +14,13 @@ from detr_fast.data.cache import available_memory
 from detr_fast.evaluation import format_metrics
 from detr_fast.losses import BOX_LOSSES
 from detr_fast.models import MODELS
+from detr_fast.precision import AMP
 from detr_fast.training import TrainConfig, Trainer, distributed, load_checkpoint
+from detr_fast.training.config import RECIPES
 from detr_fast.training.engine import SAVE_MINUTES, Interrupted
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.recipes import eval_recipe, train_recipe
+from detr_fast.training.schedule import SCHEDULES
 from detr_fast.visualize import plot_training
 
 DESCRIPTION = """\
@@ -77,7 +80,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--train-split", help="default: train")
     data.add_argument("--val-split", help="default: val")
     add_box_options(data)
-    data.add_argument("--recipe", choices=("small", "detr"), help="image transforms")
+    data.add_argument("--recipe", choices=RECIPES, help="image transforms")
     data.add_argument(
         "--image-size",
         type=int,
@@ -134,14 +137,14 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--weight-decay", type=float)
     training.add_argument("--clip", type=float, help="largest gradient norm; 0: none")
     training.add_argument("--warmup-steps", type=int)
-    training.add_argument("--schedule", choices=("step", "cosine"))
+    training.add_argument("--schedule", choices=SCHEDULES)
     training.add_argument(
         "--lr-drop", type=float, metavar="SHARE", help="step schedule: when, as a share of the run"
     )
     training.add_argument("--ema", type=float, metavar="DECAY", help="averaged weights; 0: none")
     training.add_argument("--box-loss", choices=BOX_LOSSES)
     training.add_argument("--eos-coef", type=float, help='class weight of "no object"')
-    training.add_argument("--amp", choices=("auto", "none", "bf16"))
+    training.add_argument("--amp", choices=AMP)
     training.add_argument(
         "--compile", action="store_true", help="torch.compile: minutes to start, faster steps"
     )

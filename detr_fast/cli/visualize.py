@@ -13,7 +13,7 @@ from detr_fast.cli.arguments import add_box_options, add_debug, box_options, cou
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.cli.train import open_val_data
 from detr_fast.data import DetectionDataset, read_image
-from detr_fast.precision import amp_dtype, autocast
+from detr_fast.precision import AMP, amp_dtype, autocast
 from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.recipes import eval_recipe
@@ -91,7 +91,7 @@ def _add_kind(kinds: Any, name: str, draw: Any, text: str) -> argparse.ArgumentP
     parser.add_argument(
         "--out", type=Path, default=Path(), help="the folder for the pictures; default: here"
     )
-    parser.add_argument("--amp", choices=("auto", "none", "bf16"), default="none")
+    parser.add_argument("--amp", choices=AMP, default="none")
     parser.add_argument("--device", help="default: a GPU if there is one")
     add_debug(parser, default=argparse.SUPPRESS)
     parser.set_defaults(draw=draw)

@@ -64,9 +64,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}")
     unknown = set(state["config"]) - set(TrainConfig.__dataclass_fields__)
-    if unknown or state["config"].get("model") not in MODELS:
-        what = ", ".join(sorted(unknown)) or f"model {state['config'].get('model')!r}"
+    if unknown:
+        what = ", ".join(sorted(unknown))
         raise CheckpointError(f"{path} is from another version of detr_fast, with {what}")
+    try:
+        TrainConfig.from_dict(state["config"])
+    except ValueError as error:
+        raise CheckpointError(f"{path} is from another version of detr_fast: {error}") from error
     return state
 
 

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from detr_fast.data.dataset import BOXES
 from detr_fast.losses import BOX_LOSSES
 from detr_fast.matching import FastMatcher
 from detr_fast.models import MODELS
 from detr_fast.models.builders import POSITION_ENCODINGS
+from detr_fast.precision import AMP
+from detr_fast.training.schedule import SCHEDULES
 
 # What the paper trains with (section 4 and appendix A.4). The defaults of TrainConfig itself train
 # a small model from scratch.
@@ -26,9 +28,17 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "backbone_weights": "imagenet",
 }
 FINE_TUNING_RATE = 1e-5  # the paper's, of a backbone with weights; without, it learns as the rest
+RECIPES = ("small", "detr")
 LOSS_PARTS = ("class", "bbox", "giou")
 # Arguments of the model that only ablations change.
 ABLATIONS = ("position_encoding", "position_at", "decoder_self_attention", "aux_loss")
+TYPES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    tuple: "(height, width), two whole numbers",
+}
 MIN_IMAGE_SIZE = 32  # the coarsest feature map, at stride 32, has one place then
 
 
@@ -37,7 +47,11 @@ class TrainConfig:
     """One training run. Rates are per optimizer step, sizes in pixels.
 
     Build it with ``TrainConfig.create``, which fills in the defaults of the model: those of the
-    paper for the ResNets, those of training from scratch for ``tiny``.
+    paper for the ResNets, those of training from scratch for ``tiny``. However it is built, it
+    holds nothing that cannot be.
+
+    Raises:
+        ValueError: a value that cannot be; the message names the field, the value, what may be.
     """
 
     data: str = "shapes"  # see detr_fast.data.open_dataset
@@ -97,28 +111,23 @@ class TrainConfig:
         """A configuration from the options given, with the model's defaults for the others.
 
         Raises:
-            ValueError: an unknown option, or a value that cannot be; the message names both.
+            ValueError: an unknown option, or a value that cannot be.
         """
         known = {field.name for field in fields(cls)}
         for name in given:
             if name not in known:
                 raise ValueError(f"unknown training option {name!r}")
-        model = given.get("model", cls.model)
-        if model not in MODELS:
-            raise ValueError(f"unknown model {model!r}, expected one of {', '.join(MODELS)}")
-        defaults = {} if model == "tiny" else PAPER_DEFAULTS
+        defaults = {} if given.get("model", cls.model) == "tiny" else PAPER_DEFAULTS
         values = {**defaults, **given}
         scratch = values.get("backbone_weights") is None
         rate = values.get("lr", cls.lr) if scratch else FINE_TUNING_RATE
-        config = cls(**{"lr_backbone": rate, **values})
-        config._check()
-        return config
+        return cls(**{"lr_backbone": rate, **values})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
-        """The configuration that ``to_dict`` wrote."""
+        """The configuration that ``to_dict`` wrote; what it lacks, as an older one, is default."""
         values = dict(values)
-        if values.get("image_size") is not None:
+        if isinstance(values.get("image_size"), list):
             values["image_size"] = tuple(values["image_size"])
         return cls(**values)
 
@@ -149,7 +158,9 @@ class TrainConfig:
             args["trainable_layers"] = 5 if scratch else 3
         return args
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), field.type)
         least = {
             **dict.fromkeys(("epochs", "batch_size", "accumulate", "num_queries"), 1),
             **dict.fromkeys(("eval_every", "log_every", "pad_multiple"), 1),
@@ -157,33 +168,36 @@ class TrainConfig:
         }
         for name, minimum in least.items():
             value = getattr(self, name)
-            if value is None and name == "workers":
+            if value is None:  # workers
                 continue
-            if not isinstance(value, int) or value < minimum:
+            if value < minimum:
                 raise ValueError(f"{name} is {value!r}, expected a whole number from {minimum} on")
             if value >= 2**63:
                 raise ValueError(f"{name} is {value}, expected less than 2**63")
-        weights = [f"{kind}_{part}" for kind in ("cost", "weight") for part in LOSS_PARTS]
-        for name in ("lr", "lr_backbone", "weight_decay", "clip", "eos_coef", *weights):
+        costs, weights = ([f"{k}_{part}" for part in LOSS_PARTS] for k in ("cost", "weight"))
+        for name in ("lr", "lr_backbone", "weight_decay", "clip", "eos_coef", *costs, *weights):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        for names in (costs, weights):
+            if not any(getattr(self, name) for name in names):
+                raise ValueError(f"{', '.join(names)} are all 0, expected one above 0")
         if self.cache_gb is not None and not 0 < self.cache_gb < math.inf:
             raise ValueError(f"cache_gb is {self.cache_gb}, expected more than 0")
-        if self.image_size is not None and min(self.image_size) < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f"image_size is {self.image_size}, expected at least {MIN_IMAGE_SIZE} each way"
-            )
-        if self.recipe == "detr" and (self.image_size is not None or self.flip_vertical):
-            raise ValueError(
-                "image_size and flip_vertical belong to the small recipe; this is the detr recipe"
-            )
+        if self.image_size is not None:
+            if len(self.image_size) != 2 or {type(side) for side in self.image_size} != {int}:
+                raise ValueError(f"image_size is {self.image_size}, expected {TYPES[tuple]}")
+            if min(self.image_size) < MIN_IMAGE_SIZE:
+                raise ValueError(
+                    f"image_size is {self.image_size}, expected at least {MIN_IMAGE_SIZE} each way"
+                )
         for name, choices in (
             ("boxes", BOXES),
             ("voc_origin", (0, 1)),
-            ("recipe", ("small", "detr")),
+            ("model", tuple(MODELS)),
+            ("recipe", RECIPES),
             ("decode", ("cpu", "cuda")),
-            ("schedule", ("step", "cosine")),
-            ("amp", ("auto", "none", "bf16")),
+            ("schedule", SCHEDULES),
+            ("amp", AMP),
             ("box_loss", BOX_LOSSES),
             ("query_mode", (None, "learned", "anchor")),
             ("stride", (None, 8, 16)),
@@ -196,6 +210,10 @@ class TrainConfig:
         specs = (self.data, self.val_data or "")
         if self.voc_origin and not any(spec.startswith("voc:") for spec in specs):
             raise ValueError(f"voc_origin is 1, but {self.data} is no Pascal VOC folder")
+        if self.recipe == "detr" and (self.image_size is not None or self.flip_vertical):
+            raise ValueError(
+                "image_size and flip_vertical belong to the small recipe; this is the detr recipe"
+            )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         if not 0 <= self.ema < 1:
@@ -208,3 +226,17 @@ class TrainConfig:
             raise ValueError(
                 "the tiny model has no pretrained backbone: leave backbone_weights out"
             )
+
+
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    """A word where a number or a truth value belongs would be misread, or fail far from here."""
+    kinds = [get_origin(kind) or kind for kind in get_args(annotation) or (annotation,)]
+    kind = kinds[0]  # the other, if any, is that of None
+    if value is None:
+        fits = type(None) in kinds
+    elif isinstance(value, bool):  # to Python it is an int, too
+        fits = kind is bool
+    else:
+        fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits:
+        raise ValueError(f"{name} is {value!r}, expected {TYPES[kind]}")

@@ -5,6 +5,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+SCHEDULES = ("step", "cosine")
+
 
 def make_scheduler(
     optimizer: Optimizer, schedule: str, total_steps: int, warmup_steps: int, lr_drop: float
@@ -15,7 +17,12 @@ def make_scheduler(
         total_steps: optimizer steps of the whole run.
         warmup_steps: capped at a tenth of the run, so that short runs train too.
         lr_drop: share of the run after which the step schedule drops.
+
+    Raises:
+        ValueError: an unknown schedule.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}")
     warmup_steps = min(warmup_steps, total_steps // 10)
 
     def factor(step: int) -> float:
