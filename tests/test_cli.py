@@ -58,14 +58,14 @@ class TestTrain:
 
         from detr_fast.training import Trainer, load_checkpoint
 
-        step = Trainer._train_step
+        step = Trainer.train_on
 
         def interrupted(self, batches):
             if self.step == 2:
                 signal.raise_signal(signal.SIGINT)
             return step(self, batches)
 
-        monkeypatch.setattr(Trainer, "_train_step", interrupted)
+        monkeypatch.setattr(Trainer, "train_on", interrupted)
         assert main(["train", "--epochs", "1", "--runs", str(tmp_path), "--workers", "1"]) == 130
         assert load_checkpoint(tmp_path / "shapes-tiny")["step"] == 3
 

@@ -97,14 +97,14 @@ def _statistics_of_one_process(rank: int, store: str, results: str) -> None:
     )
     folder = Path(results)
     trainer = Trainer(config, images, images, folder, torch.device("cpu"), quiet=True)
-    step, seen = trainer._train_step, []
+    step, seen = trainer.train_on, []
 
     def remember(batches):
         losses = step(batches)
         seen.append(trainer.model.backbone[0].body.stage1[0][1].running_mean.clone())
         return losses
 
-    trainer._train_step = remember
+    trainer.train_on = remember
     trainer.run()
     buffers = [buffer.clone() for buffer in trainer.eval_model.buffers()]
     torch.save({"seen": seen[-1], "buffers": buffers}, folder / f"{rank}.pt")

@@ -151,7 +151,7 @@ def _out_of_memory_in_one_of_two(rank: int, folder: str) -> None:
     before = [parameter.clone() for parameter in trainer.model.parameters()]
     seen = fails_beyond(trainer, (99, 3)[rank])
     with pytest.raises((ValueError, RuntimeError)) as error:
-        trainer._train_step([batch_of(trainer, 8)])
+        trainer.train_on([batch_of(trainer, 8)])
     unchanged = all(map(torch.equal, before, trainer.model.parameters()))
     dist.destroy_process_group()
     (path / f"{rank}.json").write_text(json.dumps([seen, str(error.value), unchanged]))

@@ -12,7 +12,6 @@ from PIL import Image
 from shared_data import BCCD, TINY_COCO, needs_bccd, needs_tiny_coco
 
 from detr_fast.cli import main
-from detr_fast.cli.train import open_data
 from detr_fast.data import (
     CocoDetection,
     DataError,
@@ -33,6 +32,7 @@ from detr_fast.data.cache import ImageCache, available_memory
 from detr_fast.data.images import ImageFile, read_image, read_scaled
 from detr_fast.packing import PackedTargets
 from detr_fast.training import TrainConfig, Trainer
+from detr_fast.training.datasets import open_data
 from detr_fast.training.loader import TrainLoader
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import torch
 
 from detr_fast import _C
 from detr_fast.cli import main
-from detr_fast.cli.train import open_data
 from detr_fast.training import TrainConfig
+from detr_fast.training.datasets import open_data
 from detr_fast.training.graph import why_not
 from detr_fast.training.logs import ProgressBar
 from detr_fast.training.memory import is_out_of_memory
@@ -41,7 +41,7 @@ def test_out_of_memory_says_what_fits(tmp_path):
     before = [p.clone() for p in trainer.model.parameters()]
     seen = fails_beyond(trainer, 3)
     with pytest.raises(ValueError) as error:
-        trainer._train_step([batch_of(trainer, 8)])
+        trainer.train_on([batch_of(trainer, 8)])
     assert str(error.value) == (
         "step 1: out of memory on cpu with a batch size of 8 at 48 x 64 pixels; 2 fits: "
         "--batch-size 2, with --accumulate 4 for as many images per step, or --checkpointing"
@@ -56,7 +56,7 @@ def test_out_of_memory_with_one_image(tmp_path):
     trainer = small_trainer(tmp_path)
     fails_beyond(trainer, 0)
     with pytest.raises(ValueError, match="not even one image fits: use smaller images"):
-        trainer._train_step([batch_of(trainer, 2)])
+        trainer.train_on([batch_of(trainer, 2)])
 
 
 def test_out_of_memory_in_an_evaluation(tmp_path):
@@ -79,7 +79,7 @@ def test_other_errors_are_not_taken_for_it(tmp_path):
     trainer = small_trainer(tmp_path)
     trainer.model.forward = lambda *_: torch.ones(2, 3) @ torch.ones(2, 3)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        trainer._train_step([batch_of(trainer, 2)])
+        trainer.train_on([batch_of(trainer, 2)])
 
 
 def test_when_a_cuda_graph_is_possible(monkeypatch):

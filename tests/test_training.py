@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from detr_fast import _C, faults
-from detr_fast.cli.train import open_data
 from detr_fast.data import Shapes, fixed_eval, small_train
 from detr_fast.models import detr_resnet18, detr_tiny
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint, load_model
 from detr_fast.training.averaging import WeightAverage
 from detr_fast.training.checkpoint import ENTRIES, save_checkpoint
+from detr_fast.training.datasets import open_data
 from detr_fast.training.engine import Interrupted
 from detr_fast.training.loader import TrainLoader
 from detr_fast.training.logs import read_metrics
@@ -165,14 +165,14 @@ class TestResume:
         whole.run()
         stopped = small_trainer(tmp_path / "stopped", dropout=0.1)
         handler = signal.getsignal(signal.SIGINT)
-        step = stopped._train_step
+        step = stopped.train_on
 
         def interrupt_at_eight(batches):
             if stopped.step == 7:
                 signal.raise_signal(signal.SIGINT)
             return step(batches)
 
-        stopped._train_step = interrupt_at_eight
+        stopped.train_on = interrupt_at_eight
         with pytest.raises(Interrupted, match="stopped at step 8 of 18"):
             stopped.run()
         assert signal.getsignal(signal.SIGINT) is handler
@@ -188,14 +188,14 @@ class TestResume:
         """Its evaluation is the first thing that the resumed run does."""
         small_trainer(tmp_path / "whole").run()
         stopped = small_trainer(tmp_path / "stopped")
-        step = stopped._train_step
+        step = stopped.train_on
 
         def interrupt(batches):
             if stopped.step == 6 * epoch - 1:
                 signal.raise_signal(signal.SIGINT)
             return step(batches)
 
-        stopped._train_step = interrupt
+        stopped.train_on = interrupt
         with pytest.raises(Interrupted, match=f"stopped at step {6 * epoch} of 18"):
             stopped.run()
         assert_resumed_as_whole(tmp_path / "stopped", tmp_path / "whole", epoch)
@@ -250,7 +250,7 @@ class TestResume:
         """At the next step that is logged, from which a killed run goes on."""
         small_trainer(tmp_path / "whole", epochs=2, log_every=2).run()
         killed = small_trainer(tmp_path / "killed", epochs=2, log_every=2)
-        step, saved = killed._train_step, saved_steps(killed)
+        step, saved = killed.train_on, saved_steps(killed)
 
         def half_an_hour_later(batches):
             if killed.step == 8:  # this one is the ninth
@@ -259,7 +259,7 @@ class TestResume:
                 raise KeyboardInterrupt
             return step(batches)
 
-        killed._train_step = half_an_hour_later
+        killed.train_on = half_an_hour_later
         with pytest.raises(KeyboardInterrupt):
             killed.run()
         assert saved[-1] == 10 and saved.count(10) == 1 and set(saved) == {6, 10}
@@ -389,7 +389,7 @@ class TestEngine:
         images, mask = torch.randn(8, 3, 48, 48), torch.zeros(8, 48, 48, dtype=torch.bool)
         halves = [(images[:4], mask[:4], targets[:4]), (images[4:], mask[4:], targets[4:])]
         losses = [
-            trainer._train_step(batches)
+            trainer.train_on(batches)
             for trainer, batches in zip(trainers, ([(images, mask, targets)], halves), strict=True)
         ]
         for a, b in zip(
@@ -400,14 +400,14 @@ class TestEngine:
 
     def test_logged_losses_are_means_over_the_steps_since_the_last_row(self, tmp_path):
         trainer = small_trainer(tmp_path, epochs=2, log_every=4)
-        step, seen = trainer._train_step, []
+        step, seen = trainer.train_on, []
 
         def remember(*args):
             losses = step(*args)
             seen.append({name: float(value.detach()) for name, value in losses.items()})
             return losses
 
-        trainer._train_step = remember
+        trainer.train_on = remember
         trainer.run()
         rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
         assert [row["step"] for row in rows] == [4, 6, 8, 12]  # the end of an epoch too
@@ -471,8 +471,8 @@ class TestEngine:
         before = (tmp_path / "last.pt").read_bytes()
         trainer = small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=2)
         empty = {"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
-        step = trainer._train_step
-        trainer._train_step = lambda batches: step(
+        step = trainer.train_on
+        trainer.train_on = lambda batches: step(
             [(images, mask, [empty] * len(targets)) for images, mask, targets in batches]
         )
         nn.init.constant_(trainer.model.class_embed.bias, math.nan)
@@ -487,7 +487,7 @@ class TestEngine:
         monkeypatch.setattr("detr_fast.training.engine.check_faults", faults.raise_found)
         slots = faults.slots_of(torch.device("cpu"), layers=1, images=4)
         trainer = small_trainer(tmp_path, log_every=4 if found_by == "log" else 100)
-        step = trainer._train_step
+        step = trainer.train_on
 
         def spoil_the_seventh(batches):
             if trainer.step == 6:  # image 2, query 5
@@ -496,7 +496,7 @@ class TestEngine:
                 signal.raise_signal(signal.SIGINT)
             return step(batches)
 
-        trainer._train_step = spoil_the_seventh
+        trainer.train_on = spoil_the_seventh
         with pytest.raises(
             ValueError, match=r"^by step 8: outputs\['pred_boxes'\]\[2, 5\] must be"
         ):
@@ -551,7 +551,7 @@ class TestEngine:
         trainer = small_trainer(tmp_path, epochs=1)
         empty = {"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
         mask = torch.zeros(2, 48, 48, dtype=torch.bool)
-        losses = trainer._train_step([(torch.randn(2, 3, 48, 48), mask, [empty, empty])])
+        losses = trainer.train_on([(torch.randn(2, 3, 48, 48), mask, [empty, empty])])
         assert losses["loss"].isfinite() and losses["loss_bbox"] == 0
 
 

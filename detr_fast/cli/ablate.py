@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from detr_fast.cli.arguments import add_box_options, box_options, count
-from detr_fast.cli.train import open_data
 from detr_fast.training import TrainConfig, distributed
 from detr_fast.training.ablation import VARIANTS, Ablation, changed_variants
+from detr_fast.training.datasets import open_data
 from detr_fast.training.engine import Interrupted
 from detr_fast.visualize import ablation_report, plot_ablation
 

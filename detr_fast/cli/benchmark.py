@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from detr_fast.cli.arguments import count
-from detr_fast.cli.train import add_config_options, given_options, open_train_data
+from detr_fast.cli.train import add_config_options, given_options
 from detr_fast.training import TrainConfig, Trainer, distributed
 from detr_fast.training.clock import PHASES, PhaseClock
+from detr_fast.training.datasets import open_train_data
 
 BAR = 40  # characters of the longest bar
 
@@ -68,7 +69,7 @@ def measure(trainer: Trainer, steps: int, warm_up: int = 3) -> tuple[dict[str, f
         clock.start()
         loaded = [next(batches) for _ in range(trainer.config.accumulate)]
         clock.mark("data")
-        trainer._train_step(loaded, clock.mark)
+        trainer.train_on(loaded, clock.mark)
         taken = clock.stop()
         if step >= warm_up:
             phases.append(taken)

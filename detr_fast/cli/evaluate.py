@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from detr_fast.cli.arguments import add_box_options, box_options
-from detr_fast.cli.train import open_val_data
 from detr_fast.evaluation import evaluate, format_metrics
 from detr_fast.precision import AMP, amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training.datasets import open_val_data
 from detr_fast.training.loader import default_workers
 
 

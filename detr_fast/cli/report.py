@@ -12,10 +12,10 @@ from torchvision.ops import box_convert
 from detr_fast import __version__
 from detr_fast.cli.arguments import count
 from detr_fast.cli.pictures import as_picture, batches
-from detr_fast.cli.train import open_data
 from detr_fast.data import DetectionDataset
 from detr_fast.evaluation import METRICS, detect_batch
 from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training.datasets import open_data
 from detr_fast.training.logs import read_metrics
 from detr_fast.visualize import (
     collect_predictions,

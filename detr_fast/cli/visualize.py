@@ -11,10 +11,10 @@ from torchvision.transforms.v2 import functional as F
 
 from detr_fast.cli.arguments import add_box_options, add_debug, box_options, count, point, score
 from detr_fast.cli.pictures import as_picture, batches
-from detr_fast.cli.train import open_val_data
 from detr_fast.data import DetectionDataset, read_image
 from detr_fast.precision import AMP, amp_dtype, autocast
 from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training.datasets import open_val_data
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.recipes import eval_recipe
 from detr_fast.visualize import (

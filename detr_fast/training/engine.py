@@ -228,7 +228,7 @@ class Trainer:
         waited_then = self.prefetcher.data_seconds
         for _ in range(done, self.steps_per_epoch):
             loaded = [next(batches) for _ in range(config.accumulate)]
-            losses = self._train_step(loaded)
+            losses = self.train_on(loaded)
             self.step += 1
             before, clock = clock, time.perf_counter()
             self.seconds += clock - before
@@ -277,9 +277,14 @@ class Trainer:
             if stop:
                 raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
 
-    def _train_step(
+    def train_on(
         self, batches: list[Batch], mark: Callable[[str], None] = ignore
     ) -> dict[str, Tensor]:
+        """One optimizer step on ``accumulate`` batches, and what follows it; returns the losses.
+
+        Raises:
+            ValueError: bad values, or too little memory; the message names the step.
+        """
         try:
             losses = self._run_step(batches, mark)
         except ValueError as error:

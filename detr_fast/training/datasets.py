@@ -1,0 +1,73 @@
+"""Which data sets a configuration names, with their transforms and what they keep in memory."""
+
+from pathlib import Path
+from typing import Any
+
+from detr_fast.data import DetectionDataset, open_dataset
+from detr_fast.data.cache import available_memory
+from detr_fast.training import distributed
+from detr_fast.training.config import TrainConfig
+from detr_fast.training.recipes import eval_recipe, train_recipe
+
+
+def open_data(
+    config: TrainConfig, classes: list[str] | None = None
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """The training and validation data of a configuration, with the same classes."""
+    train_set = open_train_data(config, classes)
+    taken = 0 if train_set.cache is None else train_set.cache.bytes
+    return train_set, open_val_data(config, train_set.class_names, memory_taken=taken)
+
+
+def open_train_data(config: TrainConfig, classes: list[str] | None = None) -> DetectionDataset:
+    """The training data of a configuration, with its transforms."""
+    return open_dataset(
+        config.data,
+        config.train_split,
+        train_recipe(config, normalize=False),
+        classes,
+        boxes=config.boxes,
+        voc_origin=config.voc_origin,
+        scaled_decoding=config.draft,
+        **_cache_options(config),
+    )
+
+
+def open_val_data(
+    config: TrainConfig,
+    classes: list[str],
+    data: str | None = None,
+    split: str | None = None,
+    memory_taken: int = 0,
+) -> DetectionDataset:
+    """What a configuration is evaluated on, or other data, with its transforms and classes.
+
+    ``memory_taken``: bytes that the images of the training data may take.
+    """
+    spec = data or config.val_data or config.data
+    if split is not None and _names_one_split(spec):
+        raise ValueError(f"{spec} names one split: leave out the split {split!r}")
+    if data is None and config.val_data is None and _names_one_split(spec):
+        raise ValueError(f"{spec} names one split: say what to evaluate on with --val-data")
+    return open_dataset(
+        spec,
+        split or config.val_split,
+        eval_recipe(config, normalize=False),
+        classes,
+        boxes=config.boxes,
+        voc_origin=config.voc_origin,
+        **_cache_options(config, memory_taken),
+    )
+
+
+def _cache_options(config: TrainConfig, taken: int = 0) -> dict[str, Any]:
+    """What a data set may keep in memory in this process, beside what is ``taken``."""
+    if not config.cache:
+        return {}
+    limit = available_memory() // 2 if config.cache_gb is None else int(config.cache_gb * 1e9)
+    share = limit // distributed.local_world_size()
+    return {"cache_images": True, "cache_limit": max(0, share - taken)}
+
+
+def _names_one_split(spec: str) -> bool:
+    return spec.startswith("coco:") and not Path(spec.removeprefix("coco:")).is_dir()
