@@ -1,6 +1,9 @@
 """DETR and its parts: shapes, names, padding, queries."""
 
 import math
+import re
+import socket
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -184,6 +187,36 @@ class TestBackbone:
         (tmp_path / "text.pth").write_text("not weights")
         with pytest.raises(CheckpointError, match=r"text\.pth cannot be read"):
             ResNetBackbone("resnet18", tmp_path / "text.pth")
+
+    def test_imagenet_weights_that_torch_has_already(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        resnet = torchvision.models.resnet18()
+        (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+        file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+        torch.save(resnet.state_dict(), file)
+        for norm in ("frozen", "batch"):
+            backbone = ResNetBackbone("resnet18", "imagenet", norm)
+            torch.testing.assert_close(backbone.body.conv1.weight, resnet.conv1.weight)
+        file.write_bytes(file.read_bytes()[:2000])
+        with pytest.raises(CheckpointError, match=rf"put that file at {re.escape(str(file))}"):
+            ResNetBackbone("resnet18", "imagenet")
+
+    def test_imagenet_weights_without_a_network(self, tmp_path, monkeypatch):
+        def refuse(*_, **__):
+            raise URLError(socket.gaierror(-2, "Name or service not known"))
+
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+        with pytest.raises(CheckpointError) as caught:
+            ResNetBackbone("resnet50", "imagenet")
+        for part in (
+            "https://download.pytorch.org/models/resnet50-0676ba61.pth (URLError: ",
+            "Name or service not known",
+            str(tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"),
+            "--backbone-weights PATH",
+        ):
+            assert part in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
 
     def test_trainable_layers(self):
         backbone = ResNetBackbone("resnet18", trainable_layers=3)

@@ -1,8 +1,11 @@
 """Backbones: an image to one feature map (paper, section 3.2 and appendix A.4)."""
 
+import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -33,7 +36,8 @@ class ResNetBackbone(nn.Module):
 
     Raises:
         ValueError: an unknown name or norm, or DC5 for a ResNet without bottlenecks.
-        CheckpointError: a weights file that does not exist, cannot be read or does not fit.
+        CheckpointError: a weights file that does not exist, cannot be read or does not fit, or
+            ImageNet weights that cannot be downloaded.
     """
 
     def __init__(
@@ -54,11 +58,12 @@ class ResNetBackbone(nn.Module):
         if dilation and name in ("resnet18", "resnet34"):
             raise ValueError(f"DC5 needs bottleneck blocks, which {name} does not have")
         resnet = getattr(torchvision.models, name)(
-            weights="IMAGENET1K_V1" if weights == "imagenet" else None,
             replace_stride_with_dilation=[False, False, dilation],
             norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d,
         )
-        if weights not in (None, "imagenet"):
+        if weights == "imagenet":
+            resnet.load_state_dict(_imagenet_state(name))
+        elif weights is not None:
             _load_resnet(resnet, Path(weights))
         trained = ("layer4", "layer3", "layer2", "layer1", "stem")[:trainable_layers]
         for parameter_name, parameter in resnet.named_parameters():
@@ -73,6 +78,21 @@ class ResNetBackbone(nn.Module):
         # Trained batch norm would count each batch twice.
         checkpointing = self.checkpointing and self.training and self.norm == "frozen"
         return resnet_forward(self.body, images, checkpointing)
+
+
+def _imagenet_state(name: str) -> dict[str, Any]:
+    """torchvision's first ImageNet weights, downloaded unless torch has them already."""
+    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    # The network, the disk, a file that is not what its name says, a file that is damaged.
+    except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+        raise CheckpointError(
+            f"the ImageNet weights of {name} cannot be had from {weights.url} "
+            f"({type(error).__name__}: {' '.join(str(error).split())}): put that file at {file}, "
+            "or say --backbone-weights PATH, or none to train from random weights"
+        ) from error
 
 
 def _load_resnet(resnet: nn.Module, path: Path) -> None:
