@@ -124,6 +124,49 @@ class TestTrain:
         state = torch.load(tmp_path / "fine" / "last.pt", weights_only=True)
         assert not any("num_batches_tracked" in name for name in state["model"])
 
+    def test_init_from_published_weights(self, coco_files, tmp_path, capsys, monkeypatch):
+        """Nothing is downloaded; the run goes on, and is evaluated, without the file."""
+        from detr_fast.models import detr_resnet18
+
+        monkeypatch.setattr("torch.hub.load_state_dict_from_url", pytest.fail)
+        weights = tmp_path / "detr.pth"
+        trained = detr_resnet18().state_dict()
+        torch.save({"model": trained}, weights)
+        images, truth = coco_files
+        spec = f"coco:{images}:{truth}"
+        options = ["--model", "resnet18", "--init-from", str(weights), "--recipe", "small"]
+        options += ["--data", spec, "--val-data", spec, "--epochs", "1", "--name", "fine"]
+        assert main(["train", *options, "--runs", str(tmp_path), *FAST]) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("init ")]
+        assert said == [
+            f"init   {weights}: loaded {len(trained) - 3} tensors; left as initialised: "
+            "class_embed.weight, class_embed.bias, query_embed.weight"
+        ]
+        weights.unlink()
+        run = tmp_path / "fine"
+        state = torch.load(run / "last.pt", weights_only=True)
+        assert state["config"]["init_from"] == str(weights) and state["step"] == 2
+        stem = "backbone.0.body.conv1.weight"  # frozen
+        assert torch.equal(state["model"][stem], trained[stem])
+        assert main(["train", "--resume", str(run), "--epochs", "2", "--device", "cpu"]) == 0
+        assert "init " not in capsys.readouterr().out
+        assert main(["eval", str(run), "--device", "cpu"]) == 0
+
+    def test_more_epochs_than_were_planned(self, run, tmp_path, capsys):
+        """The rates are those of a run of that length from the start."""
+        copy = shutil.copytree(run, tmp_path / "copy")
+        assert main(["train", "--resume", str(copy), "--epochs", "4", "--device", "cpu"]) == 0
+        said = capsys.readouterr().out
+        note = "note   4 epochs in all, no longer 2: the learning rate follows the step schedule of"
+        assert said.count(note) == 1 and "resumed at step 6" in said
+        state = torch.load(copy / "last.pt", weights_only=True)
+        assert state["step"] == 12 and state["config"]["epochs"] == 4
+        rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+        assert [row["epoch"] for row in rows if row["kind"] == "val"] == [1, 2, 3, 4]
+        for epochs in ("3", "4"):
+            assert main(["train", "--resume", str(copy), "--epochs", epochs]) == 2
+            assert f"--epochs is {epochs}, but {copy} has done 4" in capsys.readouterr().err
+
     def test_more_objects_than_queries_is_said(self, voc_folder, tmp_path, capsys):
         options = ["--data", f"voc:{voc_folder}", "--epochs", "1", "--runs", str(tmp_path), *FAST]
         assert main(["train", *options, "--num-queries", "2"]) == 0
@@ -325,9 +368,15 @@ class TestErrors:
 
     def test_wrong_options(self, capsys, tmp_path, run):
         assert "lr is -1.0" in self.train(capsys, tmp_path, "shapes", "--lr", "-1")
-        assert "--epochs" in self.fails(capsys, "train", "--resume", str(run), "--epochs", "9")
         seldom = ["--resume", str(run), "--save-minutes", "-1"]  # no option of the run itself
         assert "save_minutes is -1.0, expected 0 or more" in self.fails(capsys, "train", *seldom)
+        error = self.fails(capsys, "train", "--resume", str(run), "--init-from", str(run))
+        assert error.endswith("leave out --init-from")
+        assert "--lr, --name" in self.fails(
+            capsys, "train", "--resume", str(run), "--epochs", "9", "--lr", "1", "--name", "x"
+        )
+        error = self.train(capsys, tmp_path, "shapes", "--init-from", str(tmp_path / "no.pth"))
+        assert "no.pth: no such file" in error and not list((tmp_path / "runs").iterdir())
         with pytest.raises(SystemExit):
             main(["predict", str(run), "x.jpg", "--threshold", "2"])
         assert "--threshold: '2', expected a score in 0..1" in capsys.readouterr().err

@@ -276,6 +276,25 @@ class TestResume:
         trainer.run()
         assert set(saved) == steps
 
+    @pytest.mark.parametrize("schedule", ["step", "cosine"])
+    def test_rates_are_those_of_the_new_length_from_the_first_step_on(self, tmp_path, schedule):
+        options = {"schedule": schedule, "lr_drop": 0.5, "warmup_steps": 0}
+        small_trainer(tmp_path, epochs=2, **options).run()
+        checkpoint = load_checkpoint(tmp_path)
+        whole = small_trainer(tmp_path, epochs=6, **options)
+        for _ in range(checkpoint["step"]):
+            whole.optimizer.step()
+            whole.scheduler.step()
+        rates = [
+            [group["lr"] for group in state["param_groups"]]
+            for state in (
+                checkpoint["optimizer"],
+                whole.optimizer.state_dict(),
+                small_trainer(tmp_path, checkpoint, epochs=6, **options).optimizer.state_dict(),
+            )
+        ]
+        assert rates[0] != rates[1] == rates[2]
+
     def test_resuming_a_finished_run_only_evaluates(self, tmp_path):
         small_trainer(tmp_path, epochs=1).run()
         again = small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=1)

@@ -47,7 +47,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         type=Path,
         default=None,
         metavar="RUN",
-        help="a run's folder: go on exactly where it stopped, with its options",
+        help="a run's folder: go on exactly where it stopped, with its options; "
+        "with --epochs N, to N epochs in all",
     )
     run.add_argument(
         "--continue",
@@ -123,6 +124,11 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         "--backbone-weights",
         metavar="WEIGHTS",
         help="imagenet (downloaded; the ResNets' default), none, or a torchvision state dict",
+    )
+    model.add_argument(
+        "--init-from",
+        metavar="FILE|RUN",
+        help="start from the weights of another run, or of a published DETR checkpoint",
     )
 
     training = parser.add_argument_group("training")
@@ -226,8 +232,8 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, Any], TrainConfig]:
-    """The checkpoint and configuration that --resume names; only --workers may be changed."""
-    workers = given.pop("workers", None)
+    """The checkpoint and configuration that --resume names; --workers and --epochs may change."""
+    changed = {name: given.pop(name) for name in ("workers", "epochs") if name in given}
     others = [*given, *(name for name in ("name", "runs") if getattr(args, name) is not None)]
     if others:
         options = ", ".join("--" + name.replace("_", "-") for name in others)
@@ -237,8 +243,21 @@ def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, 
     if args.resume.is_file():
         raise ValueError(f"{args.resume} is not the end of a run: --resume the folder it is in")
     checkpoint = load_checkpoint(args.resume)
-    config = TrainConfig.from_dict(checkpoint["config"])
-    return checkpoint, config if workers is None else replace(config, workers=workers)
+    then = TrainConfig.from_dict(checkpoint["config"])
+    config = replace(then, **changed)
+    if "epochs" in changed:
+        done = checkpoint["step"] / checkpoint["steps_per_epoch"]
+        if config.epochs <= done:
+            raise ValueError(
+                f"--epochs is {config.epochs}, but {args.resume} has done {done:.4g}: give the "
+                "number of epochs in all"
+            )
+        if distributed.rank() == 0 and config.epochs != then.epochs:
+            print(
+                f"note   {config.epochs} epochs in all, no longer {then.epochs}: the learning rate "
+                f"follows the {config.schedule} schedule of {config.epochs}"
+            )
+    return checkpoint, config
 
 
 def _run_to_continue(args: argparse.Namespace) -> Path | None:

@@ -1,10 +1,16 @@
 """Reading files of weights: safely, and with an error that names the file."""
 
 import pickle
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+
+# Checkpoints of the published training code hold its options: plain values in a Namespace.
+# (torch 2.4 cannot be told to let it pass.)
+_allowing = getattr(torch.serialization, "safe_globals", nullcontext)
 
 
 class CheckpointError(ValueError):
@@ -21,7 +27,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with _allowing([Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         # torch's own message is a page about its options; its kind is all that helps here.
         raise CheckpointError(

@@ -3,5 +3,6 @@
 from detr_fast.training.checkpoint import load_checkpoint, load_model
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.engine import Trainer
+from detr_fast.training.initial import load_initial
 
-__all__ = ["TrainConfig", "Trainer", "load_checkpoint", "load_model"]
+__all__ = ["TrainConfig", "Trainer", "load_checkpoint", "load_initial", "load_model"]

@@ -43,11 +43,25 @@ def copy_checkpoint(source: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def evaluated_file(path: str | Path) -> Path:
+    """The checkpoint that evaluation, prediction and fine-tuning take.
+
+    Args:
+        path: a file, which is itself meant, or a run's folder: ``best.pt`` if there is one, else
+            ``last.pt``.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    best = path / "best.pt"
+    return best if best.exists() else path / "last.pt"
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, with ``weights_only=True``: no code in it is run.
 
     Args:
-        path: the file, or a run's folder, whose ``last.pt`` is meant.
+        path: the file, or a run's folder, whose ``last.pt`` is meant, from which it goes on.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or one of another format.

@@ -70,6 +70,7 @@ class TrainConfig:
     backbone_weights: str | None = None  # None, "imagenet" or a path
     boxes: str = "error"  # what becomes of boxes outside their images: "error" or "clip"
     voc_origin: int = 0  # what Pascal VOC files call the first pixel: 0 or 1
+    init_from: str | None = None  # weights of the whole model to start from; see load_initial
     recipe: str = "small"  # image transforms: "small" or "detr"
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
     flip_vertical: bool = False  # small recipe: mirror upside down too
@@ -117,10 +118,13 @@ class TrainConfig:
         for name in given:
             if name not in known:
                 raise ValueError(f"unknown training option {name!r}")
-        defaults = {} if given.get("model", cls.model) == "tiny" else PAPER_DEFAULTS
-        values = {**defaults, **given}
-        scratch = values.get("backbone_weights") is None
-        rate = values.get("lr", cls.lr) if scratch else FINE_TUNING_RATE
+        resnet = given.get("model", cls.model) != "tiny"
+        values = {**(PAPER_DEFAULTS if resnet else {}), **given}
+        init_from = values.get("init_from")
+        if init_from is not None and "backbone_weights" not in given:
+            values["backbone_weights"] = None  # init_from has the backbone's, too
+        pretrained = init_from is not None or values.get("backbone_weights") is not None
+        rate = FINE_TUNING_RATE if resnet and pretrained else values.get("lr", cls.lr)
         return cls(**{"lr_backbone": rate, **values})
 
     @classmethod
@@ -153,7 +157,7 @@ class TrainConfig:
                 args["stride"] = self.stride
         else:
             # Without weights there are no statistics to freeze, and every layer has to learn.
-            scratch = self.backbone_weights is None
+            scratch = self.backbone_weights is None and self.init_from is None
             args["norm"] = "batch" if scratch else "frozen"
             args["trainable_layers"] = 5 if scratch else 3
         return args
@@ -226,6 +230,8 @@ class TrainConfig:
             raise ValueError(
                 "the tiny model has no pretrained backbone: leave backbone_weights out"
             )
+        if self.backbone_weights is not None and self.init_from is not None:
+            raise ValueError("init_from has the backbone's weights too: leave backbone_weights out")
 
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:

@@ -25,12 +25,13 @@ from detr_fast.training.averaging import WeightAverage
 from detr_fast.training.checkpoint import copy_checkpoint, rng_state, save_checkpoint, set_rng_state
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.graph import GraphedStep, ShapeMismatch, why_not
+from detr_fast.training.initial import load_initial
 from detr_fast.training.instability import MatchingWatch
 from detr_fast.training.loader import TrainLoader, default_workers
 from detr_fast.training.logs import ProgressBar, RunLog
 from detr_fast.training.memory import is_out_of_memory, what_fits
 from detr_fast.training.optimizer import make_optimizer
-from detr_fast.training.schedule import make_scheduler
+from detr_fast.training.schedule import make_scheduler, set_step
 from detr_fast.training.step import TrainStep, ignore
 
 SAVE_MINUTES = 30.0
@@ -94,6 +95,10 @@ class Trainer:
         if config.backbone_weights is not None and checkpoint is None:
             weights = {"backbone_weights": config.backbone_weights}
         self.model = MODELS[config.model](**self.model_args, **weights)
+        if config.init_from is not None and checkpoint is None:
+            initial = load_initial(self.model, config.init_from)
+            if not self.quiet:
+                print(f"init   {initial}")
         self.model.to(device, memory_format=torch.channels_last)
         self.amp = amp_dtype(config.amp, device)
         self.criterion = SetCriterion(
@@ -446,7 +451,7 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
         self.evaluation_due = checkpoint.get("evaluation_due", False)  # older ones lack it
-        self.scheduler.last_epoch = self.step  # the rates themselves are the optimizer's
+        set_step(self.scheduler, self.step)
         self.best_ap = checkpoint["best_ap"]
         self.watch = MatchingWatch(self.criterion.matcher, checkpoint.get("matching"))
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]

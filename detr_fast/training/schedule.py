@@ -34,3 +34,14 @@ def make_scheduler(
         return 0.1 if step >= lr_drop * total_steps else 1.0
 
     return LambdaLR(optimizer, factor)
+
+
+def set_step(scheduler: LambdaLR, step: int) -> None:
+    """Put the optimizer's rates where the schedule has them after ``step`` steps.
+
+    Whatever they were: a run that goes on may have another length than it had.
+    """
+    scheduler.last_epoch = step
+    groups = scheduler.optimizer.param_groups
+    for group, rate, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(step)
