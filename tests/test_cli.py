@@ -183,7 +183,35 @@ class TestEval:
         assert capsys.readouterr().out.count(" @[ IoU=") == 12
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         figures = json.loads((tmp_path / "eval.json").read_text())
-        assert figures["AP"] == rows[-1]["AP"] and figures["per_class"] == rows[-1]["per_class"]
+        best = max((row for row in rows if row["kind"] == "val"), key=lambda row: row["AP"])
+        assert figures["AP"] == best["AP"] and figures["per_class"] == best["per_class"]
+
+    def test_a_runs_best_checkpoint(self, run, voc_folder, tmp_path, capsys, monkeypatch):
+        """Each command says which file it takes, the best one, and only resuming takes the last."""
+        copy = shutil.copytree(run, tmp_path / "copy")
+        state = torch.load(copy / "last.pt", weights_only=True)
+        for name, step in (("best.pt", 3), ("last.pt", 6)):
+            (copy / name).unlink()
+            torch.save(state | {"step": step}, copy / name)
+        monkeypatch.chdir(tmp_path)
+        image = str(voc_folder / "JPEGImages" / "1.jpg")
+        for command in (
+            ["eval", "copy"],
+            ["predict", "copy", image],
+            ["visualize", "attention", "copy", image, "--threshold", "0"],
+            ["visualize", "queries", "copy"],
+            ["report", "copy"],
+        ):
+            for said in ("model  copy/best.pt, epoch 1 of 2", "model  copy/last.pt, epoch 2 of 2"):
+                if "last.pt" in said:
+                    (copy / "best.pt").rename(copy / "hidden")
+                assert main([*command, "--device", "cpu"]) == 0
+                assert said in capsys.readouterr().out
+            (copy / "hidden").rename(copy / "best.pt")
+        assert main(["eval", "copy/last.pt", "--device", "cpu"]) == 0
+        assert "model  copy/last.pt, epoch 2 of 2" in capsys.readouterr().out
+        assert main(["train", "--resume", "copy", "--device", "cpu"]) == 0
+        assert "resumed at step 6" in capsys.readouterr().out
 
     def test_other_data_and_split(self, run, voc_folder, coco_files, capsys):
         spec = f"voc:{voc_folder}"

@@ -1,5 +1,6 @@
 """The page of a run: complete, self-contained, and readable in a browser, large and small."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -71,6 +72,23 @@ def test_self_contained(run):
         assert f">{name}</h2>" in page
     for text in ("AP_small", "circle", "eos_coef", "images per second", "12 images"):
         assert text in page
+
+
+def test_figures_are_those_of_the_weights_in_the_pictures(run, tmp_path):
+    """The best checkpoint's, after epoch 1 here, not the last evaluation's."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    state = torch.load(copy / "last.pt", weights_only=True)
+    (copy / "best.pt").unlink()
+    torch.save(state | {"step": 3}, copy / "best.pt")
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    vals = [row for row in rows if row["kind"] == "val"]
+    for row, figure in zip(vals, (0.625, 0.125), strict=True):
+        row["AP"] = figure
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["report", str(copy), "--device", "cpu"]) == 0
+    page = (copy / "report.html").read_text()
+    assert "After epoch 1, as everything here; the last AP was 0.125, after epoch 2." in page
+    assert page.index("0.625") < page.index("After epoch 1")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from detr_fast.cli.arguments import add_box_options, box_options
+from detr_fast.cli.checkpoints import HELP, open_evaluated
 from detr_fast.evaluation import evaluate, format_metrics
 from detr_fast.precision import AMP, amp_dtype
-from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_val_data
 from detr_fast.training.loader import default_workers
 
@@ -21,7 +22,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="COCO figures of a checkpoint",
         description="Evaluate a checkpoint with pycocotools' COCOeval.",
     )
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
+    parser.add_argument("checkpoint", type=Path, help=HELP)
     parser.add_argument("--data", metavar="SPEC", help="default: what it was validated on")
     parser.add_argument("--split", help="default: the split it was validated on")
     add_box_options(parser)
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.is_dir():
         raise ValueError(f"--out is {args.out}, a folder, expected a file")
     device = distributed.start(args.device)
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = open_evaluated(args.checkpoint)
     config = replace(TrainConfig.from_dict(checkpoint["config"]), **box_options(args))
     dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
     main = distributed.rank() == 0

@@ -12,11 +12,12 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from detr_fast.cli.arguments import score
+from detr_fast.cli.checkpoints import HELP, open_evaluated
 from detr_fast.cli.folders import new_folder
 from detr_fast.data import DataError, read_image
 from detr_fast.evaluation import detect_batch
 from detr_fast.precision import AMP, amp_dtype
-from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.recipes import eval_recipe
 from detr_fast.visualize import draw_detections, enlarge
 
@@ -32,7 +33,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="detect objects in images",
         description="Detect objects: writes an annotated picture per image, and detections.json.",
     )
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
+    parser.add_argument("checkpoint", type=Path, help=HELP)
     parser.add_argument("images", type=Path, nargs="+", help="files, or folders of images")
     parser.add_argument(
         "--out",
@@ -50,7 +51,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Detect in each image; an image that cannot be read is named, and the others still done."""
     device = distributed.start(args.device)
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = open_evaluated(args.checkpoint)
     files = find_images(args.images)
     recipe = eval_recipe(TrainConfig.from_dict(checkpoint["config"]))
     model = load_model(checkpoint).to(device)

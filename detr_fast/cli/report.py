@@ -11,10 +11,11 @@ from torchvision.ops import box_convert
 
 from detr_fast import __version__
 from detr_fast.cli.arguments import count
+from detr_fast.cli.checkpoints import open_evaluated
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset
 from detr_fast.evaluation import METRICS, detect_batch
-from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_data
 from detr_fast.training.logs import read_metrics
 from detr_fast.visualize import (
@@ -36,7 +37,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "report",
         help="one HTML page about a run",
-        description="Write one self-contained HTML page about a run: RUN/report.html.",
+        description="Write one self-contained HTML page about a run, with its best checkpoint: "
+        "RUN/report.html.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--out", type=Path, help="default: RUN/report.html")
@@ -55,14 +57,14 @@ def run(args: argparse.Namespace) -> int:
     if out.is_dir() or not out.resolve().parent.is_dir():
         raise ValueError(f"--out is {out}, expected a file in a folder that there is")
     rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
-    checkpoint = load_checkpoint(args.run_dir)
-    config = TrainConfig.from_dict(checkpoint["config"])
     device = distributed.start(args.device)
+    checkpoint = open_evaluated(args.run_dir)
+    config = TrainConfig.from_dict(checkpoint["config"])
     model = load_model(checkpoint).to(device)
     train_set, val_set = open_data(config, checkpoint["class_names"])
     page = Page(f"{args.run_dir.resolve().name}: {config.model} on {config.data}")
     vals = [row for row in rows if row["kind"] == "val"]
-    _results(page, vals, val_set)
+    _results(page, vals, val_set, checkpoint["step"])
     page.section("Training")
     page.picture(plot_training(rows), "losses, accuracy, matching and optimizer over the epochs")
     chosen = torch.utils.data.Subset(val_set, range(min(args.images, len(val_set))))
@@ -87,30 +89,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset) -> None:
+def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset, step: int) -> None:
+    """The figures of the checkpoint after ``step`` steps, whose weights the pictures are of."""
     page.section("Results")
     if not vals:
         page.text("This run has not been evaluated yet.")
         return
-    last, best = vals[-1], max(vals, key=lambda row: row["AP"])
+    last = vals[-1]
+    shown = next((row for row in vals if row["step"] == step), last)
     page.numbers(
         {
-            "AP": _figure(last["AP"]),
-            "AP50": _figure(last["AP50"]),
-            "AP75": _figure(last["AP75"]),
-            "epochs": f"{last['epoch']:g}",
-            "of training": _duration(last["train_seconds"]),
+            "AP": _figure(shown["AP"]),
+            "AP50": _figure(shown["AP50"]),
+            "AP75": _figure(shown["AP75"]),
+            "epochs": f"{shown['epoch']:g}",
+            "of training": _duration(shown["train_seconds"]),
         }
     )
     page.text(
-        f"After epoch {last['epoch']:g}; the best AP was {_figure(best['AP'])}, after epoch "
-        f"{best['epoch']:g}. COCO figures on the {len(val_set):,} validation images; '-' where "
-        "there is no such object."
+        f"After epoch {shown['epoch']:g}, as everything here; the last AP was "
+        f"{_figure(last['AP'])}, after epoch {last['epoch']:g}. COCO figures on the "
+        f"{len(val_set):,} validation images; '-' where there is no such object."
     )
     boxes = val_set.boxes_per_class()
-    classes = sorted(last["per_class"].items(), key=lambda item: -item[1])
+    classes = sorted(shown["per_class"].items(), key=lambda item: -item[1])
     page.tables(
-        (("COCO figure", "value"), [(name, _figure(last[name])) for name in METRICS]),
+        (("COCO figure", "value"), [(name, _figure(shown[name])) for name in METRICS]),
         (
             ("class", "boxes", "AP"),
             [(name, f"{boxes.get(name, 0):,}", _figure(ap)) for name, ap in classes],

@@ -10,10 +10,11 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from detr_fast.cli.arguments import add_box_options, add_debug, box_options, count, point, score
+from detr_fast.cli.checkpoints import HELP, open_evaluated
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset, read_image
 from detr_fast.precision import AMP, amp_dtype, autocast
-from detr_fast.training import TrainConfig, distributed, load_checkpoint, load_model
+from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_val_data
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.recipes import eval_recipe
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _add_kind(kinds: Any, name: str, draw: Any, text: str) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder")
+    parser.add_argument("checkpoint", type=Path, help=HELP)
     parser.add_argument(
         "--out", type=Path, default=Path(), help="the folder for the pictures; default: here"
     )
@@ -99,8 +100,8 @@ def _add_kind(kinds: Any, name: str, draw: Any, text: str) -> argparse.ArgumentP
 
 
 def _attention(args: argparse.Namespace) -> None:
-    checkpoint = load_checkpoint(args.checkpoint)
     device = distributed.start(args.device)
+    checkpoint = open_evaluated(args.checkpoint)
     model = load_model(checkpoint).to(device)
     pixels = read_image(args.image)
     image, _ = eval_recipe(TrainConfig.from_dict(checkpoint["config"]))(pixels)
@@ -194,8 +195,8 @@ def _curves(args: argparse.Namespace) -> None:
 def _open(
     args: argparse.Namespace,
 ) -> tuple[torch.nn.Module, DetectionDataset, torch.device, TrainConfig]:
-    checkpoint = load_checkpoint(args.checkpoint)
     device = distributed.start(args.device)
+    checkpoint = open_evaluated(args.checkpoint)
     config = replace(TrainConfig.from_dict(checkpoint["config"]), **box_options(args))
     dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
     return load_model(checkpoint).to(device).eval(), dataset, device, config

@@ -1,0 +1,27 @@
+"""Which checkpoint a command looks at, and that it says so."""
+
+from pathlib import Path
+from typing import Any
+
+from detr_fast.training import TrainConfig, distributed, load_checkpoint
+from detr_fast.training.checkpoint import evaluated_file
+
+HELP = "a checkpoint, or a run's folder: its best.pt, else its last.pt"
+
+
+def open_evaluated(path: Path) -> dict[str, Any]:
+    """Load the checkpoint that evaluation takes, and print its file and epoch.
+
+    Args:
+        path: a checkpoint, or a run's folder.
+
+    Raises:
+        CheckpointError: see ``load_checkpoint``.
+    """
+    file = evaluated_file(path)
+    checkpoint = load_checkpoint(file)
+    if distributed.rank() == 0:
+        epoch = checkpoint["step"] / checkpoint["steps_per_epoch"]
+        total = TrainConfig.from_dict(checkpoint["config"]).epochs
+        print(f"model  {file}, epoch {round(epoch, 2):g} of {total}")
+    return checkpoint
