@@ -87,8 +87,8 @@ def test_figures_are_those_of_the_weights_in_the_pictures(run, tmp_path):
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["report", str(copy), "--device", "cpu"]) == 0
     page = (copy / "report.html").read_text()
-    assert "After epoch 1, as everything here; the last AP was 0.125, after epoch 2." in page
-    assert page.index("0.625") < page.index("After epoch 1")
+    text = "The model shown is that after epoch 1; the last AP was 0.125, after epoch 2."
+    assert page.index("0.625") < page.index(text)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

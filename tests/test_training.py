@@ -675,6 +675,10 @@ class TestConfig:
         config = TrainConfig.create(**options)
         assert config.to_dict()["lr_backbone"] == rate
 
+    def test_memory_for_the_cache_turns_it_on(self):
+        assert TrainConfig.create(cache_gb=8.0).cache
+        assert not TrainConfig.create(cache_gb=8.0, cache=False).cache
+
     def test_round_trip(self):
         config = TrainConfig.create(image_size=(240, 320))
         assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

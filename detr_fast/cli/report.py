@@ -107,7 +107,7 @@ def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset, 
         }
     )
     page.text(
-        f"After epoch {shown['epoch']:g}, as everything here; the last AP was "
+        f"The model shown is that after epoch {shown['epoch']:g}; the last AP was "
         f"{_figure(last['AP'])}, after epoch {last['epoch']:g}. COCO figures on the "
         f"{len(val_set):,} validation images; '-' where there is no such object."
     )

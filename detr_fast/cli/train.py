@@ -97,7 +97,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         help="keep decoded images in memory, no larger than they are used",
     )
     data.add_argument(
-        "--cache-gb", type=float, help="for it, per machine; default: half of what is free"
+        "--cache-gb",
+        type=float,
+        metavar="GB",
+        help="--cache with so much memory per machine; default: half of what is free",
     )
     data.add_argument(
         "--draft",

@@ -74,7 +74,7 @@ class TrainConfig:
     recipe: str = "small"  # image transforms: "small" or "detr"
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
     flip_vertical: bool = False  # small recipe: mirror upside down too
-    cache: bool = False  # keep decoded images in memory
+    cache: bool = False  # keep decoded images in memory; ``create`` does, given a cache_gb
     cache_gb: float | None = None  # for them, all processes of a machine together; None: half free
     decode: str = "cpu"  # "cuda": training JPEGs are decoded and transformed by the GPU
     draft: bool = True  # decode training JPEGs at a fraction of their size where that is enough
@@ -123,6 +123,8 @@ class TrainConfig:
         init_from = values.get("init_from")
         if init_from is not None and "backbone_weights" not in given:
             values["backbone_weights"] = None  # init_from has the backbone's, too
+        if values.get("cache_gb") is not None:
+            values.setdefault("cache", True)
         pretrained = init_from is not None or values.get("backbone_weights") is not None
         rate = FINE_TUNING_RATE if resnet and pretrained else values.get("lr", cls.lr)
         return cls(**{"lr_backbone": rate, **values})
