@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from detr_fast.cli import main
+from detr_fast.data import clean_message
 
 FAST = ("--batch-size", "4", "--num-queries", "6", "--workers", "0", "--device", "cpu")
 
@@ -412,6 +413,44 @@ class TestErrors:
     def test_a_file_that_is_no_checkpoint(self, capsys, tmp_path):
         (tmp_path / "notes.txt").write_text("hello")
         assert "notes.txt cannot be read" in self.fails(capsys, "eval", str(tmp_path / "notes.txt"))
+        # To an unpickler this is a program, which takes something from an empty stack.
+        (tmp_path / "users").write_text("root:x:0:0:root:/root:/bin/bash\n")
+        assert "users cannot be read" in self.fails(capsys, "eval", str(tmp_path / "users"))
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            MemoryError(),
+        ],
+        ids=["GPU", "CPU", "Python"],
+    )
+    def test_out_of_memory_outside_of_training(self, capsys, run, monkeypatch, error):
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr("detr_fast.cli.evaluate.evaluate", fail)
+        said = self.fails(capsys, "eval", str(run), "--device", "cpu")
+        assert "out of memory: take fewer" in said and clean_message(error) in said
+
+    def test_a_compiler_that_fails(self, capsys, tmp_path, monkeypatch):
+        from torch._dynamo.exc import TorchDynamoException
+
+        def fail(*_):
+            raise TorchDynamoException("No working C++ compiler\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+        monkeypatch.setattr("detr_fast.training.Trainer.run", fail)
+        said = self.train(capsys, tmp_path, "shapes", "--compile")
+        assert "torch.compile failed: leave out --compile (TorchDynamoException: No work" in said
+
+    def test_a_fault_of_the_program_is_shown_whole(self, run, monkeypatch):
+        def fail(*_):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        monkeypatch.setattr("detr_fast.cli.evaluate.evaluate", fail)
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            main(["eval", str(run), "--device", "cpu"])
 
     def test_debug_shows_where(self, tmp_path):
         with pytest.raises(ValueError, match="nowhere"):

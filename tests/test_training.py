@@ -696,6 +696,8 @@ class TestConfig:
             ({"recipe": "detr", "flip_vertical": True}, "belong to the small recipe"),
             ({"lr": -1.0}, r"lr is -1\.0"),
             ({"schedule": "linear"}, "schedule is 'linear', expected one of step, cosine"),
+            ({"cache_gb": 0.0}, r"cache_gb is 0\.0, expected more than 0"),
+            ({"cache_gb": 1e305}, r"cache_gb is 1e\+305, expected more than 0, less than 1e9"),
             ({"dropout": 1.5}, r"dropout is 1\.5"),
             ({"ema": 1.0}, r"ema is 1\.0"),
             ({"lr_drop": 0.0}, r"lr_drop is 0\.0"),

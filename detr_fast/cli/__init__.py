@@ -10,6 +10,7 @@ from detr_fast.cli.arguments import add_debug
 from detr_fast.data import clean_message
 from detr_fast.training import distributed
 from detr_fast.training.heap import keep_freed_memory
+from detr_fast.training.memory import is_out_of_memory
 
 COMMANDS = (train, evaluate, predict, benchmark, visualize, report, ablate)
 
@@ -18,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 2 where the input was at fault (after one line that says how), 1 where
-        another process of the run is gone (likewise), 130 after Ctrl-C, or what the command
-        returns.
+        The exit status: 0, 2 where the input or the machine was at fault (after one line that says
+        how), 1 where another process of the run is gone (likewise), 130 after Ctrl-C, or what the
+        command returns.
     """
     parser = argparse.ArgumentParser(
         prog="detr-fast", description="Train, evaluate and use DETR, the detection transformer."
@@ -46,14 +47,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split("\n")) if ours else clean_message(error)
         _say(f"detr-fast: error: {message}")
         return 2
-    except RuntimeError as error:
-        if args.debug or not distributed.is_lost(error):
+    except (RuntimeError, MemoryError) as error:
+        if args.debug:
             raise
-        lost = isinstance(error, distributed.LostProcess)
-        _say(f"detr-fast: {error if lost else 'a process of this run is gone'}")
-        return 1
+        if distributed.is_lost(error):
+            lost = isinstance(error, distributed.LostProcess)
+            _say(f"detr-fast: {error if lost else 'a process of this run is gone'}")
+            return 1
+        way_on = _way_on(error)
+        if way_on is None:
+            raise
+        _say(f"detr-fast: error: {way_on} ({clean_message(error)})")
+        return 2
     finally:
         distributed.stop()
+
+
+def _way_on(error: BaseException) -> str | None:
+    """What a person can do about an error of the machine; None for any other, a fault in here."""
+    if is_out_of_memory(error):
+        return "out of memory: take fewer or smaller images, a smaller model or another --device"
+    # torch._dynamo itself, where no model was compiled, would take seconds to import.
+    if any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):
+        return "torch.compile failed: leave out --compile"
+    return None
 
 
 def _say(line: str) -> None:

@@ -187,8 +187,8 @@ class TrainConfig:
         for names in (costs, weights):
             if not any(getattr(self, name) for name in names):
                 raise ValueError(f"{', '.join(names)} are all 0, expected one above 0")
-        if self.cache_gb is not None and not 0 < self.cache_gb < math.inf:
-            raise ValueError(f"cache_gb is {self.cache_gb}, expected more than 0")
+        if self.cache_gb is not None and not 0 < self.cache_gb < 1e9:
+            raise ValueError(f"cache_gb is {self.cache_gb}, expected more than 0, less than 1e9")
         if self.image_size is not None:
             if len(self.image_size) != 2 or {type(side) for side in self.image_size} != {int}:
                 raise ValueError(f"image_size is {self.image_size}, expected {TYPES[tuple]}")
