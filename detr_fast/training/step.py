@@ -30,9 +30,13 @@ class TrainStep:
         device: where the model is.
         amp: autocast type of the model, None for float32.
         clip: largest gradient norm; 0 = no clipping.
-        compile: run model and criterion through ``torch.compile``. Images are then padded to
-            multiples of 64 pixels and targets packed to powers of two. From the second size on the
-            compiled code takes any size, so that it is compiled a few times and not for every size.
+        compile: run model and criterion through ``torch.compile``, on targets packed to powers of
+            two. Batches of the first size that comes (to a resumed run, too) run as they are, so
+            that a training of one size computes what it does otherwise. Those of other sizes are
+            padded to multiples of 64 pixels, for which code for any size is compiled a few times,
+            and not for every size. The mask tells of this padding as of a batch's own, and what
+            padding changes anywhere, it changes here: features at an image's border, and statistics
+            of trained batch norm.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class TrainStep:
         self.amp = amp
         self.clip = clip
         self._first = True
+        self._size: torch.Size | None = None  # H and W of the first batch
 
     def __call__(
         self, batches: Sequence[Batch], mark: Callable[[str], None] = ignore
@@ -104,12 +109,14 @@ class TrainStep:
         return norm
 
     def _ready(self, images: Tensor, mask: Tensor | None, targets: Targets) -> Batch:
-        """The batch on the device; no mask if nothing is padded."""
+        """The batch on the device; no mask if nothing is padded, unless it is to be compiled."""
         if mask is not None and mask.device.type == "cpu" and not mask.any():
             mask = None
         images, mask, targets = to_device(Batch(images, mask, targets), self.device)
         if self.compiled:
-            images, mask = pad_to_bucket(images, mask)
+            self._size = self._size or images.shape[2:]
+            if images.shape[2:] != self._size:
+                images, mask = pad_to_bucket(images, mask)
             targets = pack_to_power(targets)
         return Batch(images, mask, targets)
 
@@ -118,12 +125,13 @@ def pad_to_bucket(
     images: Tensor,  # [B, 3, H, W]
     mask: Tensor | None,  # [B, H, W] bool, True = padding
     bucket: int = BUCKET,
-) -> tuple[Tensor, Tensor | None]:
-    """The batch at the next multiples of ``bucket`` in height and width."""
+) -> tuple[Tensor, Tensor]:
+    """The batch at the next multiples of ``bucket`` in height and width.
+
+    Always with a mask: with none for some batches, everything would be compiled for both kinds.
+    """
     *_, h, w = images.shape
     below, right = -h % bucket, -w % bucket
-    if not below and not right:
-        return images, mask
     if mask is None:
         mask = torch.zeros(len(images), h, w, dtype=torch.bool, device=images.device)
     return F.pad(images, (0, right, 0, below)), F.pad(mask, (0, right, 0, below), value=True)
