@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -24,14 +23,16 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: K, without "no object", which is class K.
-        matcher: a ``FastMatcher``, or anything with its ``match_packed`` or ``match_layers``, or
-            that is called like it and gives each target one query at most. Default: FastMatcher().
+        matcher: a ``FastMatcher`` with the softmax cost, or anything with its ``match_packed`` or
+            ``match_layers``, or that is called like it. It gives each target one query at most, and
+            each query one target at most: a query has one class. Default: FastMatcher().
         eos_coef: weight of "no object" in the cross-entropy.
         weight_class, weight_bbox, weight_giou: weights of the three losses in the total.
         box_loss: ``"l1"`` (the paper) or ``"smooth_l1"``.
 
     Raises:
-        ValueError: an unknown ``box_loss``, ``num_classes`` below one, a negative ``eos_coef``.
+        ValueError: an unknown ``box_loss``, ``num_classes`` below one, ``eos_coef`` or a weight
+            that is negative or not finite, or a matcher with the focal cost.
     """
 
     def __init__(
@@ -48,10 +49,21 @@ class SetCriterion(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
-        if not 0 <= eos_coef < math.inf:
-            raise ValueError(f"eos_coef is {eos_coef}, expected a finite weight of 0 or more")
+        for name, weight in (
+            ("eos_coef", eos_coef),
+            ("weight_class", weight_class),
+            ("weight_bbox", weight_bbox),
+            ("weight_giou", weight_giou),
+        ):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} is {weight}, expected a finite weight of 0 or more")
         if box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss is {box_loss!r}, expected one of {', '.join(BOX_LOSSES)}")
+        if getattr(matcher, "class_cost", "softmax") == "focal":  # other projects' is a weight
+            raise ValueError(
+                "the matcher's class_cost is 'focal', which knows no class 'no object'; the "
+                "cross-entropy of this loss has one, and needs 'softmax'"
+            )
         self.num_classes = num_classes
         self.matcher = FastMatcher() if matcher is None else matcher
         self.weights = {
@@ -85,7 +97,8 @@ class SetCriterion(nn.Module):
 
         Raises:
             ValueError: what the matcher finds wrong with the outputs or targets, with its place;
-                or logits that do not have K + 1 classes.
+                lists of a matcher that give a query or target twice, or one that there is not; or
+                logits that do not have K + 1 classes.
         """
         layers = [*outputs.get("aux_outputs", ()), outputs]
         if outputs["pred_logits"].shape[-1] != self.num_classes + 1:
@@ -132,7 +145,8 @@ class SetCriterion(nn.Module):
             pairs = self.matcher.match_layers(layers, targets)
         else:
             pairs = [self.matcher(layer, targets) for layer in layers]
-        return _pack_matches(pairs, targets, layers[0]["pred_logits"].device)
+        logits = layers[0]["pred_logits"]
+        return _pack_matches(pairs, targets, logits.shape[1], logits.device)
 
     def _class_loss(
         self,
@@ -151,27 +165,48 @@ class SetCriterion(nn.Module):
 def _pack_matches(
     matches: list[list[tuple[Tensor, Tensor]]],  # L, B times (query indices, target indices)
     targets: Sequence[dict[str, Tensor]],
+    num_queries: int,
     device: torch.device,
 ) -> Matches:
-    """The lists that published matchers return, as ``FastMatcher.match_packed`` returns them."""
-    counts = [len(target["labels"]) for target in targets]
-    begins = [0, *accumulate(counts)]
-    query_index = torch.full((len(matches), begins[-1]), -1, device="cpu")
+    """The lists that published matchers return, as ``FastMatcher.match_packed`` returns them.
+
+    Raises:
+        ValueError: what is not a matching, with its place.
+    """
+    for layer, images in enumerate(matches):
+        if len(images) != len(targets):
+            raise ValueError(
+                f"layer {layer}: the matcher gave matches of {len(images)} images, and there are "
+                f"{len(targets)}"
+            )
     # All on the CPU with one transfer, however many layers and images.
     pairs = [pair for images in matches for pair in images]
-    sizes = [len(queries) for queries, _ in pairs]
-    flat = torch.stack([torch.cat(column).long() for column in zip(*pairs, strict=True)]).cpu()
-    parts = iter(flat.split_with_sizes(sizes, dim=1))
-    for layer, row in enumerate(query_index):
-        for b, count in enumerate(counts):
-            queries, of_image = next(parts)
-            image = row[begins[b] : begins[b + 1]]
-            place = f"layer {layer}, image {b}: the matcher gave"
-            if len(of_image) and not 0 <= of_image.min() <= of_image.max() < count:
-                raise ValueError(f"{place} a query to a target outside 0..{count - 1}")
-            image[of_image] = queries
-            if (image >= 0).sum() != len(queries):
-                raise ValueError(f"{place} several queries to one target")
+    sizes = [len(query) for query, _ in pairs]
+    query, target = torch.stack(
+        [torch.cat(column).long() for column in zip(*pairs, strict=True)]
+    ).cpu()
+    counts = torch.tensor([len(each["labels"]) for each in targets], device="cpu")
+    # Of each pair: layer * B + image.
+    place = torch.repeat_interleave(torch.tensor(sizes, device="cpu"))
+    layer, image = place // len(targets), place % len(targets)
+
+    def refuse(wrong: Tensor, what: str) -> None:
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            given = what.format(query=query[i], target=target[i], count=counts[image[i]])
+            raise ValueError(f"layer {layer[i]}, image {image[i]}: the matcher gave {given}")
+
+    refuse(
+        (query < 0) | (query >= num_queries) | (target < 0) | (target >= counts[image]),
+        f"query {{query}} to target {{target}}, of {num_queries} queries and {{count}} targets",
+    )
+    ends = counts.cumsum(0)
+    row = layer * ends[-1] + (ends - counts)[image] + target
+    refuse(row.bincount()[row] > 1, "several queries to target {target}")
+    column = place * num_queries + query
+    refuse(column.bincount()[column] > 1, "query {query} to several targets")
+    query_index = torch.full((len(matches), int(ends[-1])), -1, device="cpu")
+    query_index.view(-1)[row] = query
     return Matches(query_index.to(device), PackedTargets.pack(targets).to(device))
 
 

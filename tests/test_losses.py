@@ -145,8 +145,6 @@ def test_nothing_to_learn_from_is_a_loss_of_zero():
     assert SetCriterion(K, eos_coef=0)(outputs, targets)["loss"] == 0
     with pytest.raises(ValueError, match="no image"):
         SetCriterion(K)(outputs, [])
-    with pytest.raises(ValueError, match=r"eos_coef is -1"):
-        SetCriterion(K, eos_coef=-1)
 
 
 def test_wrong_number_of_classes_is_named():
@@ -188,12 +186,48 @@ def test_matches_that_are_none_are_named():
     def several(matches):
         return [matches[0], (torch.arange(2), torch.tensor([1, 1]))]
 
-    with pytest.raises(ValueError, match="layer 0, image 1: the matcher gave several queries to"):
+    with pytest.raises(ValueError, match=r"layer 0, image 1: .* gave several queries to target 1$"):
         SetCriterion(K, Lists(several))(outputs, targets)
-    for wrong in (3, -1):
-        outside = Lists(lambda m, j=wrong: [m[0], (torch.arange(1), torch.tensor([j]))])
-        with pytest.raises(ValueError, match=r"image 1: .* a query to a target outside 0\.\.2"):
-            SetCriterion(K, outside)(outputs, targets)
+    for query, target in ((0, 3), (0, -1), (7, 2), (-1, 2)):
+        pair = torch.tensor([query]), torch.tensor([target])
+        place = f"layer 0, image 1: the matcher gave query {query} to target {target}, of 7 queries"
+        with pytest.raises(ValueError, match=f"{place} and 3 targets"):
+            SetCriterion(K, Lists(lambda m, pair=pair: [m[0], pair]))(outputs, targets)
+    twice = torch.tensor([6, 2, 2]), torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match=r"layer 0, image 1: .* gave query 2 to several targets"):
+        SetCriterion(K, Lists(lambda m: [m[0], twice]))(outputs, targets)
+    with pytest.raises(ValueError, match=r"layer 0: the matcher gave matches of 3 images, .* 2$"):
+        SetCriterion(K, Lists(lambda m: [*m, m[0]]))(outputs, targets)
+
+
+def test_place_of_a_match_in_a_later_layer():
+    """The first layer's matches are right; queries of images and layers do not meet."""
+    outputs, targets = predictions(2, 3, 7), some_targets([2, 0, 2])
+    right = torch.tensor([5, 6]), torch.tensor([0, 1])
+    none = torch.tensor([]), torch.tensor([])
+    calls = []
+
+    def change(matches):
+        calls.append(matches)
+        return [right, none, right if len(calls) == 1 else (right[0] + 1, right[1])]
+
+    with pytest.raises(ValueError, match="layer 1, image 2: the matcher gave query 7 to target 1"):
+        SetCriterion(K, Lists(change))(outputs, targets)
+
+
+@pytest.mark.parametrize("name", ["eos_coef", "weight_class", "weight_bbox", "weight_giou"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_none_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}, expected a finite weight"):
+        SetCriterion(K, **{name: value})
+
+
+def test_focal_cost_beside_cross_entropy_is_refused():
+    with pytest.raises(ValueError, match="class_cost is 'focal'"):
+        SetCriterion(K, FastMatcher(class_cost="focal"))
+    matcher = Lists()
+    matcher.class_cost = 2.0  # what transformers calls a weight
+    SetCriterion(K, matcher)
 
 
 @pytest.mark.parametrize("capacity", [None, 9, 20])
