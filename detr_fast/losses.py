@@ -91,9 +91,9 @@ class SetCriterion(nn.Module):
             matched queries of the last layer whose best class is wrong), ``cardinality_error``
             (mean over images of | number of non-empty predictions - number of targets |),
             ``no_object_matched`` and ``no_object_unmatched`` (mean probability of "no object" of
-            the last layer's queries with and without a target) and, of each layer l from 1 on,
-            ``rematched_l`` (share of the targets to which layer l + 1 gives another query, counting
-            layers from 1). A mean over nothing is 0.
+            the last layer's queries with and without a target) and, numbered as the losses are,
+            ``rematched_0``, ``rematched_1``, ... of all layers but the last (share of the targets
+            to which the next layer gives another query). A mean over nothing is 0.
 
         Raises:
             ValueError: what the matcher finds wrong with the outputs or targets, with its place;
@@ -249,4 +249,4 @@ def _instability(
 ) -> dict[str, Tensor]:
     """How many targets change their query from each layer to the next."""
     changed = (query_index[1:] != query_index[:-1]).sum(1) / offsets[-1].clamp(min=1)
-    return {f"rematched_{layer}": share for layer, share in enumerate(changed.unbind(), start=1)}
+    return {f"rematched_{layer}": share for layer, share in enumerate(changed.unbind())}

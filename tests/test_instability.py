@@ -55,10 +55,10 @@ def test_between_layers(n):
     outputs = {**layers[-1], "aux_outputs": layers[:-1]}
     losses = SetCriterion(3)(outputs, targets)
     rows = [flat(queries(layer, targets)) for layer in layers]
-    for i in (1, 2):
-        changed = sum(a != b for a, b in zip(rows[i - 1], rows[i], strict=True))
+    for i in (0, 1):
+        changed = sum(a != b for a, b in zip(rows[i], rows[i + 1], strict=True))
         assert float(losses[f"rematched_{i}"]) == pytest.approx(changed / 8)
-    assert "rematched_3" not in losses
+    assert "rematched_2" not in losses
 
 
 def test_probability_of_no_object():
@@ -70,13 +70,13 @@ def test_probability_of_no_object():
         matched[image, row] = True
     assert float(losses["no_object_matched"]) == pytest.approx(float(empty[matched].mean()))
     assert float(losses["no_object_unmatched"]) == pytest.approx(float(empty[~matched].mean()))
-    assert "rematched_1" not in losses  # one layer
+    assert "rematched_0" not in losses  # one layer
 
 
 def test_without_targets_everything_is_zero():
     layers, targets = batch(2, counts=(0, 0))
     losses = SetCriterion(3)({**layers[0], "aux_outputs": layers[1:]}, targets)
-    assert losses["rematched_1"] == 0 and losses["no_object_matched"] == 0
+    assert losses["rematched_0"] == 0 and losses["no_object_matched"] == 0
 
 
 class TestWatch:
@@ -129,8 +129,8 @@ def test_a_run_logs_it(tmp_path):
         for layer in ("", "_0", "_1")
     }
     wanted |= {
+        "rematched_0",
         "rematched_1",
-        "rematched_2",
         "no_object_matched",
         "no_object_unmatched",
         "grad_norm",
@@ -138,7 +138,7 @@ def test_a_run_logs_it(tmp_path):
     for row in rows:
         if row["kind"] == "train":
             assert wanted <= set(row)
-            assert 0 <= row["rematched_1"] <= 1 and 0 < row["no_object_unmatched"] < 1
+            assert 0 <= row["rematched_0"] <= 1 and 0 < row["no_object_unmatched"] < 1
     first, second = [row for row in rows if row["kind"] == "val"]
     assert "rematched_epoch" not in first and 0 <= second["rematched_epoch"] <= 1
     state = load_checkpoint(tmp_path / "run")["matching"]
@@ -152,4 +152,4 @@ def test_a_run_logs_it(tmp_path):
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     board.Reload()
     tags = board.Tags()["scalars"]
-    assert {"train/loss_ce_0", "val/per_class/circle", "train/rematched_1", "val/AP"} <= set(tags)
+    assert {"train/loss_ce_0", "val/per_class/circle", "train/rematched_0", "val/AP"} <= set(tags)

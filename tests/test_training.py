@@ -436,7 +436,7 @@ class TestEngine:
             for name in steps[0]:
                 mean = sum(one[name] for one in steps) / len(steps)
                 assert row[name] == pytest.approx(mean, rel=1e-5, abs=1e-7), name
-        assert {"loss_ce_0", "loss_giou_1", "no_object_matched", "rematched_1"} <= rows[0].keys()
+        assert {"loss_ce_0", "loss_giou_1", "no_object_matched", "rematched_0"} <= rows[0].keys()
 
     def test_averaged_weights(self, tmp_path):
         """Weights and statistics follow with a weight that falls to 1 - decay."""

@@ -23,7 +23,7 @@ def rows(layers: int = 3, matching: bool = True, classes: int = 3) -> list[dict]
             row[name] = 1 / step
             row |= {f"{name}_{i}": (2 - 0.1 * i) / step for i in range(layers - 1)}
         if matching:
-            row |= {f"rematched_{i}": 0.5 / step for i in range(1, layers)}
+            row |= {f"rematched_{i}": 0.5 / (i + 1) for i in range(layers - 1)}
             row |= {"no_object_matched": 0.5, "no_object_unmatched": 0.9}
         train.append(row)
     val = [
@@ -75,6 +75,18 @@ def test_every_panel(monkeypatch):
     ]
     assert curve(instability, "since the last evaluation")[0].tolist() == [2, 0.25]
     assert panels["gradient norm (blue), learning rate (red)"].lines
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_that_count_rematched_layers_from_one(monkeypatch, first):
+    data = rows(layers=12)
+    for row in data:
+        shares = [row.pop(f"rematched_{i}") for i in range(11) if row["kind"] == "train"]
+        row |= {f"rematched_{i}": share for i, share in enumerate(shares, start=first)}
+    axes, _ = drawn(monkeypatch, data)
+    (panel,) = [ax for ax in axes if ax.get_title() == "share of targets whose query changes"]
+    for i in range(11):
+        assert curve(panel, f"from layer {i + 1} to {i + 2}")[0, 1] == pytest.approx(0.5 / (i + 1))
 
 
 def test_rows_of_an_older_version(monkeypatch):

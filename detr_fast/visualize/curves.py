@@ -44,7 +44,7 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
     ]
     if any("no_object_matched" in row for row in train):
         panels.append(lambda axes: _no_object(axes, train))
-    if any("rematched_1" in row for row in train) or any("rematched_epoch" in row for row in val):
+    if _rematched(train) or any("rematched_epoch" in row for row in val):
         panels.append(lambda axes: _instability(axes, train, val))
     panels.append(lambda axes: _optimizer(axes, train))
     columns = 3
@@ -133,16 +133,21 @@ def _no_object(axes: Axes, train: Rows) -> None:
 
 
 def _instability(axes: Axes, train: Rows, val: Rows) -> None:
-    keys = sorted({key for row in train for key in row if key.startswith("rematched_")})
+    keys = _rematched(train)
     for index, key in enumerate(keys):
-        layer = int(key.rsplit("_", 1)[1])
-        label = f"from layer {layer} to {layer + 1}"
+        label = f"from layer {index + 1} to {index + 2}"
         x, y = _series(train, key)
         axes.plot(*_smooth(x, y), color=_shade(index, len(keys)), label=label, marker=_marker(y))
     _line(axes, val, "rematched_epoch", "since the last evaluation", PALETTE[1])
     axes.set_ylim(0, None)
     _title(axes, "share of targets whose query changes")
     _legend(axes)
+
+
+def _rematched(train: Rows) -> list[str]:
+    """The names of the shares, layer by layer, of runs too that counted layers from 1."""
+    names = {key for row in train for key in row if key.startswith("rematched_")}
+    return sorted(names, key=lambda name: int(name.rsplit("_", 1)[1]))
 
 
 def _optimizer(axes: Axes, train: Rows) -> None:
