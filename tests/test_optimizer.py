@@ -45,12 +45,52 @@ def test_layouts_that_differ():
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
 
 
-def test_copies_no_gradient():
+def copies() -> bool:
     with torch.profiler.profile() as profiler:
         trained(FusedAdamW)
     steps = [event for event in profiler.events() if event.name == "aten::_fused_adamw_"]
     assert len(steps) == 5
-    assert "aten::contiguous" not in [child.name for e in steps for child in e.cpu_children]
+    return "aten::contiguous" in [child.name for event in steps for child in event.cpu_children]
+
+
+def test_copies_no_gradient():
+    assert not copies()
+
+
+def test_lists_in_another_order(monkeypatch):
+    """Both what torch calls, and what is called of torch, as if its arguments were others."""
+    expected = trained(FusedAdamW)
+    ours, theirs = FusedAdamW._init_group, torch.optim.AdamW._init_group
+
+    def called(self, group, params, grads, *lists):
+        return ours(self, group, *reversed(lists), params=params, grads=grads)
+
+    def calls(self, group, *lists, params, grads):
+        return theirs(self, group, params, grads, *reversed(lists))
+
+    monkeypatch.setattr(FusedAdamW, "_init_group", called)
+    monkeypatch.setattr(torch.optim.AdamW, "_init_group", calls, raising=False)
+    torch.testing.assert_close(trained(FusedAdamW), expected, rtol=0, atol=0)
+    assert not copies()
+
+
+def test_lists_that_are_not_known(monkeypatch):
+    """They stay as they are, which is slower, and is said once."""
+    theirs = torch.optim.AdamW._init_group
+    expected = trained(torch.optim.AdamW, foreach=False)
+
+    def changed(self, group, params, grads, *lists):
+        result = theirs(self, group, params, grads, *lists)
+        grads[:] = [gradient.clone() for gradient in grads]
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "_init_group", changed, raising=False)
+    with pytest.warns(UserWarning, match="lists its tensors in a way") as warned:
+        found = trained(FusedAdamW)
+    assert len(warned) == 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    with pytest.warns(UserWarning, match="lists its tensors in a way"):
+        assert copies()
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.1, 1e6], ids=["none", "clips", "too large"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,27 +32,51 @@ class FusedAdamW(torch.optim.AdamW):
     On a CPU the kernel pairs the entries of parameter, gradient and averages as they lie in memory,
     and copies what is not contiguous: up to 15 ms for each 3x3 convolution of 512 channels. It is
     given the same memory as arrays that are, all laid out as the parameter is.
+
+    For that it changes the lists that ``AdamW._init_group`` fills, which is not torch's public
+    interface. Where they do not hold each parameter, its gradient and its state once, it warns once
+    and leaves them alone, at the price of those copies.
     """
+
+    _knows_lists = True
 
     def __init__(self, params: Any, lr: float, weight_decay: float) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay, fused=True)
 
-    def _init_group(self, group: dict[str, Any], *args: Any) -> Any:
-        for parameter in group["params"]:
-            if parameter.is_cpu and parameter.grad is not None:
-                parameter.grad = _laid_out_as(parameter, parameter.grad)
-                state = self.state[parameter]
-                for name, value in state.items():
-                    state[name] = _laid_out_as(parameter, value)
+    def _init_group(self, group: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        trained = [p for p in group["params"] if p.grad is not None]
+        on_cpu = [p for p in trained if p.is_cpu]
+        for parameter in on_cpu:
+            parameter.grad = _laid_out_as(parameter, parameter.grad)
+            state = self.state[parameter]
+            for name, value in state.items():
+                state[name] = _laid_out_as(parameter, value)
         # Fills lists: parameters, gradients, the two averages of each, and others.
-        result = super()._init_group(group, *args)
-        lists = [arg for arg in args if isinstance(arg, list)]
-        for i, parameter in enumerate(lists[0]):
-            alike = [found for found in lists if i < len(found) and found[i].dim() == 4]
-            if parameter.is_cpu and all(_is_channels_last(found[i]) for found in alike):
-                for found in alike:
-                    found[i] = _as_it_lies(found[i].detach())
+        result = super()._init_group(group, *args, **kwargs)
+        if on_cpu and self._knows_lists:
+            lists = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, list)]
+            self._pass_as_they_lie(trained, lists)
         return result
+
+    def _pass_as_they_lie(self, parameters: list[Tensor], lists: list[list[Tensor]]) -> None:
+        """Replace what is channels-last in the lists, in whatever order they come."""
+        of_each = [[p, p.grad, *self.state[p].values()] for p in parameters]
+        expected = sorted(id(tensor) for tensors in of_each for tensor in tensors)
+        if sorted(id(tensor) for found in lists for tensor in found) != expected:
+            self._knows_lists = False
+            warnings.warn(
+                f"AdamW of torch {torch.__version__} lists its tensors in a way that FusedAdamW "
+                "does not know: channels-last weights are copied at each step, which takes longer",
+                stacklevel=2,
+            )
+            return
+        arrays: dict[int, Tensor] = {}
+        for parameter, *others in of_each:
+            alike = [parameter, *(tensor for tensor in others if tensor.dim() == 4)]
+            if parameter.is_cpu and all(_is_channels_last(tensor) for tensor in alike):
+                arrays |= {id(tensor): _as_it_lies(tensor.detach()) for tensor in alike}
+        for found in lists:
+            found[:] = [arrays.get(id(tensor), tensor) for tensor in found]
 
     @torch.no_grad()
     def clipped_step(self, clip: float) -> Tensor:
