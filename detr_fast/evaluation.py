@@ -4,12 +4,11 @@ import contextlib
 import functools
 import io
 from collections.abc import Callable, Iterable
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from detr_fast import processes
@@ -17,6 +16,9 @@ from detr_fast.data import Batch, DetectionDataset, Prefetcher
 from detr_fast.data.loader import make_eval_loader
 from detr_fast.models import PostProcess
 from detr_fast.precision import autocast
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -51,7 +53,11 @@ def evaluate(
 
     Each process detects in its share of the batches; the figures are those of a single process.
     ``observe``: see ``detect``.
+
+    Raises:
+        ImportError: pycocotools is not installed; before anything is detected.
     """
+    _pycocotools()
     loader = make_eval_loader(
         dataset,
         batch_size,
@@ -143,7 +149,7 @@ def merge_detections(
 
 
 def coco_metrics(
-    truth: COCO, detections: dict[int, dict[str, Tensor]], category_ids: list[int]
+    truth: "COCO", detections: dict[int, dict[str, Tensor]], category_ids: list[int]
 ) -> tuple[dict[str, float], dict[int, float]]:
     """COCOeval's figures.
 
@@ -155,7 +161,11 @@ def coco_metrics(
     Returns:
         The twelve figures by the names of ``METRICS``, and AP per category id. A figure without
         any object to measure it on is -1, as in COCOeval.
+
+    Raises:
+        ImportError: pycocotools is not installed.
     """
+    cocoeval = _pycocotools()
     rows = [
         np.column_stack(
             [
@@ -170,7 +180,7 @@ def coco_metrics(
     ]
     results = np.concatenate(rows) if rows else np.empty((0, 7))
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
-        evaluation = COCOeval(truth, _load_results(truth, results), iouType="bbox")
+        evaluation = cocoeval.COCOeval(truth, _load_results(truth, results), iouType="bbox")
         evaluation.params.imgIds = sorted(detections)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -185,10 +195,21 @@ def coco_metrics(
     return figures, per_category
 
 
-def _load_results(truth: COCO, results: np.ndarray) -> COCO:
+def _pycocotools() -> ModuleType:
+    """Its module ``cocoeval``, imported at first use: all but the figures works without it."""
+    try:
+        from pycocotools import cocoeval
+    except ImportError as error:
+        raise ImportError(
+            f"COCO figures need the package pycocotools (pip install pycocotools): {error}"
+        ) from error
+    return cocoeval
+
+
+def _load_results(truth: "COCO", results: np.ndarray) -> "COCO":
     if len(results):
         return truth.loadRes(results)
-    empty = COCO()  # loadRes refuses an empty list
+    empty = type(truth)()  # loadRes refuses an empty list
     empty.dataset = {**truth.dataset, "annotations": []}
     empty.createIndex()
     return empty

@@ -231,6 +231,7 @@ class TestReport:
 
 def test_command(voc_folder, tmp_path, capsys):
     """Two variants, two seeds; called again it trains nothing, and another baseline is refused."""
+    pytest.importorskip("pycocotools")
     out = tmp_path / "ablation"
     options = ["ablate", "--data", f"voc:{voc_folder}", "--epochs", "1", "--batch-size", "4"]
     options += ["--num-queries", "6", "--out", str(out), "--device", "cpu"]

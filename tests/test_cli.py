@@ -13,6 +13,7 @@ from PIL import Image
 from detr_fast.cli import main
 from detr_fast.data import clean_message
 
+pytest.importorskip("pycocotools")
 FAST = ("--batch-size", "4", "--num-queries", "6", "--workers", "0", "--device", "cpu")
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from shared_data import TINY_COCO, needs_tiny_coco
 
 from detr_fast.data import CocoDetection, DataError
+
+COCO = pytest.importorskip("pycocotools.coco").COCO
+COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
 
 
 def coco_file(folder, **changes):

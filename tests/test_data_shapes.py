@@ -71,6 +71,7 @@ def test_epoch_reaches_workers_that_live_on():
 
 
 def test_ground_truth_follows_the_epoch():
+    pytest.importorskip("pycocotools")
     data = Shapes(3, fresh=True)
     first = [a["bbox"] for a in data.coco.dataset["annotations"]]
     assert data.coco is data.coco

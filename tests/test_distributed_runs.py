@@ -21,6 +21,7 @@ from detr_fast.training import TrainConfig, Trainer, load_checkpoint
 from tests.test_train_options import batch_of, fails_beyond
 from tests.test_training import saved_steps
 
+pytest.importorskip("pycocotools")
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed")
 
 

@@ -12,6 +12,8 @@ from detr_fast.data.loader import make_loader
 from detr_fast.evaluation import METRICS, coco_metrics, detect, evaluate, format_metrics
 from detr_fast.precision import amp_dtype, autocast
 
+pytest.importorskip("pycocotools")
+
 
 def truth_as_detections(dataset: Shapes) -> dict[int, dict[str, Tensor]]:
     found = {}
@@ -153,3 +155,12 @@ def test_evaluation_stands_below_training():
     code = "import sys, detr_fast.evaluation; print([m for m in sys.modules if '.training' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_without_pycocotools_the_package_is_named_before_anything_is_detected(shapes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.delitem(sys.modules, "pycocotools.cocoeval", raising=False)
+    with pytest.raises(ImportError, match=r"pip install pycocotools"):
+        evaluate(None, shapes, torch.device("cpu"), 2)
+    with pytest.raises(ImportError, match=r"COCO figures need the package pycocotools"):
+        coco_metrics(None, {}, [])

@@ -114,6 +114,7 @@ class TestWatch:
 
 
 def test_a_run_logs_it(tmp_path):
+    pytest.importorskip("pycocotools")
     config = TrainConfig.create(epochs=2, batch_size=4, num_queries=6, amp="none", log_every=2)
     train, val = (
         Shapes(8, 64, seed, t(config)) for seed, t in ((0, train_recipe), (1, eval_recipe))

@@ -16,6 +16,7 @@ from detr_fast.cli import main
 from detr_fast.data import Shapes
 from detr_fast.visualize.report import Page, image_quality, plot_dataset, truth_and_detections
 
+pytest.importorskip("pycocotools")
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )

@@ -31,6 +31,7 @@ from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.recipes import eval_recipe, train_recipe
 from detr_fast.training.schedule import make_scheduler
 
+pytest.importorskip("pycocotools")
 TRAIN = ("--batch-size", "4", "--num-queries", "6", "--seed", "3", "--device", "cpu")
 
 

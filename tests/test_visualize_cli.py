@@ -8,6 +8,8 @@ from PIL import Image
 
 from detr_fast.cli import main
 
+pytest.importorskip("pycocotools")
+
 
 @pytest.fixture(scope="module", params=["anchor", "learned"])
 def run(request, voc_folder, tmp_path_factory) -> Path:
