@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from devices import why_not_here
 from torch import Tensor
 from torchvision.io import write_jpeg
 
@@ -20,14 +21,19 @@ def pytest_addoption(parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """Leave out what tests/test_cuda_emulated.py imports for a GPU: it emulates one on the CPU."""
+    """Skip the tests of a GPU where there is none.
+
+    Those that tests/test_cuda_emulated.py imports are left out: it emulates a GPU on the CPU.
+    """
     items[:] = [
         item
         for item in items
-        if item.path.stem != "test_cuda_emulated"
-        or not hasattr(item, "callspec")
-        or item.callspec.params.get("device") != "cuda"
+        if item.path.stem != "test_cuda_emulated" or not item.get_closest_marker("gpu")
     ]
+    for item in items:
+        for mark in item.iter_markers("gpu"):
+            if reason := why_not_here(**mark.kwargs):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _write_images(folder: Path, shapes: Shapes) -> None:

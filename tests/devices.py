@@ -1,18 +1,22 @@
-"""The devices that ops are tested on: where there is no GPU, its tests are counted as skipped."""
+"""Which tests need a GPU: all that carry the marker ``gpu``; without one they count as skipped."""
 
 import pytest
 import torch
 
 from detr_fast import _C
 
-needs_cuda = pytest.mark.skipif(
-    not torch.cuda.is_available() or _C.cuda_version is None,
-    reason="needs a CUDA device, and the kernels built",
-)
-needs_two_gpus = pytest.mark.skipif(
-    torch.cuda.device_count() < 2 or _C.cuda_version is None, reason="needs two CUDA devices"
-)
+needs_cuda = pytest.mark.gpu
+needs_two_gpus = pytest.mark.gpu(count=2)
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+
+
+def why_not_here(count: int = 1) -> str | None:
+    """Why tests that need so many GPUs cannot run here; None where they can."""
+    if _C.cuda_version is None:
+        return "needs a GPU, and a build with CUDA kernels"
+    if not torch.cuda.is_available() or torch.cuda.device_count() < count:
+        return "needs a GPU" if count == 1 else f"needs {count} GPUs"
+    return None
 
 
 class NoWait:

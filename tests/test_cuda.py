@@ -5,16 +5,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from devices import needs_cuda, needs_two_gpus
 from scipy.optimize import linear_sum_assignment as scipy_solve
 from test_matching import CASES, predictions, targets_of
 
 from benchmarks.cases import FAMILIES, Case, make
-from detr_fast import _C, FastMatcher, PackedTargets, check_faults, linear_sum_assignment, reference
+from detr_fast import FastMatcher, PackedTargets, check_faults, linear_sum_assignment, reference
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or _C.cuda_version is None,
-    reason="needs a GPU, and a build with CUDA kernels",
-)
+pytestmark = needs_cuda
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +171,7 @@ def test_on_a_side_stream() -> None:
     assert_optimal(layers, targets, matches, expected)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@needs_two_gpus
 def test_on_another_device() -> None:
     layers, targets = [predictions(3, 40)], targets_of([5, 0, 11])
     there = [{k: v.to("cuda:1") for k, v in layer.items()} for layer in layers]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from devices import needs_cuda
 from interop_cases import K, assert_same, batch
 from test_matching_cuda import Kernels, code, tensor_at
 
@@ -145,10 +146,7 @@ def test_stand_in_keeps_faults_of_earlier_calls(kernels):
     assert len(matcher(outputs, targets)["indices"]) == 3
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or _C.cuda_version is None,
-    reason="needs a GPU, and a build with CUDA kernels",
-)
+@needs_cuda
 @pytest.mark.filterwarnings("ignore:some predictions have no finite")
 @pytest.mark.parametrize("name", MATCHERS)
 def test_on_a_gpu(name):

@@ -4,18 +4,16 @@ import copy
 
 import pytest
 import torch
+from devices import needs_cuda
 
-from detr_fast import _C, PackedTargets, check_faults
+from detr_fast import PackedTargets, check_faults
 from detr_fast.losses import SetCriterion
 from detr_fast.models import detr_tiny
 from detr_fast.training.graph import GraphedStep, ShapeMismatch
 from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.step import TrainStep
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or _C.cuda_version is None,
-    reason="needs a GPU, and a build with CUDA kernels",
-)
+pytestmark = needs_cuda
 CAPACITY = 8
 
 
