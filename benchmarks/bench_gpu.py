@@ -1,12 +1,16 @@
 """Matching, assignment and box losses on a GPU, against everything else that could be used there.
 
 python -m benchmarks.bench_gpu --out benchmarks/results/gpu.csv
+
+The rows are written after each case: first the times of all, then, since a profiler may stay
+attached, the waits of all, then the steps, which the host counts.
 """
 
 import argparse
 import importlib.metadata
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,78 +19,112 @@ from benchmarks.baselines.blockwise_matcher import BlockwiseMatcher
 from benchmarks.baselines.published_matcher import PublishedMatcher
 from benchmarks.cases import FAMILIES, Case, costs_of, make
 from benchmarks.chain import longest_chain
-from benchmarks.gpu_losses import SIZES as LOSSES
-from benchmarks.gpu_losses import run_losses
-from benchmarks.gpu_timing import bandwidth, rows_of
-from benchmarks.harness import surroundings, write_csv
+from benchmarks.failures import Failures
+from benchmarks.gpu_losses import LOSSES, losses
+from benchmarks.gpu_losses import SIZES as LOSS_SIZES
+from benchmarks.gpu_timing import Call, Problem, bandwidth, rows_of
+from benchmarks.gpu_waits import waits
+from benchmarks.harness import read_csv, surroundings, write_csv
 from detr_fast import FastMatcher, PackedTargets, linear_sum_assignment
+from detr_fast.packing import Matches
 from detr_fast.reference import matching_cost
 
-MATCHING = ((2, 100, 91, 20), (16, 100, 91, 20), (16, 300, 91, 100), (16, 900, 91, 100))
-ASSIGNMENT = ((96, 100, 20), (208, 300, 100), (208, 300, 300), (4096, 300, 20))  # P, N, M
+MATCHING_SIZES = ((2, 100, 91, 20), (16, 100, 91, 20), (16, 300, 91, 100), (16, 900, 91, 100))
+ASSIGNMENT_SIZES = ((96, 100, 20), (208, 300, 100), (208, 300, 300), (4096, 300, 20))  # P, N, M
 BATCHES = 8  # different ones, in turn
-COUNTED = 64  # problems of which the chain of steps is counted, on the host
+COUNTED, COUNTED_COSTS = 64, 2_000_000  # problems, and costs, whose steps the host counts: at most
+MATCHING, ASSIGNMENT = "matching", "assignment"
+SETS = {"matching": MATCHING, "assignment": ASSIGNMENT, "box_losses": LOSSES}  # as in rows
 
 Rows = list[dict]
 
 
-def _check_totals(
-    name: str, layers: list[dict], targets: list[dict], matches: Mapping[str, list]
-) -> None:
-    """All variants' totals alike: their costs are rounded differently, near-ties may differ."""
-    totals = {}
-    for variant, found in matches.items():
-        total = 0.0
-        for layer, images in zip(layers, found, strict=True):
-            for b, (i, j) in enumerate(images):
-                cost = matching_cost(
-                    layer["pred_logits"][b].double().cpu(),
-                    layer["pred_boxes"][b].double().cpu(),
-                    targets[b]["labels"].cpu(),
-                    targets[b]["boxes"].double().cpu(),
-                )
-                total += cost[i.cpu(), j.cpu()].sum().item()
-        totals[variant] = total
-    expected = totals[min(totals, key=totals.__getitem__)]
-    for variant, total in totals.items():
-        if abs(total - expected) > 1e-3 * len(layers) * len(targets):
-            raise AssertionError(f"{name}: {variant} is off the optimum by {total - expected}")
-
-
-def run_matching(case: Case, seed: int, rounds: int) -> Rows:
-    batches = [make(case, seed + k, "cuda") for k in range(BATCHES)]
+def matching(case: Case, seed: int, device: str = "cuda") -> Problem:
+    """Costs and assignment of all decoder layers."""
+    batches = [make(case, seed + k, device) for k in range(BATCHES)]
     packed = [PackedTargets.pack(targets) for _, targets in batches]
     fast = FastMatcher()
     published, blockwise = PublishedMatcher(), BlockwiseMatcher()
-    variants: dict[str, Callable[[int], object]] = {
-        "FastMatcher, packed": lambda k: fast.match_packed(
-            batches[k % BATCHES][0], packed[k % BATCHES]
-        ),
-        "FastMatcher, lists": lambda k: fast.match_layers(*batches[k % BATCHES]),
-        "published matcher": lambda k: published.match_layers(*batches[k % BATCHES]),
-        "block-wise, one transfer": lambda k: blockwise.match_layers(*batches[k % BATCHES]),
-    }
     layers, targets = batches[0]
-    lists = {name: call(0) for name, call in variants.items() if "packed" not in name}
-    _check_totals(case.name, layers, targets, lists)
     # What the kernels must move at least: predictions once, each cost written once and read once.
     logits = case.layers * case.images * case.queries * (case.classes + 1 + 4) * 4
     costs = sum(len(t["labels"]) for t in targets) * case.layers * case.queries * 4
-    counted = itertools.islice(costs_of(layers, targets), COUNTED)
-    return rows_of(
-        variants,
-        rounds,
-        what="matching",
-        family=case.family,
-        problems=case.layers * case.images,
-        queries=case.queries,
-        targets=case.targets,
-        bytes=logits + 2 * costs,
-        steps=longest_chain(cost.cpu().numpy() for cost in counted),
+    return Problem(
+        f"{MATCHING} {case.name}",
+        {
+            "what": MATCHING,
+            "family": case.family,
+            "problems": case.layers * case.images,
+            "queries": case.queries,
+            "targets": case.targets,
+            "bytes": logits + 2 * costs,
+        },
+        {
+            "FastMatcher, packed": lambda k: fast.match_packed(
+                batches[k % BATCHES][0], packed[k % BATCHES]
+            ),
+            "FastMatcher, lists": lambda k: fast.match_layers(*batches[k % BATCHES]),
+            "published matcher": lambda k: published.match_layers(*batches[k % BATCHES]),
+            "block-wise, one transfer": lambda k: blockwise.match_layers(*batches[k % BATCHES]),
+        },
+        partial(_wrong_matches, layers, targets),
+        lambda: longest_chain(
+            cost.cpu().numpy()
+            for cost in itertools.islice(
+                costs_of(layers, targets), _counted(case.queries, case.targets)
+            )
+        ),
     )
 
 
-def _costs(family: str, problems: int, queries: int, targets: int, seed: int) -> torch.Tensor:
+def _wrong_matches(
+    layers: list[dict], targets: list[dict], results: Mapping[str, object]
+) -> dict[str, str]:
+    """Whose total is above the least: costs are rounded differently, near-ties may differ."""
+    costs = [
+        [
+            matching_cost(
+                layer["pred_logits"][b].double().cpu(),
+                layer["pred_boxes"][b].double().cpu(),
+                target["labels"].cpu(),
+                target["boxes"].double().cpu(),
+            )
+            for b, target in enumerate(targets)
+        ]
+        for layer in layers
+    ]
+    totals, wrong = {}, {}
+    for variant, found in results.items():
+        pairs = _pairs(found) if isinstance(found, Matches) else found
+        totals[variant] = 0.0
+        for costs_of_layer, images in zip(costs, pairs, strict=True):
+            for cost, (i, j) in zip(costs_of_layer, images, strict=True):
+                if len(i) != min(cost.shape) or len(set(i.tolist())) != len(i):
+                    wrong[variant] = f"{len(i)} pairs of {list(cost.shape)}, or a query twice"
+                    break
+                totals[variant] += cost[i.cpu(), j.cpu()].sum().item()
+    least = min((total for name, total in totals.items() if name not in wrong), default=0.0)
+    for variant, total in totals.items():
+        if variant not in wrong and total - least > 1e-3 * len(layers) * len(targets):
+            wrong[variant] = f"the total cost is {total - least} above the least"
+    return wrong
+
+
+def _pairs(matches: Matches) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Queries and targets of each image in each layer, as the other matchers give them."""
+    starts = matches.targets.offsets.tolist()
+    return [
+        [
+            (image[image >= 0], (image >= 0).nonzero()[:, 0])
+            for image in (layer[a:b] for a, b in itertools.pairwise(starts))
+        ]
+        for layer in matches.query_index.cpu()
+    ]
+
+
+def _costs(
+    family: str, problems: int, queries: int, targets: int, seed: int, device: str
+) -> torch.Tensor:
     """[P, M, N] of exactly that size, from the family's predictions."""
     images = 16
     case = Case(family, images, queries, 91, targets, layers=-(-problems // images))
@@ -106,61 +144,147 @@ def _costs(family: str, problems: int, queries: int, targets: int, seed: int) ->
                 ),
             }
         )
+    layers, full = (
+        [{name: value.to(device) for name, value in item.items()} for item in items]
+        for items in (layers, full)
+    )
     return torch.stack(list(itertools.islice(costs_of(layers, full), problems)))
 
 
-def run_assignment(
-    family: str, problems: int, queries: int, targets: int, seed: int, rounds: int
-) -> Rows:
-    costs = [_costs(family, problems, queries, targets, seed + k).cuda() for k in range(2)]
+def _counted(queries: int, targets: int) -> int:
+    return min(COUNTED, COUNTED_COSTS // (queries * targets))
+
+
+def assignment(
+    family: str, problems: int, queries: int, targets: int, seed: int, device: str = "cuda"
+) -> Problem:
+    """The bare solver on a batch of costs."""
+    costs = [_costs(family, problems, queries, targets, seed + k, device) for k in range(2)]
     tall = [cost.transpose(1, 2).contiguous() for cost in costs]
-    variants: dict[str, Callable[[int], object]] = {
+    variants: dict[str, Call] = {
         "linear_sum_assignment": lambda k: linear_sum_assignment(costs[k % 2], validate=False),
         "linear_sum_assignment, checked": lambda k: linear_sum_assignment(costs[k % 2]),
         "linear_sum_assignment, rows are queries": lambda k: linear_sum_assignment(
             tall[k % 2], validate=False
         ),
     }
-    _, cols_of = variants["linear_sum_assignment"](0)
-    expected = costs[0].double().gather(2, cols_of[..., None])[..., 0].sum(1)
     try:
         from torch_linear_assignment import batch_linear_assignment
-
-        found = batch_linear_assignment(costs[0])
-        total = costs[0].double().gather(2, found[..., None])[..., 0].sum(1)
-        worst = (total - expected).abs().max().item()
-        if worst > 1e-3:
-            raise AssertionError(f"torch-linear-assignment and detr_fast differ by {worst}")
+    except ImportError as error:
+        print(f"torch-linear-assignment is left out: {error}")
+    else:
         variants["torch-linear-assignment"] = lambda k: batch_linear_assignment(costs[k % 2])
         if targets < queries:
             variants["torch-linear-assignment, rows are queries"] = lambda k: (
                 batch_linear_assignment(tall[k % 2])
             )
-    except ImportError as error:
-        print(f"torch-linear-assignment is left out: {error}")
-    return rows_of(
+    return Problem(
+        f"{ASSIGNMENT} {family} P{problems} N{queries} M{targets}",
+        {
+            "what": ASSIGNMENT,
+            "family": family,
+            "problems": problems,
+            "queries": queries,
+            "targets": targets,
+            "bytes": costs[0].numel() * 4,
+        },
         variants,
-        rounds,
-        what="assignment",
-        family=family,
-        problems=problems,
-        queries=queries,
-        targets=targets,
-        bytes=costs[0].numel() * 4,
-        steps=longest_chain(costs[0][:COUNTED].cpu().numpy()),
+        partial(_wrong_assignments, costs[0]),
+        lambda: longest_chain(costs[0][: _counted(queries, targets)].cpu().numpy()),
     )
 
 
-def main() -> None:
+def _wrong_assignments(cost: torch.Tensor, results: Mapping[str, object]) -> dict[str, str]:
+    """Whose totals are not those of the CPU's solver."""
+    cost = cost.double().cpu()  # [P, M, N]
+    problem = torch.arange(len(cost))[:, None]
+    rows, cols = linear_sum_assignment(cost)
+    least = cost[problem, rows, cols].sum(1)
+    wrong = {}
+    for variant, found in results.items():
+        if isinstance(found, torch.Tensor):  # columns of all rows, -1 where there is none
+            found = torch.arange(found.shape[1]).expand_as(found), found.cpu()
+        rows, cols = (index.cpu() for index in found)
+        if "rows are queries" in variant:
+            rows, cols = cols, rows
+        taken = (rows >= 0) & (cols >= 0)
+        total = (cost[problem, rows.clamp(0), cols.clamp(0)] * taken).sum(1)
+        off = (total - least).abs().max().item()
+        if off > 1e-3 or not (taken.sum(1) == min(cost.shape[1:])).all():
+            wrong[variant] = f"a total is {off} off the optimum, or pairs are missing"
+    return wrong
+
+
+def cases(sets: Sequence[str], seed: int, quick: bool) -> Iterator[tuple[str, Callable]]:
+    """What makes each problem, under the name by which a failure to do so is reported."""
+    few = slice(1 if quick else None)
+    if MATCHING in sets:
+        for size, family in itertools.product(MATCHING_SIZES[few], FAMILIES):
+            yield f"{MATCHING} {family} {size}", partial(matching, Case(family, *size), seed)
+    if ASSIGNMENT in sets:
+        for size, family in itertools.product(ASSIGNMENT_SIZES[few], FAMILIES):
+            yield f"{ASSIGNMENT} {family} {size}", partial(assignment, family, *size, seed)
+    if LOSSES in sets:
+        for size in LOSS_SIZES[few]:
+            yield f"{LOSSES} {size}", partial(losses, Case("trained", *size), seed)
+
+
+def run(
+    problems: Iterator[tuple[str, Callable[[], Problem]]],
+    rounds: int,
+    failures: Failures,
+    write: Callable[[Rows], None],
+) -> Rows:
+    """All rows; ``write`` is given those that there are after each case."""
+    rows: Rows = []
+    timed: list[tuple[Problem, Rows]] = []
+    for title, prepare in problems:
+        try:
+            problem = prepare()
+            found = rows_of(problem, rounds, failures)
+        except Exception as error:
+            failures.add(title, error)
+            continue
+        timed.append((problem, found))
+        rows += found
+        _print(problem, found)
+        write(rows)
+    for problem, found in timed:
+        for row in found:
+            try:
+                row["waits"] = waits(partial(problem.variants[row["variant"]], 0))
+            except Exception as error:
+                failures.add(f"waits of {problem.title}, {row['variant']}", error)
+        print(f"{problem.title}: waits {[row['waits'] for row in found]}", flush=True)
+        write(rows)
+    for problem, found in timed:
+        try:
+            steps = problem.steps()
+        except Exception as error:
+            failures.add(f"steps of {problem.title}", error)
+            continue
+        for row in found:
+            row["steps"] = steps
+        write(rows)
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="CSV file to write")
     parser.add_argument("--quick", action="store_true", help="one small case of each kind")
     parser.add_argument("--rounds", type=int, default=30, help="calls of each variant")
+    parser.add_argument(
+        "--sets", nargs="+", default=SETS, choices=SETS, help="only these; others' rows are kept"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("bench_gpu needs a GPU")
-    rounds = 3 if args.quick else args.rounds
     try:
         rival = importlib.metadata.version("torch-linear-assignment")
     except importlib.metadata.PackageNotFoundError:
@@ -172,33 +296,25 @@ def main() -> None:
         "torch_linear_assignment": rival,
         "copy_gb_per_s": round(bandwidth() / 1e9),
     }
-    rows: Rows = []
-    for size in MATCHING[:1] if args.quick else MATCHING:
-        for family in FAMILIES:
-            rows += run_matching(Case(family, *size), args.seed, rounds)
-            _print(rows[-4:])
-    for problems, queries, targets in ASSIGNMENT[:1] if args.quick else ASSIGNMENT:
-        for family in FAMILIES:
-            before = len(rows)
-            rows += run_assignment(family, problems, queries, targets, args.seed, rounds)
-            _print(rows[before:])
-    for size in LOSSES[:1] if args.quick else LOSSES:
-        before = len(rows)
-        rows += run_losses(Case("trained", *size), args.seed, rounds)
-        _print(rows[before:])
-    write_csv(args.out, [{**row, **about} for row in rows])
-
-
-def _print(rows: Rows) -> None:
-    first = rows[0]
-    print(
-        f"{first['what']} {first['family']} P{first['problems']} N{first['queries']} "
-        f"M{first['targets']}"
+    sets = [SETS[name] for name in args.sets]
+    kept = [row for row in read_csv(args.out) if row["what"] not in sets]
+    failures = Failures()
+    rows = run(
+        cases(sets, args.seed, args.quick),
+        3 if args.quick else args.rounds,
+        failures,
+        lambda rows: write_csv(args.out, kept + [{**row, **about} for row in rows]),
     )
+    print(f"{len(rows)} rows", end=", ")
+    failures.stop()
+
+
+def _print(problem: Problem, rows: Rows) -> None:
+    print(problem.title)
     for row in rows:
         print(
             f"  {row['variant']:42} gpu {row['gpu_us']:10.1f} us  host {row['host_us']:10.1f} us  "
-            f"waits {row['waits']}",
+            f"queued {row['queued']} of {row['calls']}",
             flush=True,
         )
 

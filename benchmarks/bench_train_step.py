@@ -2,17 +2,23 @@
 
 python -m benchmarks.bench_train_step --threads 2 --allocators kept default --seconds 60 \\
     --out benchmarks/results/train_step_cpu.csv
+
+The rows are written after each case; on a GPU the waits come last, since a profiler may stay
+attached.
 """
 
 import argparse
+import gc
+import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_timing import waits
+from benchmarks.failures import Failures
+from benchmarks.gpu_waits import waits
 from benchmarks.harness import measure, surroundings, write_csv
 from benchmarks.step_contenders import CONTENDERS, IMPOSSIBLE, PUBLISHED, Case, Contender
 from benchmarks.step_processes import DEFAULT, KEPT, Apart
@@ -22,80 +28,136 @@ from detr_fast.training.clock import PHASES
 Entrant = tuple[str, str]  # a contender's name, and its allocator on a CPU
 
 
-def entrants(
-    case: Case, names: Sequence[str], allocators: Sequence[str]
-) -> dict[Entrant, Contender | Apart]:
-    """Whom to time: on a GPU all in this process, elsewhere each in one of its own."""
-    if case.device.type == "cuda":
-        return {(name, ""): CONTENDERS[name](case) for name in names}
+class Starter:
+    """A contender that is ready to be timed: compiled, captured, warmed up.
+
+    On a GPU all are in this process, elsewhere each is in one of its own. ``loss`` is what the
+    weights that all begin with give; ``peak_mb`` the most memory so far, in MiB: on a GPU what
+    torch allocated for this contender, while the others had what they keep.
+    """
+
+    def __init__(self, case: Case, name: str, allocator: str) -> None:
+        self.contender: Contender | Apart
+        if case.device.type != "cuda":
+            self.contender = Apart(case, name, allocator)
+            try:
+                self._warm_up(2)
+            except BaseException:
+                self.contender.close()
+                raise
+            return
+        _load_libraries(case)
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self.contender = CONTENDERS[name](case)
+        self._warm_up(5)  # a CUDA graph is captured in the fourth
+        self._peak_mb = (torch.cuda.max_memory_allocated() - before) / 2**20
+
+    def _warm_up(self, steps: int) -> None:
+        self.loss = self.contender.total()
+        self.contender.timed(steps)
+
+    @property
+    def peak_mb(self) -> float:
+        return self.contender.peak_mb() if isinstance(self.contender, Apart) else self._peak_mb
+
+    def close(self) -> None:
+        if isinstance(self.contender, Apart):
+            self.contender.close()
+
+
+def _load_libraries(case: Case) -> None:
+    """What they keep of a GPU's memory would else count as the first contender's."""
+    layer = torch.nn.Linear(16, 16, device=case.device)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            layer(torch.ones(16, 16, device=case.device)).sum().backward()
+
+
+def wrong_losses(losses: Mapping[Entrant, float], half: bool) -> dict[Entrant, str]:
+    """Whose loss is another than the published formula's, or than the first where that failed."""
+    if not losses:
+        return {}
+    reference = next((entrant for entrant in losses if entrant[0] == PUBLISHED), next(iter(losses)))
     return {
-        (name, allocator): Apart(case, name, allocator)
-        for allocator in allocators
-        for name in names
+        entrant: f"has loss {loss}, {reference[0]} {losses[reference]}"
+        for entrant, loss in losses.items()
+        if not math.isclose(loss, losses[reference], rel_tol=0.02 if half else 1e-4)
     }
-
-
-def check(running: dict[Entrant, Contender | Apart], half: bool) -> None:
-    """Raise AssertionError where a contender's loss is another than the published formula's."""
-    losses = {entrant: contender.total() for entrant, contender in running.items()}
-    expected = next(loss for (name, _), loss in losses.items() if name == PUBLISHED)
-    for entrant, loss in losses.items():
-        if not math.isclose(loss, expected, rel_tol=0.02 if half else 1e-4):
-            raise AssertionError(f"{entrant} has loss {loss}, {PUBLISHED} {expected}")
-
-
-def gpu_peak_mb(case: Case, name: str) -> float:
-    """Most memory of two training steps, in MiB, as torch allocates it on a GPU."""
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    contender = CONTENDERS[name](case)
-    for _ in range(2):
-        contender.step()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def run_case(
-    case: Case, names: Sequence[str], allocators: Sequence[str], seconds: float
-) -> list[dict]:
-    """A row for each contender and allocator, timed in turn."""
-    running = entrants(case, names, allocators)
+    case: Case,
+    names: Sequence[str],
+    allocators: Sequence[str],
+    seconds: float,
+    failures: Failures,
+) -> tuple[list[dict], dict[str, Contender]]:
+    """Times all contenders in turn.
+
+    Returns:
+        A row for each contender and allocator that raised nothing, and on a GPU the contenders by
+        name, to count their waits when everything is timed; ``host_waits`` is empty.
+    """
+    on_gpu = case.device.type == "cuda"
+    half = amp_dtype(case.amp, case.device) is not None
+    running: dict[Entrant, Starter] = {}
     try:
-        rows = _timed_rows(case, running, seconds)
+        for allocator, name in itertools.product([""] if on_gpu else allocators, names):
+            try:
+                running[name, allocator] = Starter(case, name, allocator)
+            except Exception as error:
+                failures.add(f"{title(case)}, {name}", error)
+        losses = {entrant: starter.loss for entrant, starter in running.items()}
+        for entrant, what in wrong_losses(losses, half).items():
+            failures.add(f"{title(case)}, {entrant[0]}", AssertionError(what))
+            running.pop(entrant).close()
+        rows = _timed_rows(case, running, seconds, failures)
     finally:
-        for contender in running.values():
-            if isinstance(contender, Apart):
-                contender.close()
-    del contender, running  # on a GPU all of them were in memory
-    for row in rows:
-        if case.device.type == "cuda":
-            row["peak_mb"] = round(gpu_peak_mb(case, row["variant"]), 1)
-        row["peak_mb_per_image"] = round(row["peak_mb"] / case.batch, 1)
-    return rows
+        for starter in running.values():
+            starter.close()
+    if not on_gpu:
+        return rows, {}
+    return rows, {name: starter.contender for (name, _), starter in running.items()}
 
 
 def _timed_rows(
-    case: Case, running: dict[Entrant, Contender | Apart], seconds: float
+    case: Case, running: dict[Entrant, Starter], seconds: float, failures: Failures
 ) -> list[dict]:
     on_gpu = case.device.type == "cuda"
     half = amp_dtype(case.amp, case.device) is not None
-    check(running, half)
     steps = 5 if on_gpu else 1  # the host may run ahead of a GPU
-    for contender in running.values():  # warm up, compile, capture
-        contender.timed(5 if on_gpu else 2)
     phases: dict[Entrant, list[dict[str, float]]] = {entrant: [] for entrant in running}
-    calls = {
-        entrant: lambda c=contender, all_=phases[entrant]: all_.append(c.timed(steps))
-        for entrant, contender in running.items()
-    }
+    broken: set[Entrant] = set()
+
+    def call(entrant: Entrant) -> None:
+        if entrant not in broken:
+            try:
+                phases[entrant].append(running[entrant].contender.timed(steps))
+            except Exception as error:
+                failures.add(f"{title(case)}, {entrant[0]}", error)
+                broken.add(entrant)
+
     figures = measure(
-        calls, lambda results: None, seconds=seconds, warm_up=0, slow=math.inf, too_slow=math.inf
+        {entrant: lambda entrant=entrant: call(entrant) for entrant in running},
+        lambda results: None,
+        seconds=seconds,
+        warm_up=0,
+        slow=math.inf,
+        too_slow=math.inf,
     )
+    step_ms = {
+        entrant: {q: figure[f"{q}_us"] / steps / 1e3 for q in ("p20", "p50", "p80")}
+        for entrant, figure in figures.items()
+        if entrant not in broken
+    }
     rows = []
-    for (name, allocator), contender in running.items():
-        taken, figure = phases[name, allocator], figures[name, allocator]
-        step = figure["p50_us"] / steps / 1e3
-        published = figures[PUBLISHED, allocator]["p50_us"] / steps / 1e3
+    for (name, allocator), ms in step_ms.items():
+        taken = phases[name, allocator]
+        starter = running[name, allocator]
+        published = step_ms.get((PUBLISHED, allocator))
         rows.append(
             {
                 "model": case.model,
@@ -106,11 +168,11 @@ def _timed_rows(
                 "precision": "bf16 autocast" if half else "float32",
                 "allocator": allocator,
                 "variant": name,
-                "images_per_second": round(case.batch / step * 1e3, 2),
-                "speedup_to_published": round(published / step, 2),
-                "step_ms": round(step, 2),
-                "step_ms_p20": round(figure["p20_us"] / steps / 1e3, 2),
-                "step_ms_p80": round(figure["p80_us"] / steps / 1e3, 2),
+                "images_per_second": round(case.batch / ms["p50"] * 1e3, 2),
+                "speedup_to_published": round(published["p50"] / ms["p50"], 2) if published else "",
+                "step_ms": round(ms["p50"], 2),
+                "step_ms_p20": round(ms["p20"], 2),
+                "step_ms_p80": round(ms["p80"], 2),
                 **{
                     f"{phase}_ms": round(statistics.median(t[phase] for t in taken) * 1e3, 2)
                     if phase in taken[0]
@@ -118,13 +180,21 @@ def _timed_rows(
                     for phase in PHASES
                     if phase != "data"
                 },
-                "host_waits": waits(contender.step) if on_gpu else "",
-                "page_faults": "" if on_gpu else round(contender.page_faults()),
-                "calls": figure["calls"],
-                "peak_mb": "" if on_gpu else round(contender.peak_mb(), 1),
+                "host_waits": "",
+                "page_faults": "" if on_gpu else round(starter.contender.page_faults()),
+                "calls": figures[name, allocator]["calls"],
+                "peak_mb": round(starter.peak_mb, 1),
+                "peak_mb_per_image": round(starter.peak_mb / case.batch, 1),
             }
         )
     return rows
+
+
+def title(case: Case) -> str:
+    """By which a failure is reported."""
+    size = "x".join(map(str, case.size))
+    padded = ", padded" if case.padded else ""
+    return f"{case.model}, {case.batch} images of {size}{padded}, {case.amp}"
 
 
 def show(rows: list[dict]) -> None:
@@ -140,15 +210,15 @@ def show(rows: list[dict]) -> None:
     )
     for row in rows:
         times = [row[f"{name}_ms"] for name in (*names, "step")]
+        speedup = f"{row['speedup_to_published']:.2f}x" if row["speedup_to_published"] else "-"
         print(
             f"  {row['variant']:22}"
             + "".join(f"{time:10.1f}" if time != "" else f"{'-':>10}" for time in times)
-            + f"{row['images_per_second']:8.2f}  {row['speedup_to_published']:.2f}x"
-            + f"  {row['peak_mb']:.0f} MiB"
+            + f"{row['images_per_second']:8.2f}  {speedup}  {row['peak_mb']:.0f} MiB"
         )
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="CSV file to write")
     parser.add_argument("--model", default="resnet18", choices=("resnet18", "resnet50"))
@@ -168,23 +238,43 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     names = [name for name in CONTENDERS if name not in IMPOSSIBLE[device.type]]
     if args.only is not None:
         names = list(dict.fromkeys([PUBLISHED, *args.only]))
 
-    rows = []
     about = surroundings(args.seed)
-    for padded in (False, True) if args.padded else (False,):
-        for amp in args.amp:
-            case = Case(args.model, tuple(args.size), args.batch, amp, padded, args.seed, device)
-            found = run_case(case, names, args.allocators, args.seconds)
-            for allocator in dict.fromkeys(row["allocator"] for row in found):
-                show([row for row in found if row["allocator"] == allocator])
-            rows += [{**row, **about} for row in found]
-    write_csv(args.out, rows)
+    failures = Failures()
+    rows: list[dict] = []
+    to_profile: list[tuple[dict, Contender]] = []
+    for padded, amp in itertools.product((False, True) if args.padded else (False,), args.amp):
+        case = Case(args.model, tuple(args.size), args.batch, amp, padded, args.seed, device)
+        try:
+            found, contenders = run_case(case, names, args.allocators, args.seconds, failures)
+        except Exception as error:
+            failures.add(title(case), error)
+            continue
+        for allocator in dict.fromkeys(row["allocator"] for row in found):
+            show([row for row in found if row["allocator"] == allocator])
+        found = [{**row, **about} for row in found]
+        to_profile += [(row, contenders[row["variant"]]) for row in found if contenders]
+        rows += found
+        write_csv(args.out, rows)
+    for row, contender in to_profile:
+        try:
+            row["host_waits"] = waits(contender.step)
+        except Exception as error:
+            failures.add(f"waits of {row['variant']}, {row['precision']}", error)
+        print(f"{row['variant']}, {row['precision']}: waits {row['host_waits']}", flush=True)
+        write_csv(args.out, rows)
+    print(f"{len(rows)} rows", end=", ")
+    failures.stop()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """Box losses of all decoder layers on a GPU, forward and backward, beside the published ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from benchmarks.baselines.published_criterion import WEIGHTS, PublishedCriterion
 from benchmarks.cases import Case, make
-from benchmarks.gpu_timing import rows_of
+from benchmarks.gpu_timing import Problem
 from detr_fast import FastMatcher, PackedTargets
 from detr_fast.ops import box_losses
 
+LOSSES, PUBLISHED = "box losses, forward and backward", "published criterion's"
 SIZES = ((2, 100, 91, 20), (16, 100, 91, 20), (16, 300, 91, 100))  # B, N, K, M
 
 
@@ -43,27 +44,36 @@ def loss_variants(
             total = total + sum(WEIGHTS[name] * loss for name, loss in losses.items())
         return torch.autograd.grad(total, boxes)[0]
 
-    return {"box_losses": ours, "published criterion's": theirs}
+    return {"box_losses": ours, PUBLISHED: theirs}
 
 
-def run_losses(case: Case, seed: int, rounds: int) -> list[dict]:
-    """Rows, after a check that all gradients agree."""
-    variants = loss_variants(case, seed)
-    gradients = {name: call(0) for name, call in variants.items()}
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(
-            gradient, gradients["published criterion's"], rtol=1e-4, atol=1e-6, msg=name
-        )
-    # Boxes read and their gradient written, in float32.
-    moved = 2 * next(iter(gradients.values())).numel() * 4
-    return rows_of(
-        variants,
-        rounds,
-        what="box losses, forward and backward",
-        family=case.family,
-        problems=case.layers * case.images,
-        queries=case.queries,
-        targets=case.targets,
-        bytes=moved,
-        steps=0,
+def losses(case: Case, seed: int, device: str = "cuda") -> Problem:
+    """The box losses of all layers and their gradient, as a problem to time."""
+    return Problem(
+        f"{LOSSES} {case.name}",
+        {
+            "what": LOSSES,
+            "family": case.family,
+            "problems": case.layers * case.images,
+            "queries": case.queries,
+            "targets": case.targets,
+            # Boxes read and their gradient written, in float32.
+            "bytes": 2 * case.layers * case.images * case.queries * 4 * 4,
+        },
+        loss_variants(case, seed, device),
+        _wrong_gradients,
+        lambda: 0,
     )
+
+
+def _wrong_gradients(results: Mapping[str, object]) -> dict[str, str]:
+    """Whose gradient is not the published criterion's."""
+    wrong = {}
+    for variant, gradient in results.items():
+        try:
+            torch.testing.assert_close(
+                gradient, results.get(PUBLISHED, gradient), rtol=1e-4, atol=1e-6
+            )
+        except AssertionError as error:
+            wrong[variant] = str(error)
+    return wrong

@@ -2,75 +2,155 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from benchmarks.failures import Failures
+
 FLUSH_BYTES = 256 << 20  # more than any GPU's second-level cache
-HOLD_CYCLES = 1_000_000  # keeps the GPU busy while the host launches
+# The GPU is kept busy for twice the time that the host took for the same call, and some more.
+HOLD_MARGIN, HOLD_SPARE_US = 2.0, 100.0
+MOST_HOLD_US = 20_000.0  # calls that wait for the GPU are never queued, however long it is held
+
+Call = Callable[[int], object]  # given the number of the round: inputs vary as batches do
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is timed together."""
+
+    title: str
+    about: Mapping[str, object]  # what a row says of it
+    variants: Mapping[str, Call]
+    # Given the results of round 0 by variant: with whose something is wrong, and what.
+    wrong: Callable[[Mapping[str, object]], Mapping[str, str]]
+    steps: Callable[[], int]  # counts the longest chain of dependent ones; slow, on the host
+
+
+def rows_of(problem: Problem, rounds: int, failures: Failures) -> list[dict]:
+    """A row for each variant that is right and raises nothing; the others are among ``failures``.
+
+    ``waits`` and ``steps`` are left empty: nothing shall be profiled before all is timed.
+    """
+    results = {}
+    for name, call in problem.variants.items():
+        try:
+            results[name] = call(0)
+            torch.cuda.synchronize()
+        except Exception as error:
+            failures.add(f"{problem.title}, {name}", error)
+            results.pop(name, None)
+    wrong = problem.wrong(results)
+    for name, what in wrong.items():
+        failures.add(f"{problem.title}, {name}", AssertionError(what))
+    sound = {name: problem.variants[name] for name in results if name not in wrong}
+    del results
+    figures = measure(sound, rounds, problem.title, failures)
+    return [
+        {**problem.about, "variant": name, **figure, "waits": "", "steps": ""}
+        for name, figure in figures.items()
+    ]
 
 
 def measure(
-    variants: Mapping[str, Callable[[int], object]],
-    rounds: int = 30,
-    warm_up: int = 5,
+    variants: Mapping[str, Call], rounds: int, title: str, failures: Failures, warm_up: int = 5
 ) -> dict[str, dict[str, float]]:
-    """Times each variant, called with the number of the round: inputs shall vary as batches do.
+    """Times each variant.
 
     Variants take turns. A round first overwrites the cache. For the GPU's time the call is queued
     behind a kernel that waits, so that launches do not count, unless the call itself waits for the
     GPU. For the host's time the GPU has nothing to do, and the call is not waited for.
 
     Returns:
-        For each variant medians and percentiles, in microseconds: ``gpu_us``, ``gpu_p20_us``,
-        ``gpu_p80_us``, ``host_us``, and the number of ``calls``.
+        For each variant that raised nothing medians and percentiles, in microseconds: ``gpu_us``,
+        ``gpu_p20_us``, ``gpu_p80_us``, ``host_us``, the number of ``calls``, and how many of them
+        were ``queued``: the host was done before the GPU began.
     """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    for call in variants.values():
-        for k in range(warm_up):
-            call(k)
-    torch.cuda.synchronize()
-    names = list(variants)
-    gpu: dict[str, list[float]] = {name: [] for name in names}
-    host: dict[str, list[float]] = {name: [] for name in names}
+    times = {name: _Times(call) for name, call in variants.items()}
+
+    def attempt(name: str, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:
+            failures.add(f"{title}, {name}", error)
+            del times[name]
+
+    for name, taken in list(times.items()):
+        attempt(name, lambda taken=taken: taken.warm_up(warm_up))
+    rate = _cycles_per_us()
     for k in range(rounds):
-        shift = k % len(names)
+        names = list(times)
+        shift = k % max(1, len(names))
         for name in names[shift:] + names[:shift]:
-            gpu[name].append(_gpu_time(variants[name], k, flush))
-            host[name].append(_host_time(variants[name], k))
-    result = {}
-    for name in names:
-        p20, p50, p80 = np.percentile(gpu[name], [20, 50, 80])
-        result[name] = {
+            attempt(name, lambda taken=times[name], k=k: taken.time(k, flush, rate))
+    return {name: taken.figures() for name, taken in times.items()}
+
+
+class _Times:
+    """Of one variant, in microseconds."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.gpu: list[float] = []
+        self.host: list[float] = []
+        self.queued = 0
+
+    def warm_up(self, calls: int) -> None:
+        taken = [self.time_host(k) for k in range(calls)]
+        # The first call loads kernels and takes memory.
+        self.hold_us = min(HOLD_MARGIN * max(taken[1:]) + HOLD_SPARE_US, MOST_HOLD_US)
+
+    def time(self, number: int, flush: torch.Tensor, cycles_per_us: float) -> None:
+        self.gpu.append(self.time_gpu(number, flush, round(self.hold_us * cycles_per_us)))
+        self.host.append(self.time_host(number))
+
+    def time_gpu(self, number: int, flush: torch.Tensor, hold_cycles: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.fill_(number % 256)
+        torch.cuda._sleep(hold_cycles)
+        start.record()
+        kept = self.call(number)
+        end.record()
+        self.queued += not start.query()  # else the GPU began, and may have waited for the host
+        torch.cuda.synchronize()
+        del kept
+        return start.elapsed_time(end) * 1e3
+
+    def time_host(self, number: int) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        kept = self.call(number)
+        taken = time.perf_counter() - start
+        torch.cuda.synchronize()
+        del kept
+        return taken * 1e6
+
+    def figures(self) -> dict[str, float]:
+        p20, p50, p80 = np.percentile(self.gpu, [20, 50, 80])
+        return {
             "gpu_us": round(p50, 1),
             "gpu_p20_us": round(p20, 1),
             "gpu_p80_us": round(p80, 1),
-            "host_us": round(float(np.median(host[name])), 1),
-            "calls": rounds,
+            "host_us": round(float(np.median(self.host)), 1),
+            "calls": len(self.gpu),
+            "queued": self.queued,
         }
-    return result
 
 
-def _gpu_time(call: Callable[[int], object], number: int, flush: torch.Tensor) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    flush.fill_(number % 256)
-    torch.cuda._sleep(HOLD_CYCLES)
-    start.record()
-    kept = call(number)
-    end.record()
-    torch.cuda.synchronize()
-    del kept
-    return start.elapsed_time(end) * 1e3
-
-
-def _host_time(call: Callable[[int], object], number: int) -> float:
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    kept = call(number)
-    taken = time.perf_counter() - start
-    torch.cuda.synchronize()
-    del kept
-    return taken * 1e6
+def _cycles_per_us(cycles: int = 2_000_000) -> float:
+    """How fast the GPU counts while it is made to wait, at the clock that it runs at now."""
+    times: list[float] = []
+    for _ in range(3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        torch.cuda._sleep(cycles)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return cycles / min(times)
 
 
 def bandwidth(rounds: int = 10, size: int = 1 << 30) -> float:
@@ -87,41 +167,3 @@ def bandwidth(rounds: int = 10, size: int = 1 << 30) -> float:
         if k:
             times.append(start.elapsed_time(end) / 1e3)
     return 2 * size / float(np.median(times))
-
-
-def waits(call: Callable[[], object]) -> int:
-    """How often the host waits for the GPU in one call: blocking calls that the profiler saw."""
-    from torch.profiler import ProfilerActivity, profile
-
-    call()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        call()
-    torch.cuda.synchronize()
-    return blocking_calls({event.key: event.count for event in profiler.key_averages()})
-
-
-def blocking_calls(calls: Mapping[str, int]) -> int:
-    """How many of the runtime's calls wait for the GPU, the profiler's own at its end left out.
-
-    Args:
-        calls: counts by name, as profiled.
-    """
-    waiting = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-    own = max(0, calls.get("cudaDeviceSynchronize", 0) - 1)
-    return own + sum(calls.get(name, 0) for name in waiting)
-
-
-def rows_of(
-    variants: Mapping[str, Callable[[int], object]], rounds: int, **about: object
-) -> list[dict]:
-    """A row of each variant: what is given of the problem, its times, and its waits."""
-    return [
-        {
-            **about,
-            "variant": name,
-            **figure,
-            "waits": waits(lambda call=variants[name]: call(0)),
-        }
-        for name, figure in measure(variants, rounds=rounds).items()
-    ]

@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,8 +20,8 @@ import numpy as np
 import torch
 
 import detr_fast
+from benchmarks.checkout import commit
 
-ROOT = Path(__file__).resolve().parents[1]
 Variant = Callable[[], object]
 
 
@@ -124,7 +123,7 @@ def surroundings(seed: int, packages: Mapping[str, str] | None = None) -> dict[s
         "scipy": _version("scipy"),
         **(packages or {}),
         "detr_fast": detr_fast.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "seed": seed,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "command": shlex.join(["python", *program, *sys.argv[1:]]),
@@ -134,9 +133,9 @@ def surroundings(seed: int, packages: Mapping[str, str] | None = None) -> dict[s
 def write_csv(path: Path | None, rows: list[dict]) -> None:
     """Writes all rows under one header, by way of a temporary file: never half a file.
 
-    Without a path, as ``--out`` is by default, nothing.
+    Nothing without a path, as ``--out`` is by default, or without a row.
     """
-    if path is None:
+    if path is None or not rows:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(path.suffix + ".tmp")
@@ -146,6 +145,14 @@ def write_csv(path: Path | None, rows: list[dict]) -> None:
         writer.writerows(rows)
     temporary.replace(path)
     print(f"wrote {path}")
+
+
+def read_csv(path: Path | None) -> list[dict[str, str]]:
+    """The rows of a file that :func:`write_csv` wrote; none if there is no such file."""
+    if path is None or not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _cpu_name() -> str:
@@ -165,15 +172,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def _commit() -> str:
-    """The commit measured, with a plus sign if the tree, its results apart, differs from it."""
-
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "--short", "HEAD")
-    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return commit + ("+" if commit and changed else "")

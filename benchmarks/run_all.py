@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.harness import ROOT
+from benchmarks.checkout import ROOT
 
 
 def main() -> None:

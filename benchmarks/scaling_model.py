@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import ROOT
+from benchmarks.checkout import ROOT
 from benchmarks.tables import publish, table_head, table_line
 from detr_fast.data.augment import ResizeShortSide
 from detr_fast.models import detr_resnet50

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_train_step, tables
+from benchmarks import bench_gpu, bench_train_step, tables
+from benchmarks.failures import Failures
+from benchmarks.harness import read_csv, write_csv
 from benchmarks.scaling_model import ASSUMED, all_reduce_seconds
 from benchmarks.step_contenders import EAGER, PUBLISHED, Case
 
@@ -199,12 +201,163 @@ def test_committed_rows_can_be_repeated():
             assert row["p50_us"] or row["note"].startswith("left out: ")
 
 
+def case_on(device: str) -> Case:
+    return Case("resnet18", (64, 64), 1, "none", False, seed=0, device=torch.device(device))
+
+
 def test_training_steps_in_processes_of_their_own():
-    case = Case("resnet18", (64, 64), 1, "none", padded=False, seed=0, device=torch.device("cpu"))
-    rows = bench_train_step.run_case(case, [PUBLISHED, EAGER], ["kept"], seconds=0.1)
-    assert [row["variant"] for row in rows] == [PUBLISHED, EAGER]
+    failures = Failures()
+    rows, contenders = bench_train_step.run_case(
+        case_on("cpu"), [PUBLISHED, "none of them", EAGER], ["kept"], 0.1, failures
+    )
+    assert [row["variant"] for row in rows] == [PUBLISHED, EAGER] and not contenders
     for row in rows:
         assert row["calls"] >= 5 and row["peak_mb"] > 100 and row["page_faults"] >= 0
+        assert row["peak_mb_per_image"] == row["peak_mb"]
         assert 0 < row["forward_ms"] < row["step_ms"]
+    (failure,) = failures.lines
+    assert failure.startswith("FAILED resnet18, 1 images of 64x64, none, none of them: ")
     assert not multiprocessing.active_children()
     assert "| float32 |" in tables.step_table([{k: str(v) for k, v in r.items()} for r in rows])
+
+
+class Memory:
+    """Of a GPU, in MiB, as torch counts it."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = self.peak = 7  # something is there already
+        for name, value in {
+            "memory_allocated": lambda: self.now * 2**20,
+            "max_memory_allocated": lambda: self.peak * 2**20,
+            "reset_peak_memory_stats": self.reset,
+            "empty_cache": lambda: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def reset(self) -> None:
+        self.peak = self.now
+
+    def take(self, size: int, for_good: bool) -> None:
+        self.peak = max(self.peak, self.now + size)
+        self.now += size if for_good else 0
+
+
+@pytest.fixture
+def contenders(monkeypatch):
+    """Stand-ins that keep 10, 20 ... MiB and take ten times as much in each step; what they did."""
+    memory, done = Memory(monkeypatch), []
+    names = (PUBLISHED, "off", "fails later", "fails", EAGER)
+
+    class Contender:
+        def __init__(self, case: Case, name: str) -> None:
+            self.name, self.size = name, 10 * (1 + names.index(name))
+            done.append(("made", name))
+            memory.take(self.size, True)
+            self.calls = 0
+
+        def total(self) -> float:
+            return 2.0 if self.name == "off" else 1.0
+
+        def timed(self, steps: int) -> dict[str, float]:
+            self.calls += 1
+            if self.name == "fails" or (self.name == "fails later" and self.calls == 3):
+                raise RuntimeError(self.name)
+            memory.take(10 * self.size, False)
+            done.append(("timed", self.name))
+            return {"forward": 1e-3}
+
+        def step(self) -> None:
+            done.append(("step", self.name))
+
+    made = {name: lambda case, name=name: Contender(case, name) for name in names}
+    monkeypatch.setattr(bench_train_step, "CONTENDERS", made)
+    monkeypatch.setattr(bench_train_step, "_load_libraries", lambda case: None)
+    return done
+
+
+FAILED = [
+    "FAILED resnet18, 1 images of 64x64, none, fails: RuntimeError: fails",
+    "FAILED resnet18, 1 images of 64x64, none, off: AssertionError: has loss 2.0, "
+    "published formula 1.0",
+    "FAILED resnet18, 1 images of 64x64, none, fails later: RuntimeError: fails later",
+]
+
+
+def test_contenders_on_a_gpu_are_made_once_and_fail_alone(contenders):
+    failures = Failures()
+    names = [PUBLISHED, "off", "fails later", "fails", EAGER]
+    rows, running = bench_train_step.run_case(case_on("cuda"), names, ["kept"], 0.01, failures)
+    assert [name for what, name in contenders if what == "made"] == names
+    # Its own memory and that of its steps, whatever the others keep.
+    assert [(row["variant"], row["peak_mb"]) for row in rows] == [(PUBLISHED, 110), (EAGER, 550)]
+    assert all(row["host_waits"] == "" and row["forward_ms"] == 1 for row in rows)
+    assert set(running) >= {PUBLISHED, EAGER}
+    assert failures.lines == FAILED
+
+
+def test_without_the_published_step_the_others_still_have_rows(contenders):
+    rows, _ = bench_train_step.run_case(case_on("cuda"), [EAGER], [], 0.01, Failures())
+    assert [(row["variant"], row["speedup_to_published"]) for row in rows] == [(EAGER, "")]
+    bench_train_step.show(rows)
+
+
+def test_training_steps_are_written_after_each_case_and_profiled_last(
+    contenders, monkeypatch, tmp_path
+):
+    written = []
+
+    def write(path: Path, rows: list[dict]) -> None:
+        written.append([row["host_waits"] for row in rows])
+
+    def waits(step) -> int:
+        step()
+        if [what for what, _ in contenders].count("step") == 2:
+            raise RuntimeError("no profiler")
+        return 2
+
+    monkeypatch.setattr(bench_train_step, "write_csv", write)
+    monkeypatch.setattr(bench_train_step, "waits", waits)
+    monkeypatch.setitem(bench_train_step.IMPOSSIBLE, "cuda", ("off", "fails", "fails later"))
+    options = ["--device", "cuda", "--amp", "none", "bf16", "--seconds", "0.01"]
+    monkeypatch.setattr(sys, "argv", ["bench_train_step", *options, "--out", str(tmp_path / "x")])
+    with pytest.raises(SystemExit) as ended:
+        bench_train_step.main()
+    assert ended.value.code == 1
+    last_timed = max(k for k, (what, _) in enumerate(contenders) if what == "timed")
+    first_step = min(k for k, (what, _) in enumerate(contenders) if what == "step")
+    assert last_timed < first_step
+    assert written[:2] == [["", ""], ["", "", "", ""]]
+    assert written[-1] == [2, "", 2, 2]
+
+
+def test_rows_of_other_sets_are_kept(monkeypatch, tmp_path):
+    """A second call for another kind of problems adds its rows to the file."""
+    rows = [{"what": bench_gpu.MATCHING, "x": "1"}, {"what": bench_gpu.ASSIGNMENT, "x": "2"}]
+    for name in ("is_available", "get_device_name"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    monkeypatch.setattr(bench_gpu, "surroundings", lambda seed: {})
+    monkeypatch.setattr(bench_gpu, "bandwidth", lambda: 4e12)
+
+    def run(cases, rounds, failures, write) -> list[dict]:
+        assert [title.split()[0] for title, _ in cases] == ["assignment"] * 3
+        write([{"what": bench_gpu.ASSIGNMENT, "x": "3"}])
+        return []
+
+    monkeypatch.setattr(bench_gpu, "run", run)
+    about = ("gpu", "cuda", "torch_linear_assignment", "copy_gb_per_s")
+    write_csv(tmp_path / "gpu.csv", [{**row, **dict.fromkeys(about, "")} for row in rows])
+    options = ["--quick", "--sets", "assignment", "--out", str(tmp_path / "gpu.csv")]
+    monkeypatch.setattr(sys, "argv", ["bench_gpu", *options])
+    with pytest.raises(SystemExit) as ended:
+        bench_gpu.main()
+    assert ended.value.code == 0
+    assert [(row["what"], row["x"]) for row in rows_of(tmp_path / "gpu.csv")] == [
+        (bench_gpu.MATCHING, "1"),
+        (bench_gpu.ASSIGNMENT, "3"),
+    ]
+
+
+def test_without_a_row_nothing_is_written(tmp_path):
+    write_csv(tmp_path / "x.csv", [])
+    assert not list(tmp_path.iterdir())
+    assert read_csv(tmp_path / "x.csv") == read_csv(None) == []
