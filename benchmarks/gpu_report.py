@@ -3,236 +3,201 @@
 python -m benchmarks.gpu_report --out DIR
 
 From a checkout: builds the extension in place for the GPU that is there, runs the tests that need
-one, compute-sanitizer's memcheck and racecheck on a small set of cases, and the benchmarks. Writes
-report.md, gpu.csv, gpu.png and the logs to DIR, and ends with 1 if anything failed.
+one, the benchmarks, and compute-sanitizer's memcheck and racecheck. DIR then has report.md,
+written anew after each step, the rows (gpu.csv, train_step*.csv), a picture of them (gpu.png), and
+all output (log.txt). Ends with 1 if anything failed; whatever fails, the other steps run.
+
+``--only`` makes several calls of it; on a machine where nothing was built yet, ``build`` must be
+among them. Without git, DETR_FAST_COMMIT says which commit it is.
 """
 
 import argparse
-import csv
+import importlib.util
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-BUDGET = 540  # seconds, of the whole
+from benchmarks import child
+from benchmarks.checkout import ROOT, commit
+from benchmarks.gpu_page import page
 
-# What compute-sanitizer watches: small, since it slows kernels down by orders of magnitude.
-SANITIZED = """
-import torch
-from benchmarks.cases import FAMILIES, Case, make
-from detr_fast import FastMatcher, PackedTargets, check_faults, linear_sum_assignment
-for family in FAMILIES:
-    for size in ((2, 40, 5, 9), (2, 330, 5, 20), (1, 6, 5, 15)):
-        layers, targets = make(Case(family, *size, layers=2), seed=1)
-        layers = [{k: v.cuda() for k, v in layer.items()} for layer in layers]
-        FastMatcher().match_layers(layers, targets)
-        FastMatcher(class_cost="focal").match_layers(
-            [{**x, "pred_logits": x["pred_logits"].bfloat16()} for x in layers], targets)
-        FastMatcher().match_packed(layers, PackedTargets.pack(targets, capacity=64))
-for shape in ((3, 5, 9), (2, 30, 20), (1, 20, 400)):
-    for dtype in (torch.float32, torch.float64):
-        linear_sum_assignment(torch.rand(shape, device="cuda", dtype=dtype))
-        linear_sum_assignment(torch.randint(4, shape, device="cuda").to(dtype))
-check_faults()
-print("all cases ran")
-"""
+START = time.monotonic()  # nothing slow is imported here: about when this process began
+BUDGET = 540.0  # seconds
+LEAST = 5.0  # in which no step gets anywhere
+GROUPS = ("build", "tests", "bench", "train", "sanitizer")
+FILES = ("report.md", "log.txt", "gpu.csv", "gpu.png", "train_step*.csv")  # of an earlier report
+MODEL = ("--model", "resnet50", "--size", "800", "1066", "--batch", "8", "--seconds", "12")
+
+
+class Step(NamedTuple):
+    """A command, and how much of the time that is left it gets beside the steps after it."""
+
+    group: str
+    title: str
+    share: float
+    command: tuple[str, ...]
+    expected: str = ""  # a pattern that the output of one that did its work has
+    environment: Mapping[str, str] = {}
+
+
+def steps(out: Path, capability: str, quick: bool) -> list[Step]:
+    """All steps, those first on which others depend or that would be missed most."""
+    python, module = sys.executable, (sys.executable, "-m")
+    build = (python, "setup.py", "build_ext", "--inplace")
+    for_this_gpu = {"TORCH_CUDA_ARCH_LIST": capability, "DETR_FAST_CUDA": "1"}
+    tests = (*module, "pytest", "-v", "--no-header", "--tb=short", "-m", "gpu", "tests")
+    tests += ("--continue-on-collection-errors", "-o", "faulthandler_timeout=60")
+    if importlib.util.find_spec("xdist"):
+        tests += ("-n", "4", "--dist", "loadfile")
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    bench = (*module, "benchmarks.bench_gpu", "--out", str(out / "gpu.csv"))
+    bench += ("--quick",) if quick else ()
+    draw = (*module, "benchmarks.gpu_plot", str(out / "gpu.csv"), str(out / "gpu.png"))
+
+    def train(rows: str, *contenders: str) -> tuple[str, ...]:
+        command = (*module, "benchmarks.bench_train_step", "--out", str(out / rows))
+        command += ("--seconds", "1") if quick else MODEL
+        return (*command, "--amp", "bf16", "--only", *contenders)
+
+    # Of the many kernels that torch launches none is watched; ours have their namespace's name.
+    watch = (_sanitizer(), "--kernel-name", "kns=detr_fast", "--error-exitcode", "9", "--tool")
+    watched = (*module, "benchmarks.sanitized")
+    clean = r"all cases ran[\s\S]*SUMMARY: 0 (errors|hazards)"
+    own_memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # of each tensor: memcheck sees its end
+    # torch tries calls that may fail, and goes on: no error of ours.
+    memcheck = (*watch, "memcheck", "--report-api-errors", "no", *watched)
+    racecheck = (*watch, "racecheck", *watched)
+    return [
+        Step("build", "Build", 110, build, environment=for_this_gpu),
+        Step("build", "Info", 20, (*module, "detr_fast.info")),
+        Step("tests", "GPU tests", 110, tests, r"\d+ passed", one_thread),
+        # A kernel that breaks the process takes only its own kind of rows along.
+        Step("bench", "Matching", 45, (*bench, "--sets", "matching")),
+        Step("bench", "Assignment", 45, (*bench, "--sets", "assignment")),
+        Step("bench", "Box losses", 20, (*bench, "--sets", "box_losses")),
+        Step("bench", "Picture", 10, draw),
+        Step("train", "Training step", 40, train("train_step.csv", "transformers", "detr_fast")),
+        Step("train", "CUDA graph", 35, train("train_step_graph.csv", "detr_fast CUDA graph")),
+        Step("train", "Compiled", 60, train("train_step_compiled.csv", "detr_fast compiled")),
+        Step("sanitizer", "Sanitizer memcheck", 35, memcheck, clean, own_memory),
+        Step("sanitizer", "Sanitizer racecheck", 35, racecheck, clean),
+    ]
+
+
+def _sanitizer() -> str:
+    """Path of compute-sanitizer: on PATH, or where nvcc is; its bare name where it is nowhere."""
+    name = "compute-sanitizer"
+    nvcc = shutil.which("nvcc")
+    folders = [os.environ.get("PATH", ""), str(Path(os.environ.get("CUDA_HOME", ""), "bin"))]
+    folders += [str(Path(nvcc).resolve().parent)] if nvcc else []
+    return shutil.which(name, path=os.pathsep.join(folders)) or name
 
 
 class Report:
     """Runs one step after the other and keeps what happened."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.start = time.monotonic()
-        self.lines: list[str] = []
+    def __init__(self, out: Path, about: str) -> None:
+        self.out, self.about = out, about
+        self.results: dict[str, str] = {}  # by title
+        self.failures: list[str] = []
         self.failed = False
+        out.mkdir(parents=True, exist_ok=True)
+        for pattern in FILES:
+            for path in out.glob(pattern):
+                path.unlink()
+        self.log = out / "log.txt"
 
-    def run(self, title: str, command: list[str], seconds: float, **environment: str) -> str:
-        """Runs a command with a time limit; its output goes to a log and is returned."""
-        left = max(5.0, min(seconds, BUDGET - (time.monotonic() - self.start)))
+    def run(self, step: Step, seconds: float) -> None:
+        """Runs a step with a time limit, and writes the report before and after."""
+        if seconds < LEAST:
+            self.failed = True
+            self._say(step.title, "NOT RUN: no time is left")
+            return
+        self.results[step.title] = "began, and did not end"
+        self._write()
+        with self.log.open("ab") as log:
+            log.write(f"\n=== {step.title}: {' '.join(step.command)}\n".encode())
+            start = log.tell()
         began = time.monotonic()
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=left,
-            )
-            output, state = done.stdout, "ok" if done.returncode == 0 else f"exit {done.returncode}"
-        except subprocess.TimeoutExpired as expired:
-            text = expired.stdout or b""
-            output = text.decode(errors="replace") if isinstance(text, bytes) else text
-            state = f"cut off after {left:.0f} s"
+        state = child.run(step.command, self.log, seconds, ROOT, step.environment)
+        took = time.monotonic() - began
+        with self.log.open("rb") as log:
+            log.seek(start)
+            output = log.read().decode(errors="replace")
+        if state == "ok" and not re.search(step.expected, output):
+            state = "did not say that it did its work"
         self.failed |= state != "ok"
-        name = title.lower().replace(" ", "-")
-        (self.out / f"{name}.log").write_text(output)
-        last = [line for line in output.strip().splitlines() if line.strip()][-1:]
-        self.say(title, f"{state}, {time.monotonic() - began:.0f} s; {' '.join(last)}")
-        return output
+        lines = [line for line in output.splitlines() if line.strip()]
+        self.failures += [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        self._say(step.title, f"{state}, {took:.0f} s; {' '.join(lines[-1:])}")
 
-    def say(self, title: str, text: str) -> None:
-        self.lines.append(f"| {title} | {text.replace('|', '/')} |")
-        print(f"{title}: {text}", flush=True)
+    def _say(self, title: str, result: str) -> None:
+        self.results[title] = result
+        self._write()
+        print(f"{title}: {result}", flush=True)
+
+    def _write(self) -> None:
+        text = page(self.about, self.results, self.failures, self.out)
+        temporary = self.out / "report.md.tmp"
+        temporary.write_text(text)
+        temporary.replace(self.out / "report.md")
+
+
+def present_gpu() -> tuple[str, str]:
+    """Compute capability and name of the GPU that torch would use, asked in another process.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    ask = "import torch as t; print(*t.cuda.get_device_capability(), t.cuda.get_device_name())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ask], capture_output=True, text=True, timeout=90
+        )
+    except subprocess.TimeoutExpired as error:
+        why = str(error)
+    else:
+        if done.returncode == 0:
+            major, minor, name = done.stdout.strip().split(maxsplit=2)
+            return f"{major}.{minor}", name
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    raise SystemExit(f"gpu_report needs a GPU that torch can use; nothing was run: {why}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--quick", action="store_true", help="few cases, to see that all runs")
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=GROUPS,
+        help=f"some of {','.join(GROUPS)}, with commas between them",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=BUDGET, help=f"for everything (default: {BUDGET:.0f})"
+    )
     args = parser.parse_args()
-    import torch
-
-    if not torch.cuda.is_available():
-        raise SystemExit("gpu_report needs a GPU that torch can use; nothing was run")
-    args.out.mkdir(parents=True, exist_ok=True)
-    report = Report(args.out.resolve())
-    python = sys.executable
-    capability = "{}.{}".format(*torch.cuda.get_device_capability())
-    report.run(
-        "Build",
-        [python, "setup.py", "build_ext", "--inplace"],
-        240,
-        TORCH_CUDA_ARCH_LIST=capability,
-        DETR_FAST_CUDA="1",
-    )
-    report.run("Info", [python, "-m", "detr_fast.info"], 60)
-    # -k: the tests of a GPU's results; those of the whole suite that need none run in CI.
-    tests = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_*.py"))
-    with_gpu = [t for t in tests if "cuda" in (ROOT / t).read_text()]
-    report.run(
-        "GPU tests",
-        [python, "-m", "pytest", "-q", "-rs", "--no-header", "-k", "cuda", *with_gpu],
-        180,
-    )
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        report.say("Sanitizer", "NOT RUN: there is no compute-sanitizer on PATH")
-        report.failed = True
-    else:
-        script = args.out / "sanitized.py"
-        script.write_text(SANITIZED)
-        for tool in ("memcheck", "racecheck"):
-            report.run(
-                f"Sanitizer {tool}",
-                [sanitizer, "--tool", tool, "--error-exitcode", "9", python, str(script)],
-                70,
-                PYTHONPATH=str(ROOT),
-                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-            )
-    rows = args.out / "gpu.csv"
-    command = [python, "-m", "benchmarks.bench_gpu", "--out", str(rows)]
-    report.run("Benchmarks", command + (["--quick"] if args.quick else []), 240)
-    steps = args.out / "train_step.csv"
-    command = [python, "-m", "benchmarks.bench_train_step", "--out", str(steps)]
-    if not args.quick:
-        command += ["--model", "resnet50", "--size", "800", "1066", "--batch", "8"]
-    report.run("Training step", [*command, "--amp", "bf16", "--seconds", "20"], 240)
-    _write(report, rows, steps)
+    if unknown := set(args.only) - set(GROUPS):
+        parser.error(f"--only {','.join(sorted(unknown))}: choose from {','.join(GROUPS)}")
+    capability, name = present_gpu()
+    # What runs is ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu_report was told to end"))
+    about = f"{name}, compute capability {capability}, commit {commit()}."
+    out = args.out.resolve()
+    report = Report(out, about)
+    chosen = [step for step in steps(out, capability, args.quick) if step.group in args.only]
+    for k, step in enumerate(chosen):
+        left = args.seconds - (time.monotonic() - START)
+        report.run(step, left * step.share / sum(later.share for later in chosen[k:]))
     raise SystemExit(report.failed)
-
-
-def _write(report: Report, rows: Path, steps: Path | None = None) -> None:
-    text = ["# What ran on a GPU", "", "| step | result |", "|---|---|", *report.lines, ""]
-    if rows.is_file():
-        with rows.open() as file:
-            table = list(csv.DictReader(file))
-        first = table[0]
-        text += [
-            f"{first['gpu']}, CUDA {first['cuda']}, torch {first['torch']}, commit "
-            f"{first['commit']}; `{first['command']}`. A copy moves {first['copy_gb_per_s']} GB/s. "
-            "Medians, cache cold, variants in turn; GPU time excludes launching, host time is that "
-            "of the call on an idle GPU. The floor is the time to move what has to be moved. "
-            "Steps are the longest chain of dependent ones among the first problems "
-            "(benchmarks/chain.py); what is beyond the floor, divided by them, is the time of one.",
-            "",
-            "| what | family | problems | N | M | variant | GPU us | host us | waits | floor us "
-            "| steps | ns per step |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        for row in table:
-            floor = float(row["bytes"]) / (float(row["copy_gb_per_s"]) * 1e3)
-            text.append(
-                "| "
-                + " | ".join(
-                    row[key]
-                    for key in ("what", "family", "problems", "queries", "targets", "variant")
-                )
-                + f" | {row['gpu_us']} | {row['host_us']} | {row['waits']} | {floor:.1f}"
-                + f" | {row['steps']} | {_per_step(row, floor)} |"
-            )
-        _draw(table, report.out / "gpu.png")
-    if steps is not None and steps.is_file():
-        text += _training_steps(steps)
-    (report.out / "report.md").write_text("\n".join(text) + "\n")
-    print(f"wrote {report.out / 'report.md'}")
-
-
-def _per_step(row: dict[str, str], floor: float) -> str:
-    """Only of what is ours: rivals do other steps."""
-    steps, ours = int(row["steps"]), row["variant"].startswith(("FastMatcher", "linear_sum"))
-    return f"{(float(row['gpu_us']) - floor) * 1e3 / steps:.0f}" if steps and ours else "-"
-
-
-def _training_steps(path: Path) -> list[str]:
-    with path.open() as file:
-        table = list(csv.DictReader(file))
-    first = table[0]
-    columns = ("images_per_second", "speedup_to_published", "step_ms", "host_waits")
-    lines = [
-        "",
-        f"A training step of {first['model']}, {first['batch']} images of {first['height']} x "
-        f"{first['width']}, {first['precision']}; `{first['command']}`.",
-        "",
-        f"| variant | {' | '.join(columns)} | peak_mb_per_image |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in table:
-        cells = [row["variant"], *(row[name] for name in columns), row["peak_mb_per_image"]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _draw(table: list[dict[str, str]], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    kinds = list(dict.fromkeys(row["what"] for row in table))
-    figure = Figure(figsize=(11, 4.8 * len(kinds)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, kind in zip(figure.subplots(len(kinds), 1, squeeze=False)[:, 0], kinds, strict=True):
-        chosen = [row for row in table if row["what"] == kind]
-        cases = list(dict.fromkeys(_case(row) for row in chosen))
-        variants = list(dict.fromkeys(row["variant"] for row in chosen))
-        for k, variant in enumerate(variants):
-            mine = {_case(row): float(row["gpu_us"]) for row in chosen if row["variant"] == variant}
-            at = [
-                c + (k - (len(variants) - 1) / 2) * 0.8 / len(variants) for c in range(len(cases))
-            ]
-            axes.bar(
-                at,
-                [mine.get(case, float("nan")) for case in cases],
-                width=0.8 / len(variants),
-                label=variant,
-            )
-        axes.set_yscale("log")
-        axes.set_xticks(range(len(cases)), cases, fontsize=7)
-        axes.set_ylabel("microseconds on the GPU's clock")
-        axes.set_title(f"{kind}, {table[0]['gpu']}")
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
-    figure.savefig(path)
-
-
-def _case(row: dict[str, str]) -> str:
-    return f"{row['family']}\n{row['problems']} x\n{row['queries']} x {row['targets']}"
 
 
 if __name__ == "__main__":

@@ -1,21 +1,78 @@
-"""The report of what ran on a GPU, as far as none is needed: rows become a page and a figure."""
+"""The report of what ran on a GPU, as far as none is needed: steps, limits, failures, the page."""
 
 import csv
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu_report
+from benchmarks import bench_gpu, bench_train_step, child, gpu_page, gpu_report, sanitized
+from benchmarks.checkout import ROOT, commit
+from benchmarks.gpu_plot import draw
+from benchmarks.gpu_report import Step
+from benchmarks.harness import write_csv
+from detr_fast import _C
+
+ROWS = [
+    {
+        "what": what,
+        "family": family,
+        "problems": "96",
+        "queries": "300",
+        "targets": "100",
+        "variant": variant,
+        "gpu_us": str(10.0 * k + 5),
+        "host_us": "7",
+        "calls": "30",
+        "queued": "29",
+        "waits": "0",
+        "bytes": "4000000",
+        "steps": "50",
+        "gpu": "a GPU",
+        "cuda": "13.0",
+        "torch": "2.11",
+        "commit": "abc",
+        "command": "python -m benchmarks.bench_gpu",
+        "copy_gb_per_s": "4000",
+    }
+    for what in ("matching", "assignment")
+    for family in ("initial", "trained")
+    for k, variant in enumerate(("FastMatcher, packed", "theirs"))
+]
+
+
+def python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-c", code
+
+
+@pytest.fixture
+def report(monkeypatch, tmp_path):
+    """Runs the report with these steps, on a GPU that is said to be there; gives its page."""
+    monkeypatch.setattr(gpu_report, "present_gpu", lambda: ("9.0", "a GPU"))
+    monkeypatch.setattr(gpu_report, "START", time.monotonic())
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(*steps: Step, code: int = 0, options: tuple[str, ...] = ()) -> str:
+        monkeypatch.setattr(gpu_report, "steps", lambda *_: list(steps))
+        monkeypatch.setattr(sys, "argv", ["gpu_report", "--out", str(tmp_path), *options])
+        with pytest.raises(SystemExit) as ended:
+            gpu_report.main()
+        assert ended.value.code == code
+        return (tmp_path / "report.md").read_text()
+
+    return run
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the report itself runs")
 def test_without_a_gpu_it_says_so(tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_report", "--out", str(tmp_path / "report")],
-        cwd=gpu_report.ROOT,
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -23,61 +80,253 @@ def test_without_a_gpu_it_says_so(tmp_path) -> None:
     assert not (tmp_path / "report").exists()
 
 
-def test_steps_are_logged_and_failures_counted(tmp_path) -> None:
-    report = gpu_report.Report(tmp_path)
-    report.run("Good step", [sys.executable, "-c", "print('fine')"], 30)
-    assert not report.failed
-    report.run("Bad step", [sys.executable, "-c", "print('so'); raise SystemExit(3)"], 30)
-    assert report.failed
-    assert (tmp_path / "good-step.log").read_text() == "fine\n"
-    assert "ok" in report.lines[0] and "exit 3" in report.lines[1] and "so" in report.lines[1]
-    report.run("Long step", [sys.executable, "-c", "import time; time.sleep(60)"], 0)
-    assert "cut off after 5 s" in report.lines[2]
+def test_a_step_that_fails_is_reported_and_the_others_run(report, tmp_path) -> None:
+    page = report(
+        Step("build", "Good", 1, python("print('fine')")),
+        Step("tests", "Bad", 1, python("print('FAILED x::y - why'); print(1); exit(3)")),
+        Step("bench", "Missing", 1, ("/no/such/program",)),
+        Step("train", "Idle", 1, python("print('0 tests')"), r"\d+ passed"),
+        Step("sanitizer", "Last", 1, python("print('5 passed')"), r"\d+ passed"),
+        code=1,
+    )
+    assert re.search(r"\| Good \| ok, \d+ s; fine \|", page)
+    assert re.search(r"\| Bad \| exit 3, \d+ s; 1 \|", page)
+    assert "| Missing | not started: [Errno 2] No such file" in page
+    assert "| Idle | did not say that it did its work, " in page
+    assert "| Last | ok, " in page
+    assert "## What failed\n\n```\nFAILED x::y - why\n```" in page
+    assert "a GPU, compute capability 9.0, commit" in page
+    log = (tmp_path / "log.txt").read_text()
+    assert "=== Good" in log and "\nfine\n" in log and "=== Last" in log
+
+
+def test_all_well_ends_with_0(report) -> None:
+    assert "What failed" not in report(Step("build", "Good", 1, python("print(1)")))
+
+
+def test_groups_are_chosen(report, capsys) -> None:
+    both = Step("build", "A", 1, python("")), Step("bench", "B", 1, python(""))
+    page = report(*both, options=("--only", "bench,tests"))
+    assert "| B |" in page and "| A |" not in page
+    report(*both, code=2, options=("--only", "benches"))
+    assert "--only benches: choose from build,tests,bench" in capsys.readouterr().err
+
+
+def test_an_earlier_report_is_not_mixed_with_this_one(report, tmp_path) -> None:
+    write_csv(tmp_path / "gpu.csv", ROWS)
+    (tmp_path / "mine.txt").write_text("kept")
+    assert "FastMatcher" not in report(Step("build", "Good", 1, python("")))
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "log.txt", "mine.txt"}
+
+
+def test_the_time_left_is_shared_by_the_steps_to_come(report, monkeypatch) -> None:
+    limits = []
+    monkeypatch.setattr(child, "run", lambda *given: limits.append(given[2]) or "ok")
+    monkeypatch.setattr(gpu_report, "START", time.monotonic() - 40)  # importing took its time
+    report(
+        Step("build", "A", 60, ()),
+        Step("tests", "B", 20, ()),
+        Step("bench", "C", 20, ()),
+        options=("--seconds", "540"),
+    )
+    assert limits == pytest.approx([300, 250, 500], abs=2)  # nobody took any of it
+    page = report(Step("build", "A", 1, ()), options=("--seconds", "42"), code=1)
+    assert "| A | NOT RUN: no time is left |" in page and len(limits) == 3
+
+
+def gone(process: int) -> bool:
+    """Whether a process has ended, or ends within two seconds."""
+    for _ in range(20):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":  # nobody waits for it
+            return True
+        time.sleep(0.1)
+    return False
+
+
+linux_only = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+WITH_A_CHILD = """
+import subprocess, sys, time
+print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@linux_only
+@pytest.mark.parametrize(("sleeps", "state"), [(60, "cut off after 3 s"), (0, "ok")])
+def test_nothing_of_a_step_outlives_it(tmp_path, sleeps, state) -> None:
+    log = tmp_path / "log"
+    command = (*python(WITH_A_CHILD), str(sleeps))
+    assert child.run(command, log, 3, tmp_path, {}) == state
+    assert gone(int(log.read_text()))
+
+
+STOPPED = """
+import sys
+from benchmarks import gpu_report as g
+g.present_gpu = lambda: ("9.0", "a GPU")
+steps = [g.Step("build", "One", 1, (sys.executable, "-c", "print('done')"))]
+steps += [g.Step("tests", "Two", 1, (sys.executable, "-c", sys.argv.pop(), "60"))]
+g.steps = lambda *_: steps
+g.main()
+"""
+
+
+@linux_only
+def test_a_report_that_is_stopped_leaves_what_was_done_and_no_process(tmp_path) -> None:
+    command = [*python(STOPPED), "--out", str(tmp_path), WITH_A_CHILD]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    started = None
+    for _ in range(200):
+        time.sleep(0.1)
+        log = tmp_path / "log.txt"
+        if log.exists() and (started := re.search(r"^\d+$", log.read_text(), re.MULTILINE)):
+            break
+    page = (tmp_path / "report.md").read_text()
+    assert "| One | ok, " in page and "| Two | began, and did not end |" in page
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 1
+    assert gone(int(started[0]))
+
+
+def test_output_comes_as_it_is_written(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    log = tmp_path / "log"
+    command = python("import time; print('early'); time.sleep(60)")
+    child.run(command, log, 3, tmp_path, {"A": "b"})
+    assert log.read_text() == "early\n"
+    child.run(python("import os; print(os.environ['A'])"), log, 20, tmp_path, {"A": "b"})
+    assert log.read_text() == "early\nb\n"
+
+
+@pytest.fixture
+def steps(monkeypatch, tmp_path) -> dict[str, Step]:
+    monkeypatch.setattr(gpu_report, "_sanitizer", lambda: "compute-sanitizer")
+    return {step.title: step for step in gpu_report.steps(tmp_path, "9.0", False)}
+
+
+def test_what_the_steps_run(steps) -> None:
+    assert {step.group for step in steps.values()} == set(gpu_report.GROUPS)
+    assert steps["Build"].environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    tests = " ".join(steps["GPU tests"].command)
+    assert " -m gpu " in tests and "--continue-on-collection-errors" in tests
+    assert "-o faulthandler_timeout=" in tests and "-n 4 --dist loadfile" in tests
+    memcheck = " ".join(steps["Sanitizer memcheck"].command)
+    assert "--report-api-errors no" in memcheck and "--kernel-name kns=detr_fast" in memcheck
+    assert "report-api" not in " ".join(steps["Sanitizer racecheck"].command)
+
+
+def test_tests_run_without_xdist_too(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(gpu_report.importlib.util, "find_spec", lambda _: None)
+    (tests,) = (s for s in gpu_report.steps(tmp_path, "9.0", False) if s.group == "tests")
+    assert "-n" not in tests.command
+
+
+def test_at_most_eight_files_are_written(steps, tmp_path) -> None:
+    written = {word for step in steps.values() for word in step.command if str(tmp_path) in word}
+    names = {Path(word).name for word in written} | {"report.md", "log.txt"}
+    assert {"gpu.csv", "gpu.png", "train_step.csv"} < names
+    assert len(names) + 1 <= 8  # and one that is just being written
+    for name in names:
+        assert any(Path(name).match(pattern) for pattern in gpu_report.FILES)
+
+
+def test_options_of_the_steps_are_those_of_the_benchmarks(steps) -> None:
+    benchmarks = {"bench_gpu": bench_gpu, "bench_train_step": bench_train_step}
+    checked = set()
+    for step in steps.values():
+        module, *options = step.command[2:]
+        name = module.removeprefix("benchmarks.")
+        if name in benchmarks:
+            benchmarks[name].parser().parse_args(options)
+            checked.add(name)
+    assert checked == set(benchmarks)
+
+
+def test_the_sanitizer_is_found_beside_nvcc(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    toolkit, path = tmp_path / "toolkit", tmp_path / "path"
+    for folder in (toolkit, path):
+        folder.mkdir()
+    monkeypatch.setenv("PATH", str(path))
+    assert gpu_report._sanitizer() == "compute-sanitizer"
+    for name in ("nvcc", "compute-sanitizer"):
+        (toolkit / name).write_text("#!/bin/sh\n")
+        (toolkit / name).chmod(0o755)
+    (path / "nvcc").symlink_to(toolkit / "nvcc")
+    assert gpu_report._sanitizer() == str(toolkit / "compute-sanitizer")
+
+
+@pytest.mark.skipif(_C.cuda_version is None, reason="built without CUDA kernels")
+def test_the_sanitizers_filter_is_in_the_name_of_every_kernel(steps) -> None:
+    command = steps["Sanitizer memcheck"].command
+    substring = command[command.index("--kernel-name") + 1].removeprefix("kns=")
+    code = Path(_C.__file__).read_bytes()
+    kernels = {}
+    for source in (ROOT / "csrc" / "cuda").glob("*.cu"):
+        for name in re.findall(r"__global__ void[^(]*\([^)]*\)\s*(\w+)\(", source.read_text()):
+            kernels[name] = re.findall(rb"(_Z\w*?\d" + name.encode() + rb"\w*)", code)
+    assert len(kernels) >= 6
+    for name, mangled in kernels.items():
+        assert mangled, name
+        assert all(substring.encode() in found for found in mangled)
+
+
+def test_what_the_sanitizer_watches_runs() -> None:
+    sanitized.run("cpu")
 
 
 def test_rows_become_a_page_and_a_figure(tmp_path) -> None:
-    rows = [
-        {
-            "what": what,
-            "family": family,
-            "problems": 96,
-            "queries": 300,
-            "targets": 100,
-            "variant": variant,
-            "gpu_us": 10.0 * k + 5,
-            "host_us": 7,
-            "waits": 0,
-            "bytes": 4_000_000,
-            "steps": 50,
-            "gpu": "a GPU",
-            "cuda": "13.0",
-            "torch": "2.11",
-            "commit": "abc",
-            "command": "python -m benchmarks.bench_gpu",
-            "copy_gb_per_s": 4000,
-        }
-        for what in ("matching", "assignment")
-        for family in ("initial", "trained")
-        for k, variant in enumerate(("FastMatcher, packed", "theirs"))
-    ]
-    path = Path(tmp_path / "gpu.csv")
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    gpu_report._write(gpu_report.Report(tmp_path), path)
-    page = (tmp_path / "report.md").read_text()
-    assert "| matching | initial | 96 | 300 | 100 | theirs | 15.0 | 7 | 0 | 1.0 | 50 | - |" in page
+    write_csv(tmp_path / "gpu.csv", ROWS)
+    page = gpu_page.page("", {}, [], tmp_path)
+    expected = "| matching | initial | 96 | 300 | 100 | theirs | 15.0 | 29 of 30 | 7 | 0 | 1.0 "
+    assert expected + "| 50 | - |" in page
     # (5 us - 4 MB at 4 TB/s) / 50 steps
-    assert "| FastMatcher, packed | 5.0 | 7 | 0 | 1.0 | 50 | 80 |" in page
+    assert "| FastMatcher, packed | 5.0 | 29 of 30 | 7 | 0 | 1.0 | 50 | 80 |" in page
+    draw(ROWS, tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").stat().st_size > 10_000
 
 
+def test_rows_that_were_cut_off_before_waits_and_steps_become_a_page(tmp_path) -> None:
+    write_csv(tmp_path / "gpu.csv", [{**row, "waits": "", "steps": ""} for row in ROWS])
+    page = gpu_page.page("", {}, [], tmp_path)
+    assert "| FastMatcher, packed | 5.0 | 29 of 30 | 7 |  | 1.0 |  | - |" in page
+
+
 def test_training_steps_become_a_table(tmp_path) -> None:
-    steps = gpu_report.ROOT / "benchmarks" / "results" / "train_step_cpu.csv"
-    gpu_report._write(gpu_report.Report(tmp_path), tmp_path / "none.csv", steps)
-    page = (tmp_path / "report.md").read_text()
-    assert "A training step of resnet18, 4 images of 320 x 320" in page
+    steps = ROOT / "benchmarks" / "results" / "train_step_cpu.csv"
+    (tmp_path / "train_step_graph.csv").write_bytes(steps.read_bytes())
+    page = gpu_page.page("", {}, [], tmp_path)
+    assert "resnet18, 4 images of 320 x 320" in page
     with steps.open(newline="") as file:
         for row in csv.DictReader(file):
             assert f"| {row['variant']} | {row['images_per_second']} |" in page
+
+
+def test_a_table_of_other_rows_does_not_take_the_page_along(tmp_path) -> None:
+    (tmp_path / "gpu.csv").write_text("what\nmatching\n")
+    page = gpu_page.page("a GPU", {"Build": "ok"}, [], tmp_path)
+    assert "| Build | ok |" in page and "gpu.csv has no such rows as are expected" in page
+
+
+def test_many_failures_are_counted(tmp_path) -> None:
+    page = gpu_page.page("", {}, [f"FAILED {k}" for k in range(100)], tmp_path)
+    assert "FAILED 59\nand 40 more: log.txt\n" in page and "FAILED 60" not in page
+
+
+def test_the_commit_is_what_the_environment_says(monkeypatch) -> None:
+    monkeypatch.setenv("DETR_FAST_COMMIT", "abc1234")
+    assert commit() == "abc1234"
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("DETR_FAST_COMMIT", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() == "unknown"
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nexit 128\n")
+    git.chmod(0o755)
+    assert commit() == "unknown"

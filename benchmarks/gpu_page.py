@@ -1,0 +1,98 @@
+"""The page of a GPU's report: what ran, what failed, and the tables of the rows that there are."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Row = dict[str, str]
+MOST_FAILURES = 60  # lines
+
+
+def page(about: str, results: Mapping[str, str], failed: Sequence[str], folder: Path) -> str:
+    """Markdown.
+
+    Args:
+        about: the machine.
+        results: what became of each step.
+        failed: a line of each thing that failed within them.
+        folder: where gpu.csv and train_step*.csv may be; from what is there come the tables.
+    """
+    text = ["# What ran on a GPU", "", about, "", "| step | result |", "|---|---|"]
+    text += [f"| {name} | {_cell(result)} |" for name, result in results.items()]
+    if failed:
+        left = len(failed) - MOST_FAILURES
+        more = [f"and {left} more: log.txt"] if left > 0 else []
+        text += ["", "## What failed", "", "```", *failed[:MOST_FAILURES], *more, "```"]
+    tables = [(folder / "gpu.csv", kernels)]
+    tables += [(path, training_steps) for path in sorted(folder.glob("train_step*.csv"))]
+    for path, table in tables:
+        if path.is_file():
+            try:
+                text += ["", *table(_read(path))]
+            except Exception as error:  # the other tables, and the steps to come, are worth having
+                text += ["", f"{path.name} has no such rows as are expected: {error!r}"]
+    return "\n".join(text) + "\n"
+
+
+def kernels(rows: list[Row]) -> list[str]:
+    """The table of gpu.csv, which ``benchmarks.bench_gpu`` writes."""
+    first = rows[0]
+    lines = [
+        "## Kernels",
+        "",
+        f"{first['gpu']}, CUDA {first['cuda']}, torch {first['torch']}, commit {first['commit']}; "
+        f"`{first['command']}`. A copy moves {first['copy_gb_per_s']} GB/s. "
+        "Medians, cache cold, variants in turn; GPU time excludes launching in those calls that "
+        "were queued before the GPU began, host time is that of the call on an idle GPU. The floor "
+        "is the time to move what has to be moved. "
+        "Steps are the longest chain of dependent ones among the first problems "
+        "(benchmarks/chain.py); what is beyond the floor, divided by them, is the time of one.",
+        "",
+        "| what | family | problems | N | M | variant | GPU us | queued | host us | waits "
+        "| floor us | steps | ns per step |",
+        "|" + "---|" * 13,
+    ]
+    for row in rows:
+        floor = float(row["bytes"]) / (float(row["copy_gb_per_s"]) * 1e3)
+        names = ("what", "family", "problems", "queries", "targets", "variant", "gpu_us")
+        cells = [*(row[name] for name in names), f"{row['queued']} of {row['calls']}"]
+        cells += [row["host_us"], row["waits"], f"{floor:.1f}", row["steps"]]
+        lines.append(_line(*cells, _per_step(row, floor)))
+    return lines
+
+
+def _per_step(row: Row, floor: float) -> str:
+    """Only of what is ours: rivals do other steps."""
+    steps = int(row["steps"] or 0)
+    ours = row["variant"].startswith(("FastMatcher", "linear_sum"))
+    return f"{(float(row['gpu_us']) - floor) * 1e3 / steps:.0f}" if steps and ours else "-"
+
+
+def training_steps(rows: list[Row]) -> list[str]:
+    """The table of a file that ``benchmarks.bench_train_step`` writes."""
+    first = rows[0]
+    columns = ("images_per_second", "speedup_to_published", "step_ms", "host_waits")
+    columns += ("peak_mb_per_image",)
+    return [
+        "## Training steps",
+        "",
+        f"{first['model']}, {first['batch']} images of {first['height']} x {first['width']}, "
+        f"{first['precision']}; `{first['command']}`.",
+        "",
+        _line("variant", *columns),
+        "|" + "---|" * (1 + len(columns)),
+        *(_line(row["variant"], *(row[name] for name in columns)) for row in rows),
+    ]
+
+
+def _read(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/")

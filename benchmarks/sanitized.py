@@ -1,0 +1,52 @@
+"""What compute-sanitizer watches on a GPU: each kernel, on few small problems, as it is slow.
+
+compute-sanitizer --kernel-name kns=detr_fast python -m benchmarks.sanitized
+"""
+
+import torch
+
+from benchmarks.cases import FAMILIES, Case, make
+from detr_fast import FastMatcher, PackedTargets, check_faults, linear_sum_assignment, ops
+from detr_fast.packing import Matches
+
+SIZES = ((2, 40, 5, 9), (2, 330, 5, 20), (1, 6, 5, 15))  # B, N, K, M
+HALVES = (torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float64)
+
+
+def run(device: str) -> None:
+    """Runs them all; what is wrong with a result is for the tests to find."""
+    for family in FAMILIES:
+        for size in SIZES:
+            match_and_lose(*make(Case(family, *size, layers=2), 1, device))
+    for dtype in FLOATS:
+        for shape in ((3, 5, 9), (2, 30, 20), (1, 20, 400)):
+            linear_sum_assignment(torch.rand(shape, device=device, dtype=dtype))
+            linear_sum_assignment(torch.randint(4, shape, device=device).to(dtype))
+        for iou in (ops.box_iou, ops.generalized_box_iou):
+            a, b = (
+                torch.rand(3, n, 4, device=device, dtype=dtype, requires_grad=True) for n in (7, 50)
+            )
+            iou(a, b, format="cxcywh").sum().backward()
+    check_faults()
+
+
+def match_and_lose(layers: list[dict], targets: list[dict]) -> None:
+    """Matches in every dtype of logits, and the losses in every dtype of boxes, with gradients."""
+    FastMatcher().match_layers(layers, targets)
+    for dtype in HALVES:
+        halves = [{**x, "pred_logits": x["pred_logits"].to(dtype)} for x in layers]
+        FastMatcher(class_cost="focal").match_layers(halves, targets)
+    matches: Matches = FastMatcher().match_packed(layers, PackedTargets.pack(targets, capacity=64))
+    packed = matches.targets
+    boxes = torch.stack([layer["pred_boxes"] for layer in layers])
+    for dtype in (*HALVES, *FLOATS):
+        given = boxes.to(dtype).requires_grad_()
+        sums = ops.box_losses(given, packed.boxes, matches.query_index, packed.offsets)
+        torch.stack(sums).sum().backward()
+    ops.target_classes(matches.query_index, packed.labels, packed.offsets, boxes.shape[2], 5)
+
+
+if __name__ == "__main__":
+    run("cuda")
+    print("all cases ran")
