@@ -112,11 +112,14 @@ class Ablation:
         self.open_data = open_data
         self.folder = folder
         self.device = device
-        baseline = {**config.to_dict(), "seed": None, "workers": None}
+        unset = {"seed": None, "workers": None}
+        baseline = {**config.to_dict(), **unset}
         self._config_text = json.dumps({"ablation of": baseline}, indent=1) + "\n"
         path = folder / CONFIG
         if path.exists():
-            if path.read_text() != self._config_text:
+            # Options that are newer than the ablation are at their defaults in it.
+            then = {**TrainConfig().to_dict(), **json.loads(path.read_text())["ablation of"]}
+            if then != json.loads(self._config_text)["ablation of"]:
                 raise ValueError(f"{path} is of another baseline: take another folder")
         elif folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty, and holds no ablation: take another folder")
