@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from detr_fast.training import TrainConfig, distributed, load_checkpoint
+from detr_fast import processes
+from detr_fast.training import TrainConfig, load_checkpoint
 from detr_fast.training.checkpoint import evaluated_file
 
 HELP = "a checkpoint, or a run's folder: its best.pt, else its last.pt"
@@ -20,7 +21,7 @@ def open_evaluated(path: Path) -> dict[str, Any]:
     """
     file = evaluated_file(path)
     checkpoint = load_checkpoint(file)
-    if distributed.rank() == 0:
+    if processes.rank() == 0:
         epoch = checkpoint["step"] / checkpoint["steps_per_epoch"]
         total = TrainConfig.from_dict(checkpoint["config"]).epochs
         print(f"model  {file}, epoch {round(epoch, 2):g} of {total}")

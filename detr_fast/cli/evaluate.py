@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from detr_fast import processes
 from detr_fast.cli.arguments import add_box_options, box_options
 from detr_fast.cli.checkpoints import HELP, open_evaluated
 from detr_fast.evaluation import evaluate, format_metrics
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_evaluated(args.checkpoint)
     config = replace(TrainConfig.from_dict(checkpoint["config"]), **box_options(args))
     dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
-    main = distributed.rank() == 0
+    main = processes.rank() == 0
     if main:
         print(f"data   {dataset.describe()}")
     row = evaluate(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from detr_fast import processes
 from detr_fast.cli.arguments import add_box_options
 from detr_fast.cli.folders import new_folder
 from detr_fast.cli.pictures import prediction_grid
@@ -183,11 +184,11 @@ def run(args: argparse.Namespace) -> int:
         classes = checkpoint["class_names"]
     train_set, val_set = open_data(config, classes)
     if args.resume is None:
-        folder = distributed.broadcast(_new_run(args.runs or Path("runs"), args.name, config))
+        folder = processes.broadcast(_new_run(args.runs or Path("runs"), args.name, config))
     else:
         folder = args.resume
 
-    main = distributed.rank() == 0
+    main = processes.rank() == 0
     try:
         trainer = Trainer(
             config,
@@ -255,7 +256,7 @@ def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, 
                 f"--epochs is {config.epochs}, but {args.resume} has done {done:.4g}: give the "
                 "number of epochs in all"
             )
-        if distributed.rank() == 0 and config.epochs != then.epochs:
+        if processes.rank() == 0 and config.epochs != then.epochs:
             print(
                 f"note   {config.epochs} epochs in all, no longer {then.epochs}: the learning rate "
                 f"follows the {config.schedule} schedule of {config.epochs}"
@@ -269,7 +270,7 @@ def _run_to_continue(args: argparse.Namespace) -> Path | None:
         raise ValueError("--continue starts or goes on with a --name; --resume goes on with a run")
     folder = (args.runs or Path("runs")) / args.name
     # Rank 0 looks, for all: it is the one that writes there.
-    exists = distributed.broadcast((folder / "last.pt").exists())
+    exists = processes.broadcast((folder / "last.pt").exists())
     return folder if exists else None
 
 
@@ -291,7 +292,7 @@ def _same_config(folder: Path, checkpoint: dict[str, Any], given: dict[str, Any]
 
 def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
     """Make the run's folder: the name given, or one of data and model, numbered if it exists."""
-    if distributed.rank() != 0:
+    if processes.rank() != 0:
         return runs
     if name is not None:
         folder = runs / name
@@ -310,7 +311,7 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
     parameters = sum(p.numel() for p in trainer.model.parameters())
     number = "bfloat16 autocast" if trainer.amp else "float32"
     started = f", resumed at step {trainer.step}" if trainer.step else ""
-    images = config.batch_size * config.accumulate * distributed.world_size()
+    images = config.batch_size * config.accumulate * processes.world_size()
     counts = train_set.object_counts.sum(1)
     crowded = int((counts > config.num_queries).sum())
     warning = (

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detr_fast.processes import broadcast, gather, rank, world_size  # noqa: F401 asked for here
+from detr_fast.processes import world_size
 
 # torch 2.15 renamed it, and warns of the old name.
 _SYNC_BUFFERS = (

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_fast import evaluation
+from detr_fast import evaluation, processes
 from detr_fast.data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe
 from detr_fast.faults import check_faults
 from detr_fast.losses import SetCriterion
@@ -85,7 +85,7 @@ class Trainer:
         self.train_set, self.val_set = train_set, val_set
         self.run_dir = run
         self.device = device
-        self.is_main = distributed.rank() == 0
+        self.is_main = processes.rank() == 0
         self.quiet = quiet or not self.is_main
         self.save_minutes = save_minutes
 
@@ -122,8 +122,8 @@ class Trainer:
             config.batch_size,
             config.seed,
             self.workers,
-            distributed.rank(),
-            distributed.world_size(),
+            processes.rank(),
+            processes.world_size(),
             pin_memory=device.type == "cuda",
             pad_to_multiple=config.pad_multiple,
             encoded=config.decode == "cuda",
@@ -145,7 +145,7 @@ class Trainer:
         self.evaluation_due = False  # of the epoch that ended with this step
         self.best_ap = -math.inf
         self.images_seen, self.seconds = 0, 0.0
-        torch.manual_seed(hash((config.seed, distributed.rank())))  # dropout differs by process
+        torch.manual_seed(hash((config.seed, processes.rank())))  # dropout differs by process
         if checkpoint is not None:
             self._load(checkpoint)
         self.parallel = distributed.parallel(self.model, device)
@@ -272,7 +272,7 @@ class Trainer:
                 # Several processes must agree, which they do where they wait anyway.
                 stop, save = distributed.any_rank(self._stop, self._save_is_due())
             else:
-                stop, save = self._stop and distributed.world_size() == 1, False
+                stop, save = self._stop and processes.world_size() == 1, False
             if ends or stop or save:
                 last = self.step == self.total_steps
                 self.evaluation_due = ends and (last or (epoch + 1) % config.eval_every == 0)
@@ -303,7 +303,7 @@ class Trainer:
         if failed:  # here the error is gone, and the tensors that it held
             largest = max(batches, key=lambda batch: batch[0].numel())
             raise ValueError(f"step {self.step + 1}: {what_fits(self.train_step, largest)}")
-        self.images_seen += sum(len(batch[0]) for batch in batches) * distributed.world_size()
+        self.images_seen += sum(len(batch[0]) for batch in batches) * processes.world_size()
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update(self.model)
@@ -321,7 +321,7 @@ class Trainer:
 
     def _graphed_step(self) -> GraphedStep | None:
         """The step as a CUDA graph, or one line that says why not."""
-        reason = why_not(self.config, self.device, distributed.world_size())
+        reason = why_not(self.config, self.device, processes.world_size())
         if reason is None:
             most = int(self.train_set.object_counts.sum(1).max())
             return GraphedStep(self.train_step, capacity=self.config.batch_size * most)
@@ -411,7 +411,7 @@ class Trainer:
     def _save(self, name: str) -> None:
         self._check_matching()
         self._saved_at = time.monotonic()
-        rng = distributed.gather(rng_state(self.device))
+        rng = processes.gather(rng_state(self.device))
         if not self.is_main:
             return
         save_checkpoint(
@@ -438,7 +438,7 @@ class Trainer:
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
         then = len(checkpoint["rng"]), checkpoint["steps_per_epoch"]
-        now = distributed.world_size(), self.steps_per_epoch
+        now = processes.world_size(), self.steps_per_epoch
         if then != now:
             raise CheckpointError(
                 f"{self.run_dir} ran in {then[0]} processes with {then[1]} steps per epoch, here "
@@ -455,7 +455,7 @@ class Trainer:
         self.best_ap = checkpoint["best_ap"]
         self.watch = MatchingWatch(self.criterion.matcher, checkpoint.get("matching"))
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
-        set_rng_state(checkpoint["rng"][distributed.rank()], self.device)
+        set_rng_state(checkpoint["rng"][processes.rank()], self.device)
 
 
 def _check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr_fast import processes
 from detr_fast.matching import FastMatcher
-from detr_fast.training import distributed
 
 
 class MatchingWatch:
@@ -49,7 +49,7 @@ class MatchingWatch:
         evaluation, and without targets.
         """
         now: dict[int, Tensor] = {}
-        for part in distributed.gather(self._seen):
+        for part in processes.gather(self._seen):
             now |= part
         self._seen = {}
         before, self._before = self._before, now or None

@@ -4,9 +4,9 @@ import gc
 
 import torch
 
+from detr_fast import processes
 from detr_fast.data import Batch
 from detr_fast.packing import PackedTargets
-from detr_fast.training import distributed
 from detr_fast.training.step import TrainStep
 
 SMALLER = "use smaller images, a smaller model or --checkpointing"
@@ -36,7 +36,7 @@ def what_fits(step: TrainStep, batch: Batch) -> str:
     if isinstance(targets, PackedTargets):
         targets = targets.unpack()
     size = len(images)
-    several = distributed.world_size() > 1
+    several = processes.world_size() > 1
     line = (
         f"out of memory on {step.device} with a batch size of {size}"
         f"{' per process' if several else ''} at {images.shape[2]} x {images.shape[3]} pixels"
