@@ -1,5 +1,7 @@
 """The page of a run: complete, self-contained, and readable in a browser, large and small."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 
 from detr_fast.cli import main
 from detr_fast.data import Shapes
@@ -145,6 +148,14 @@ def test_text_is_escaped():
     assert "<script>" not in text and "<b>run" not in text and "<i>" not in text
     assert "1 &lt; 2" in text and "a &amp; b" in text and "&quot;picture&quot;" in text
     Reader().feed(text)
+
+
+def test_photographs_keep_the_colour_of_thin_lines():
+    page = Page("x")
+    page.section("y")
+    page.picture(Image.new("RGB", (30, 30)), "z", photograph=True)
+    data = re.search(r"data:image/jpeg;base64,([^\"]+)", page.html())[1]
+    assert get_sampling(Image.open(io.BytesIO(base64.b64decode(data)))) == 0  # 4:4:4
 
 
 class TestQuality:

@@ -128,3 +128,31 @@ def test_names_from_outside(monkeypatch):
     (axes,) = [axes for axes in figure.axes if axes.get_title() == "AP by class"]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert len(labels) == 4 and max(map(len, labels)) < 30
+
+
+def test_ticks_can_be_read_and_lie_inside_the_picture(monkeypatch):
+    few = [row | {"lr": 4e-4} for row in rows() if row["epoch"] <= 2]
+    axes, picture = drawn(monkeypatch, few, "a run")
+    panels = {ax.get_title(): ax for ax in axes}
+
+    def texts(axis, which: str) -> list[str]:
+        labels = axis.get_ticklabels(which=which)
+        return [label.get_text() for label in labels if label.get_text()]
+
+    losses = panels["class loss (cross-entropy)"].yaxis
+    found = [*texts(losses, "major"), *texts(losses, "minor")]
+    assert {"0.1", "1"} <= set(found)
+    assert all(text == f"{float(text):g}" for text in found)  # no powers of ten to work out
+    epochs = texts(panels["validation; last: AP 0.200, AP50 0.100"].xaxis, "major")
+    assert {"1", "2"} <= set(epochs) and all(text.isdecimal() for text in epochs)
+    (rate,) = [ax for ax in axes if ax.yaxis.get_ticks_position() == "right"]
+    for label in rate.yaxis.get_ticklabels():
+        assert label.get_window_extent().x1 <= picture.width
+
+
+def test_rates_without_gradient_norms_are_a_line(monkeypatch):
+    """The norm's rows decide how the norm is drawn, and nothing else."""
+    data = [{k: v for k, v in row.items() if k != "grad_norm"} for row in rows()]
+    axes, _ = drawn(monkeypatch, data)
+    (rate,) = [ax for ax in axes if ax.yaxis.get_ticks_position() == "right"]
+    assert rate.lines[0].get_marker() == "None"

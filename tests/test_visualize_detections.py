@@ -21,6 +21,13 @@ def test_boxes_are_where_they_are_said_to_be():
     assert not np.array(image).min() < 255  # the original is untouched
 
 
+def test_lines_of_small_pictures_are_two_pixels_wide():
+    image = Image.new("RGB", (60, 60), "white")
+    drawn = draw_detections(image, [[20, 30, 50, 50]], [1], ["cat", "dog"])
+    row = [drawn.getpixel((x, 45)) == rgb(PALETTE[1]) for x in range(60)]
+    assert [x for x, coloured in enumerate(row) if coloured] == [20, 21, 49, 50]
+
+
 def test_captions_stay_inside_the_picture_and_do_not_cover_each_other():
     image = Image.new("RGB", (120, 60), "white")
     names = ["a long class name"]

@@ -55,6 +55,7 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
         open_axes(axes)
         draw(axes)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     if title:
@@ -79,7 +80,7 @@ def _loss(axes: Axes, train: Rows, name: str, label: str) -> None:
         axes.plot(
             *_smooth(x, y), color=colour, label=text, marker=marker, linewidth=1.2 + 0.6 * last
         )
-    axes.set_yscale("log")
+    _log_scale(axes)
     _title(axes, label)
     if aux:
         axes.legend(frameon=False, fontsize=8)
@@ -154,11 +155,13 @@ def _optimizer(axes: Axes, train: Rows) -> None:
     x, y = _series(train, "grad_norm")
     axes.plot(x, y, color=PALETTE[0], alpha=0.25, linewidth=0.8)
     axes.plot(*_smooth(x, y), color=PALETTE[0], marker=_marker(y))
-    axes.set_yscale("log")
+    _log_scale(axes)
     axes.tick_params(axis="y", which="both", labelcolor=PALETTE[0])
     other = axes.twinx()
-    other.plot(*_series(train, "lr"), color=PALETTE[1], marker=_marker(y))
+    x, y = _series(train, "lr")
+    other.plot(x, y, color=PALETTE[1], marker=_marker(y))
     other.set_ylim(0, None)
+    other.locator_params(axis="y", nbins=5)  # few and short: the layout leaves little room
     other.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     other.tick_params(axis="y", labelcolor=PALETTE[1])
     other.spines["top"].set_visible(False)
@@ -186,6 +189,19 @@ def _shade(index: int, count: int) -> tuple[float, ...]:
     import matplotlib
 
     return matplotlib.colormaps["Oranges"](0.35 + 0.5 * index / max(1, count - 1))
+
+
+def _log_scale(axes: Axes) -> None:
+    """With numbers as they are written: 0.6, and not 6 x 10^-1."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(Plain())
+    axes.yaxis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
 
 
 def _title(axes: Axes, text: str) -> None:

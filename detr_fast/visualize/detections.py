@@ -29,7 +29,7 @@ def draw_detections(
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     longest = max(picture.size)
-    line = max(1, round(longest / 320))
+    line = max(2, round(longest / 320))  # a single pixel is lost on a photograph
     font = ImageFont.truetype(_font_file(), max(10, round(longest / 56)))
     order = list(range(len(labels)))
     if scores is not None:

@@ -83,7 +83,9 @@ class Page:
         """
         buffer = io.BytesIO()
         kind = "jpeg" if photograph else "png"
-        picture.convert("RGB").save(buffer, kind.upper(), **({"quality": 88} if photograph else {}))
+        # Without subsampling: thin lines would lose their colour.
+        options = {"quality": 88, "subsampling": 0} if photograph else {}
+        picture.convert("RGB").save(buffer, kind.upper(), **options)
         data = base64.b64encode(buffer.getvalue()).decode()
         shape = f'width="{picture.width}" height="{picture.height}"'
         style = f' style="max-width:{picture.width}px"'
