@@ -91,7 +91,7 @@ def test_faults_are_named():
         with pytest.raises(ValueError, match="no forward pass"):
             record.decoder_attention()
         detr(torch.randn(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="decoder layer 3, but there are 3"):
+    with pytest.raises(ValueError, match="decoder layer 3, but there are 3, counted from 0"):
         record.decoder_attention(3)
     with pytest.raises(ValueError, match=r"cells\[1\] is \(8, 0\), the map is 8 x 8"):
         record.encoder_attention(torch.tensor([[0, 0], [8, 0]]))

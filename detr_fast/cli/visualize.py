@@ -82,6 +82,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Draw."""
+    if args.draw is not _curves and args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out is {args.out}, a file, expected a folder")
     args.draw(args)
     return 0
 

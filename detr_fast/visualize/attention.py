@@ -114,7 +114,7 @@ class AttentionRecord:
 
 def _layer(layers: list[nn.Module], index: int, kind: str) -> nn.Module:
     if not -len(layers) <= index < len(layers):
-        raise ValueError(f"{kind} layer {index}, but there are {len(layers)}")
+        raise ValueError(f"{kind} layer {index}, but there are {len(layers)}, counted from 0")
     return layers[index]
 
 

@@ -121,7 +121,9 @@ def plot_matching(
     """
     matcher = matcher or FastMatcher()
     if not -len(layers) <= layer < len(layers):
-        raise ValueError(f"decoder layer {layer}, but there are outputs of {len(layers)}")
+        raise ValueError(
+            f"decoder layer {layer}, but there are outputs of {len(layers)}, counted from 0"
+        )
     every = [explain_matching(matcher, one, target, image) for one in layers]
     found = every[layer]
     count = len(found.query_index)
