@@ -179,6 +179,12 @@ def _pack_matches(
                 f"layer {layer}: the matcher gave matches of {len(images)} images, and there are "
                 f"{len(targets)}"
             )
+        for image, (query, target) in enumerate(images):
+            if len(query) != len(target):
+                raise ValueError(
+                    f"layer {layer}, image {image}: the matcher gave {len(query)} queries and "
+                    f"{len(target)} targets"
+                )
     # All on the CPU with one transfer, however many layers and images.
     pairs = [pair for images in matches for pair in images]
     sizes = [len(query) for query, _ in pairs]

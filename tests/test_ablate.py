@@ -255,6 +255,11 @@ def test_command(voc_folder, tmp_path, capsys):
     assert "seed" not in capsys.readouterr().out.split("\n", 1)[1].split("wrote")[0]
     assert main([*options, "--repeats", "2", "--image-size", "64", "64", *only]) == 2
     assert "another baseline" in capsys.readouterr().err
+    for damaged in ("{}", "[]", "{"):
+        (out / "config.json").write_text(damaged)
+        assert main([*options, "--repeats", "2", *only]) == 2
+        assert "another baseline" in capsys.readouterr().err
+    (out / "config.json").write_text(json.dumps(older))
 
     # A result that was cut off is trained again, and takes no other with it.
     lines = (out / "results.jsonl").read_text().splitlines(keepends=True)

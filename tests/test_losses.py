@@ -198,6 +198,9 @@ def test_matches_that_are_none_are_named():
     twice = torch.tensor([6, 2, 2]), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match=r"layer 0, image 1: .* gave query 2 to several targets"):
         SetCriterion(K, Lists(lambda m: [m[0], twice]))(outputs, targets)
+    uneven = [torch.arange(1), torch.arange(1)], [torch.arange(3), torch.arange(2)]
+    with pytest.raises(ValueError, match=r"layer 0, image 1: the matcher gave 3 queries and 2 tar"):
+        SetCriterion(K, Lists(lambda m: uneven))(outputs, targets)
     with pytest.raises(ValueError, match=r"layer 0: the matcher gave matches of 3 images, .* 2$"):
         SetCriterion(K, Lists(lambda m: [*m, m[0]]))(outputs, targets)
 

@@ -201,6 +201,40 @@ class TestResume:
             stopped.run()
         assert_resumed_as_whole(tmp_path / "stopped", tmp_path / "whole", epoch)
 
+    def test_interrupted_in_an_evaluation(self, tmp_path, monkeypatch):
+        """It is finished, and no further step is trained."""
+        small_trainer(tmp_path / "whole").run()
+        stopped = small_trainer(tmp_path / "stopped")
+        evaluate = stopped._evaluate
+
+        def interrupted(*arguments):
+            signal.raise_signal(signal.SIGTERM)
+            return evaluate(*arguments)
+
+        monkeypatch.setattr(stopped, "_evaluate", interrupted)
+        with pytest.raises(Interrupted, match="stopped at step 6 of 18"):
+            stopped.run()
+        checkpoint = load_checkpoint(tmp_path / "stopped")
+        assert checkpoint["step"] == 6 and not checkpoint["evaluation_due"]
+        small_trainer(tmp_path / "stopped", checkpoint).run()
+        assert train_rows(tmp_path / "stopped") == train_rows(tmp_path / "whole")
+
+    def test_weights_that_are_not_finite_are_not_saved_by_an_interruption(self, tmp_path):
+        trainer = small_trainer(tmp_path, log_every=100)
+        step = trainer.train_on
+
+        def spoil(batches):
+            if trainer.step == 7:
+                signal.raise_signal(signal.SIGINT)
+                losses = step(batches)
+                return {**losses, "grad_norm": torch.tensor(torch.nan)}
+            return step(batches)
+
+        trainer.train_on = spoil
+        with pytest.raises(ValueError, match="grad_norm is nan"):
+            trainer.run()
+        assert load_checkpoint(tmp_path)["step"] == 6
+
     @pytest.mark.parametrize("epoch", [1, 2])
     def test_an_evaluation_that_fails_leaves_the_training_before_it(
         self, tmp_path, monkeypatch, epoch

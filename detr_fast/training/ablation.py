@@ -87,6 +87,16 @@ def query_mode(config: TrainConfig) -> str:
     return config.query_mode or ("anchor" if config.model == "tiny" else "learned")
 
 
+def _is_of(then: str, now: str) -> bool:
+    """Whether an ablation's file is of the baseline of another one. What it lacks are options that
+    came later, which are at their defaults in it."""
+    try:
+        baseline = {**TrainConfig().to_dict(), **json.loads(then)["ablation of"]}
+    except (ValueError, KeyError, TypeError):
+        return False
+    return baseline == json.loads(now)["ablation of"]
+
+
 class Ablation:
     """Trains every variant with every seed, and keeps a row of each in ``results.jsonl``.
 
@@ -112,14 +122,11 @@ class Ablation:
         self.open_data = open_data
         self.folder = folder
         self.device = device
-        unset = {"seed": None, "workers": None}
-        baseline = {**config.to_dict(), **unset}
+        baseline = {**config.to_dict(), "seed": None, "workers": None}
         self._config_text = json.dumps({"ablation of": baseline}, indent=1) + "\n"
         path = folder / CONFIG
         if path.exists():
-            # Options that are newer than the ablation are at their defaults in it.
-            then = {**TrainConfig().to_dict(), **json.loads(path.read_text())["ablation of"]}
-            if then != json.loads(self._config_text)["ablation of"]:
+            if not _is_of(path.read_text(), self._config_text):
                 raise ValueError(f"{path} is of another baseline: take another folder")
         elif folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty, and holds no ablation: take another folder")

@@ -191,6 +191,7 @@ class Trainer:
                 self._train_epoch(self.step // self.steps_per_epoch, log, bar)
                 if self.evaluation_due:
                     row = self._finish_epoch(log, bar)
+                    self._stop_if_asked()
             if not row:  # resumed after the last step, whose evaluation is in the log already
                 row = self._evaluate(self.config.epochs, None, bar)
         except RuntimeError as error:
@@ -273,6 +274,8 @@ class Trainer:
                 stop, save = distributed.any_rank(self._stop, self._save_is_due())
             else:
                 stop, save = self._stop and processes.world_size() == 1, False
+                if stop:  # nothing is saved that would not train on
+                    self._check_finite({name: float(value) for name, value in sums.items()})
             if ends or stop or save:
                 last = self.step == self.total_steps
                 self.evaluation_due = ends and (last or (epoch + 1) % config.eval_every == 0)
@@ -336,6 +339,12 @@ class Trainer:
         if self.device.type != "cuda" or not isinstance(recipe, Recipe):
             raise ValueError("decode is cuda, which needs a GPU to train on, and a Recipe")
         return DeviceDecoder(recipe, self.device, self.config.pad_multiple)
+
+    def _stop_if_asked(self) -> None:
+        """After an evaluation, which is saved: stop if any process was told to."""
+        (stop,) = distributed.any_rank(self._stop)
+        if stop and self.step < self.total_steps:
+            raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
 
     def _check_matching(self) -> None:
         """Raise what the GPU found wrong in matching: replaying a CUDA graph asks for nothing."""

@@ -109,7 +109,7 @@ class TrainStep:
         return norm
 
     def _ready(self, images: Tensor, mask: Tensor | None, targets: Targets) -> Batch:
-        """The batch on the device; no mask if nothing is padded, unless it is to be compiled."""
+        """The batch on the device; no mask if nothing is padded, here or to a compiled size."""
         if mask is not None and mask.device.type == "cpu" and not mask.any():
             mask = None
         images, mask, targets = to_device(Batch(images, mask, targets), self.device)

@@ -31,7 +31,7 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
         rows: of ``metrics.jsonl``, of kinds ``"train"`` and ``"val"``. What they do not have,
             because the model has one decoder layer or an older version wrote them, is left out.
     """
-    train = [row for row in rows if row["kind"] == "train"]
+    train = [_from_0(row) for row in rows if row["kind"] == "train"]
     val = [row for row in rows if row["kind"] == "val"]
     panels: list[Callable[[Axes], None]] = [
         *(
@@ -146,9 +146,23 @@ def _instability(axes: Axes, train: Rows, val: Rows) -> None:
 
 
 def _rematched(train: Rows) -> list[str]:
-    """The names of the shares, layer by layer, of runs too that counted layers from 1."""
+    """The names of the shares, layer by layer."""
     names = {key for row in train for key in row if key.startswith("rematched_")}
-    return sorted(names, key=lambda name: int(name.rsplit("_", 1)[1]))
+    return sorted(names, key=_layer)
+
+
+def _layer(name: str) -> int:
+    return int(name.rsplit("_", 1)[1])
+
+
+def _from_0(row: dict) -> dict:
+    """A row whose shares of rematched targets count layers from 0, as earlier ones did not."""
+    if "rematched_0" in row:
+        return row
+    return {
+        f"rematched_{_layer(name) - 1}" if name.startswith("rematched_") else name: value
+        for name, value in row.items()
+    }
 
 
 def _optimizer(axes: Axes, train: Rows) -> None:
