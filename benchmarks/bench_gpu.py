@@ -2,8 +2,9 @@
 
 python -m benchmarks.bench_gpu --out benchmarks/results/gpu.csv
 
-The rows are written after each case: first the times of all, then, since a profiler may stay
-attached, the waits of all, then the steps, which the host counts.
+Earlier rows of what is timed leave the file before it is. The rows are written after each case:
+first the times of all, then, since a profiler may stay attached, the waits of all, then the steps,
+which the host counts.
 """
 
 import argparse
@@ -298,6 +299,10 @@ def main() -> None:
     }
     sets = [SETS[name] for name in args.sets]
     kept = [row for row in read_csv(args.out) if row["what"] not in sets]
+    if kept:
+        write_csv(args.out, kept)
+    elif args.out:
+        args.out.unlink(missing_ok=True)
     failures = Failures()
     rows = run(
         cases(sets, args.seed, args.quick),

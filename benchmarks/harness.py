@@ -133,14 +133,16 @@ def surroundings(seed: int, packages: Mapping[str, str] | None = None) -> dict[s
 def write_csv(path: Path | None, rows: list[dict]) -> None:
     """Writes all rows under one header, by way of a temporary file: never half a file.
 
-    Nothing without a path, as ``--out`` is by default, or without a row.
+    A row need not have all values that others have. Nothing without a path, as ``--out`` is by
+    default, or without a row.
     """
     if path is None or not rows:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(path.suffix + ".tmp")
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, fieldnames=list(names), restval="")
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(path)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -330,31 +331,54 @@ def test_training_steps_are_written_after_each_case_and_profiled_last(
     assert written[-1] == [2, "", 2, 2]
 
 
-def test_rows_of_other_sets_are_kept(monkeypatch, tmp_path):
-    """A second call for another kind of problems adds its rows to the file."""
-    rows = [{"what": bench_gpu.MATCHING, "x": "1"}, {"what": bench_gpu.ASSIGNMENT, "x": "2"}]
+@pytest.fixture
+def time_assignments(monkeypatch, tmp_path):
+    """Runs bench_gpu for assignments as if there were a GPU, given what stands for its timing."""
     for name in ("is_available", "get_device_name"):
         monkeypatch.setattr(torch.cuda, name, lambda: True)
     monkeypatch.setattr(bench_gpu, "surroundings", lambda seed: {})
     monkeypatch.setattr(bench_gpu, "bandwidth", lambda: 4e12)
+    options = ["--quick", "--sets", "assignment", "--out", str(tmp_path / "gpu.csv")]
+    monkeypatch.setattr(sys, "argv", ["bench_gpu", *options])
+
+    def main(run: Callable, code: int) -> None:
+        monkeypatch.setattr(bench_gpu, "run", run)
+        with pytest.raises(SystemExit) as ended:
+            bench_gpu.main()
+        assert ended.value.code == code
+
+    return main
+
+
+OLDER_ROWS = [{"what": bench_gpu.MATCHING, "x": "1"}, {"what": bench_gpu.ASSIGNMENT, "x": "2"}]
+
+
+def test_rows_of_other_sets_are_kept(time_assignments, tmp_path):
+    """A second call for another kind of problems adds its rows, and what older ones are without."""
 
     def run(cases, rounds, failures, write) -> list[dict]:
         assert [title.split()[0] for title, _ in cases] == ["assignment"] * 3
-        write([{"what": bench_gpu.ASSIGNMENT, "x": "3"}])
+        write([{"what": bench_gpu.ASSIGNMENT, "x": "3", "queued": 5}])
         return []
 
-    monkeypatch.setattr(bench_gpu, "run", run)
-    about = ("gpu", "cuda", "torch_linear_assignment", "copy_gb_per_s")
-    write_csv(tmp_path / "gpu.csv", [{**row, **dict.fromkeys(about, "")} for row in rows])
-    options = ["--quick", "--sets", "assignment", "--out", str(tmp_path / "gpu.csv")]
-    monkeypatch.setattr(sys, "argv", ["bench_gpu", *options])
-    with pytest.raises(SystemExit) as ended:
-        bench_gpu.main()
-    assert ended.value.code == 0
-    assert [(row["what"], row["x"]) for row in rows_of(tmp_path / "gpu.csv")] == [
-        (bench_gpu.MATCHING, "1"),
-        (bench_gpu.ASSIGNMENT, "3"),
+    write_csv(tmp_path / "gpu.csv", OLDER_ROWS)
+    time_assignments(run, code=0)
+    rows = rows_of(tmp_path / "gpu.csv")
+    assert [(row["what"], row["x"], row["queued"], row["gpu"]) for row in rows] == [
+        (bench_gpu.MATCHING, "1", "", ""),
+        (bench_gpu.ASSIGNMENT, "3", "5", "True"),
     ]
+
+
+@pytest.mark.parametrize("older", [OLDER_ROWS, OLDER_ROWS[1:]])
+def test_where_every_case_fails_no_earlier_row_of_it_stays(time_assignments, tmp_path, older):
+    def run(cases, rounds, failures, write) -> list[dict]:
+        failures.add("all of them", RuntimeError("no kernel"))
+        return []
+
+    write_csv(tmp_path / "gpu.csv", older)
+    time_assignments(run, code=1)
+    assert read_csv(tmp_path / "gpu.csv") == older[:-1]
 
 
 def test_without_a_row_nothing_is_written(tmp_path):
