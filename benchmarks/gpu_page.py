@@ -1,28 +1,46 @@
-"""The page of a GPU's report: what ran, what failed, and the tables of the rows that there are."""
+"""The page of a GPU's report: what ran, what failed, and the tables of the rows that there are.
+
+Its last line has what became of the steps once more, as a comment with JSON, so that a later call
+of the report can go on with them.
+"""
 
 import csv
-from collections.abc import Mapping, Sequence
+import itertools
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 Row = dict[str, str]
 MOST_FAILURES = 60  # lines
 
 
-def page(about: str, results: Mapping[str, str], failed: Sequence[str], folder: Path) -> str:
+class Result(NamedTuple):
+    """What became of a step."""
+
+    group: str
+    about: str  # the machine and the commit
+    said: str
+    failed: list[str]  # a line of each thing that failed within it
+
+
+def page(results: Mapping[str, Result], folder: Path) -> str:
     """Markdown.
 
     Args:
-        about: the machine.
-        results: what became of each step.
-        failed: a line of each thing that failed within them.
+        results: of each step, by title.
         folder: where gpu.csv and train_step*.csv may be; from what is there come the tables.
     """
-    text = ["# What ran on a GPU", "", about, "", "| step | result |", "|---|---|"]
-    text += [f"| {name} | {_cell(result)} |" for name, result in results.items()]
-    if failed:
-        left = len(failed) - MOST_FAILURES
-        more = [f"and {left} more: log.txt"] if left > 0 else []
-        text += ["", "## What failed", "", "```", *failed[:MOST_FAILURES], *more, "```"]
+    text = ["# What ran on a GPU"]
+    for about, of_one in itertools.groupby(results.items(), lambda item: item[1].about):
+        ran = dict(of_one)
+        text += ["", f"## {about}", "", "| step | result |", "|---|---|"]
+        text += [f"| {title} | {_cell(result.said)} |" for title, result in ran.items()]
+        if failed := [line for result in ran.values() for line in result.failed]:
+            left = len(failed) - MOST_FAILURES
+            more = [f"and {left} more: log.txt"] if left > 0 else []
+            text += ["", "### What failed", "", "```", *failed[:MOST_FAILURES], *more, "```"]
     tables = [(folder / "gpu.csv", kernels)]
     tables += [(path, training_steps) for path in sorted(folder.glob("train_step*.csv"))]
     for path, table in tables:
@@ -31,7 +49,21 @@ def page(about: str, results: Mapping[str, str], failed: Sequence[str], folder: 
                 text += ["", *table(_read(path))]
             except Exception as error:  # the other tables, and the steps to come, are worth having
                 text += ["", f"{path.name} has no such rows as are expected: {error!r}"]
-    return "\n".join(text) + "\n"
+    # Within JSON only strings have a >, which would end the comment after two hyphens.
+    kept = json.dumps(results).replace(">", r"\u003e")
+    return "\n".join([*text, "", f"<!-- results {kept} -->"]) + "\n"
+
+
+def results_of(text: str) -> dict[str, Result]:
+    """The results that a page was made of.
+
+    Raises:
+        ValueError: it has none that can be read.
+    """
+    found = re.search(r"^<!-- results (.*) -->$", text, re.MULTILINE)
+    if not found:
+        raise ValueError("no line of results")
+    return {title: Result(*values) for title, values in json.loads(found[1]).items()}
 
 
 def kernels(rows: list[Row]) -> list[str]:
@@ -77,7 +109,7 @@ def training_steps(rows: list[Row]) -> list[str]:
         "## Training steps",
         "",
         f"{first['model']}, {first['batch']} images of {first['height']} x {first['width']}, "
-        f"{first['precision']}; `{first['command']}`.",
+        f"{first['precision']}, commit {first['commit']}; `{first['command']}`.",
         "",
         _line("variant", *columns),
         "|" + "---|" * (1 + len(columns)),

@@ -7,8 +7,9 @@ one, the benchmarks, and compute-sanitizer's memcheck and racecheck. DIR then ha
 written anew after each step, the rows (gpu.csv, train_step*.csv), a picture of them (gpu.png), and
 all output (log.txt). Ends with 1 if anything failed; whatever fails, the other steps run.
 
-``--only`` makes several calls of it; on a machine where nothing was built yet, ``build`` must be
-among them. Without git, DETR_FAST_COMMIT says which commit it is.
+``--only`` makes several calls of it: what earlier ones did otherwise stays, with its machine and
+commit. On a machine where nothing was built yet, ``build`` must be among them. Without git,
+DETR_FAST_COMMIT says which commit it is.
 """
 
 import argparse
@@ -20,19 +21,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import child
 from benchmarks.checkout import ROOT, commit
-from benchmarks.gpu_page import page
+from benchmarks.gpu_page import Result, page, results_of
 
 START = time.monotonic()  # nothing slow is imported here: about when this process began
 BUDGET = 540.0  # seconds
 LEAST = 5.0  # in which no step gets anywhere
 GROUPS = ("build", "tests", "bench", "train", "sanitizer")
-FILES = ("report.md", "log.txt", "gpu.csv", "gpu.png", "train_step*.csv")  # of an earlier report
+FILES = {"bench": ("gpu.csv", "gpu.png"), "train": ("train_step*.csv",)}  # by group
 MODEL = ("--model", "resnet50", "--size", "800", "1066", "--batch", "8", "--seconds", "12")
 
 
@@ -101,29 +102,53 @@ def _sanitizer() -> str:
 
 
 class Report:
-    """Runs one step after the other and keeps what happened."""
+    """Runs one step after the other and keeps what happened, beside what earlier calls did.
 
-    def __init__(self, out: Path, about: str) -> None:
+    Of what they did in groups that are now to run, only the log stays; if all are, not even that.
+
+    Raises:
+        SystemExit: ``report.md`` is there and has no results to go on with.
+    """
+
+    def __init__(self, out: Path, about: str, groups: Collection[str]) -> None:
         self.out, self.about = out, about
-        self.results: dict[str, str] = {}  # by title
-        self.failures: list[str] = []
+        self.log = out / "log.txt"
+        self.results: dict[str, Result] = {}  # by title
         self.failed = False
         out.mkdir(parents=True, exist_ok=True)
-        for pattern in FILES:
-            for path in out.glob(pattern):
-                path.unlink()
-        self.log = out / "log.txt"
+        if set(groups) == set(GROUPS):
+            self.log.unlink(missing_ok=True)
+        else:
+            self._go_on(groups)
+        for group in groups:
+            for pattern in FILES.get(group, ()):
+                for path in out.glob(pattern):
+                    path.unlink()
+        self._write()
+
+    def _go_on(self, groups: Collection[str]) -> None:
+        """Takes over the results of other groups."""
+        path = self.out / "report.md"
+        try:
+            earlier = results_of(path.read_text())
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            raise SystemExit(
+                f"{path} cannot be gone on with, {error}: give another --out, or no --only"
+            ) from None
+        self.results = {t: result for t, result in earlier.items() if result.group not in groups}
 
     def run(self, step: Step, seconds: float) -> None:
         """Runs a step with a time limit, and writes the report before and after."""
         if seconds < LEAST:
             self.failed = True
-            self._say(step.title, "NOT RUN: no time is left")
+            self._say(step, "NOT RUN: no time is left")
             return
-        self.results[step.title] = "began, and did not end"
-        self._write()
+        self._keep(step, "began, and did not end")
         with self.log.open("ab") as log:
-            log.write(f"\n=== {step.title}: {' '.join(step.command)}\n".encode())
+            title = f"=== {step.title}: {' '.join(step.command)}"
+            log.write(f"\n{title}\n=== {self.about}\n".encode())
             start = log.tell()
         began = time.monotonic()
         state = child.run(step.command, self.log, seconds, ROOT, step.environment)
@@ -135,16 +160,19 @@ class Report:
             state = "did not say that it did its work"
         self.failed |= state != "ok"
         lines = [line for line in output.splitlines() if line.strip()]
-        self.failures += [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
-        self._say(step.title, f"{state}, {took:.0f} s; {' '.join(lines[-1:])}")
+        failures = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        self._say(step, f"{state}, {took:.0f} s; {' '.join(lines[-1:])}", failures)
 
-    def _say(self, title: str, result: str) -> None:
-        self.results[title] = result
+    def _say(self, step: Step, result: str, failures: Sequence[str] = ()) -> None:
+        self._keep(step, result, failures)
+        print(f"{step.title}: {result}", flush=True)
+
+    def _keep(self, step: Step, result: str, failures: Sequence[str] = ()) -> None:
+        self.results[step.title] = Result(step.group, self.about, result, list(failures))
         self._write()
-        print(f"{title}: {result}", flush=True)
 
     def _write(self) -> None:
-        text = page(self.about, self.results, self.failures, self.out)
+        text = page(self.results, self.out)
         temporary = self.out / "report.md.tmp"
         temporary.write_text(text)
         temporary.replace(self.out / "report.md")
@@ -192,7 +220,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu_report was told to end"))
     about = f"{name}, compute capability {capability}, commit {commit()}."
     out = args.out.resolve()
-    report = Report(out, about)
+    report = Report(out, about, args.only)
     chosen = [step for step in steps(out, capability, args.quick) if step.group in args.only]
     for k, step in enumerate(chosen):
         left = args.seconds - (time.monotonic() - START)

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import bench_gpu, bench_train_step, child, gpu_page, gpu_report, sanitized
 from benchmarks.checkout import ROOT, commit
+from benchmarks.gpu_page import Result
 from benchmarks.gpu_plot import draw
 from benchmarks.gpu_report import Step
 from benchmarks.harness import write_csv
@@ -57,7 +58,7 @@ def report(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_report, "START", time.monotonic())
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
-    def run(*steps: Step, code: int = 0, options: tuple[str, ...] = ()) -> str:
+    def run(*steps: Step, code: int | str = 0, options: tuple[str, ...] = ()) -> str:
         monkeypatch.setattr(gpu_report, "steps", lambda *_: list(steps))
         monkeypatch.setattr(sys, "argv", ["gpu_report", "--out", str(tmp_path), *options])
         with pytest.raises(SystemExit) as ended:
@@ -94,7 +95,7 @@ def test_a_step_that_fails_is_reported_and_the_others_run(report, tmp_path) -> N
     assert "| Missing | not started: [Errno 2] No such file" in page
     assert "| Idle | did not say that it did its work, " in page
     assert "| Last | ok, " in page
-    assert "## What failed\n\n```\nFAILED x::y - why\n```" in page
+    assert "### What failed\n\n```\nFAILED x::y - why\n```" in page
     assert "a GPU, compute capability 9.0, commit" in page
     log = (tmp_path / "log.txt").read_text()
     assert "=== Good" in log and "\nfine\n" in log and "=== Last" in log
@@ -115,8 +116,47 @@ def test_groups_are_chosen(report, capsys) -> None:
 def test_an_earlier_report_is_not_mixed_with_this_one(report, tmp_path) -> None:
     write_csv(tmp_path / "gpu.csv", ROWS)
     (tmp_path / "mine.txt").write_text("kept")
-    assert "FastMatcher" not in report(Step("build", "Good", 1, python("")))
+    report(Step("build", "Old", 1, python("")))
+    page = report(Step("build", "Good", 1, python("")))
+    assert "FastMatcher" not in page and "Old" not in page
+    assert "Old" not in (tmp_path / "log.txt").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "log.txt", "mine.txt"}
+
+
+def test_several_calls_make_one_report(report, monkeypatch, tmp_path) -> None:
+    """Each with some groups; what ran again replaces what it was, of its own group alone."""
+    fails = python("print('FAILED x::y - 1 --> 2 | 3'); exit(1)")
+    steps = (
+        Step("tests", "GPU tests", 1, fails),
+        Step("bench", "Rows", 1, python(f"open({str(tmp_path / 'gpu.csv')!r}, 'w').write('a')")),
+        Step("train", "Step", 1, python("print('trained')")),
+    )
+    monkeypatch.setenv("DETR_FAST_COMMIT", "one")
+    report(*steps, code=1)
+    (tmp_path / "train_step_graph.csv").write_text("a")
+    monkeypatch.setenv("DETR_FAST_COMMIT", "two")
+    page = report(*steps, options=("--only", "train"))
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "log.txt", "gpu.csv"}
+    first, second = re.split(r"^## a GPU, .*, commit two\.$", page, flags=re.MULTILINE)
+    assert "commit one." in first and "| GPU tests | exit 1, " in first and "| Rows | ok" in first
+    assert "```\nFAILED x::y - 1 --> 2 | 3\n```" in first and "| Step |" not in first
+    assert "| Step | ok, " in second and "commit one." not in second.partition("<!--")[0]
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("=== Rows") == 1 and log.count("=== Step") == 2 and "commit two." in log
+
+    monkeypatch.setattr(gpu_report, "START", time.monotonic() - 1000)
+    page = report(*steps, code=1, options=("--only", "tests,bench"))
+    assert "FAILED" not in page and "commit one." not in page and "| Step | ok, " in page
+    assert "| Rows | NOT RUN" in page and not (tmp_path / "gpu.csv").exists()
+
+
+def test_a_report_without_results_to_go_on_with_is_left_as_it_is(report, tmp_path) -> None:
+    for name in ("report.md", "gpu.csv"):
+        (tmp_path / name).write_text("mine")
+    why = f"{tmp_path / 'report.md'} cannot be gone on with, no line of results: "
+    why += "give another --out, or no --only"
+    assert report(code=why, options=("--only", "bench")) == "mine"
+    assert (tmp_path / "gpu.csv").read_text() == "mine"
 
 
 def test_the_time_left_is_shared_by_the_steps_to_come(report, monkeypatch) -> None:
@@ -227,11 +267,15 @@ def test_tests_run_without_xdist_too(monkeypatch, tmp_path) -> None:
 
 def test_at_most_eight_files_are_written(steps, tmp_path) -> None:
     written = {word for step in steps.values() for word in step.command if str(tmp_path) in word}
-    names = {Path(word).name for word in written} | {"report.md", "log.txt"}
+    names = {Path(word).name for word in written}
     assert {"gpu.csv", "gpu.png", "train_step.csv"} < names
-    assert len(names) + 1 <= 8  # and one that is just being written
-    for name in names:
-        assert any(Path(name).match(pattern) for pattern in gpu_report.FILES)
+    assert len(names | {"report.md", "log.txt"}) + 1 <= 8  # and one that is just being written
+
+
+def test_what_a_group_writes_is_what_it_deletes_first(steps, tmp_path) -> None:
+    for step in steps.values():
+        for name in (Path(word).name for word in step.command if str(tmp_path) in word):
+            assert any(Path(name).match(pattern) for pattern in gpu_report.FILES[step.group])
 
 
 def test_options_of_the_steps_are_those_of_the_benchmarks(steps) -> None:
@@ -281,7 +325,7 @@ def test_what_the_sanitizer_watches_runs() -> None:
 
 def test_rows_become_a_page_and_a_figure(tmp_path) -> None:
     write_csv(tmp_path / "gpu.csv", ROWS)
-    page = gpu_page.page("", {}, [], tmp_path)
+    page = gpu_page.page({}, tmp_path)
     expected = "| matching | initial | 96 | 300 | 100 | theirs | 15.0 | 29 of 30 | 7 | 0 | 1.0 "
     assert expected + "| 50 | - |" in page
     # (5 us - 4 MB at 4 TB/s) / 50 steps
@@ -292,29 +336,31 @@ def test_rows_become_a_page_and_a_figure(tmp_path) -> None:
 
 def test_rows_that_were_cut_off_before_waits_and_steps_become_a_page(tmp_path) -> None:
     write_csv(tmp_path / "gpu.csv", [{**row, "waits": "", "steps": ""} for row in ROWS])
-    page = gpu_page.page("", {}, [], tmp_path)
+    page = gpu_page.page({}, tmp_path)
     assert "| FastMatcher, packed | 5.0 | 29 of 30 | 7 |  | 1.0 |  | - |" in page
 
 
 def test_training_steps_become_a_table(tmp_path) -> None:
     steps = ROOT / "benchmarks" / "results" / "train_step_cpu.csv"
     (tmp_path / "train_step_graph.csv").write_bytes(steps.read_bytes())
-    page = gpu_page.page("", {}, [], tmp_path)
+    page = gpu_page.page({}, tmp_path)
     assert "resnet18, 4 images of 320 x 320" in page
     with steps.open(newline="") as file:
         for row in csv.DictReader(file):
+            assert f", commit {row['commit']}; `{row['command']}`" in page
             assert f"| {row['variant']} | {row['images_per_second']} |" in page
 
 
 def test_a_table_of_other_rows_does_not_take_the_page_along(tmp_path) -> None:
     (tmp_path / "gpu.csv").write_text("what\nmatching\n")
-    page = gpu_page.page("a GPU", {"Build": "ok"}, [], tmp_path)
+    page = gpu_page.page({"Build": Result("build", "a GPU", "ok", [])}, tmp_path)
     assert "| Build | ok |" in page and "gpu.csv has no such rows as are expected" in page
 
 
 def test_many_failures_are_counted(tmp_path) -> None:
-    page = gpu_page.page("", {}, [f"FAILED {k}" for k in range(100)], tmp_path)
-    assert "FAILED 59\nand 40 more: log.txt\n" in page and "FAILED 60" not in page
+    failed = [f"FAILED {k}" for k in range(100)]
+    page = gpu_page.page({"Tests": Result("tests", "", "exit 1", failed)}, tmp_path)
+    assert "FAILED 59\nand 40 more: log.txt\n" in page and "\nFAILED 60" not in page
 
 
 def test_the_commit_is_what_the_environment_says(monkeypatch) -> None:
