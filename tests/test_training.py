@@ -397,7 +397,14 @@ class TestCheckpoint:
         with pytest.raises(CheckpointError, match=r"part\.pt is incomplete: it lacks model, "):
             load_checkpoint(tmp_path / "part.pt")
         entries = dict.fromkeys(ENTRIES)
-        for config, said in (({"model": "vit"}, "model is 'vit'"), ({"blur": 1}, "with blur")):
+        for config, kind in ((3, "int"), ([["model", "tiny"]], "list"), (None, "NoneType")):
+            save_checkpoint(tmp_path / "odd.pt", {**entries, "config": config})
+            with pytest.raises(CheckpointError, match=rf"odd\.pt holds a {kind} as its config"):
+                load_checkpoint(tmp_path / "odd.pt")
+        for config, said in (
+            ({"model": "vit"}, "model is 'vit'"),
+            ({"blur": 1, 2: 3}, "with 2, blur"),
+        ):
             save_checkpoint(tmp_path / "new.pt", {**entries, "config": config})
             with pytest.raises(CheckpointError, match=rf"new\.pt is from another .*{said}"):
                 load_checkpoint(tmp_path / "new.pt")

@@ -77,7 +77,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     missing = [name for name in ENTRIES if name not in state]
     if missing:
         raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}")
-    unknown = set(state["config"]) - set(TrainConfig.__dataclass_fields__)
+    if not isinstance(state["config"], dict):
+        kind = type(state["config"]).__name__
+        raise CheckpointError(f"{path} holds a {kind} as its config, expected a dictionary")
+    unknown = set(map(str, state["config"])) - set(TrainConfig.__dataclass_fields__)
     if unknown:
         what = ", ".join(sorted(unknown))
         raise CheckpointError(f"{path} is from another version of detr_fast, with {what}")
