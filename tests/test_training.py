@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -710,16 +711,40 @@ class TestConfig:
             ({"model": "resnet18", "backbone_weights": None}, 1e-4),
             ({"model": "resnet18", "backbone_weights": None, "lr": 3e-4}, 3e-4),
             ({"model": "resnet18", "backbone_weights": None, "lr_backbone": 2e-5}, 2e-5),
+            ({"model": "resnet18", "backbone_weights": None, "init_from": "detr.pth"}, 1e-5),
             ({"lr": 1e-3}, 1e-3),
         ],
     )
     def test_the_backbones_rate_follows_its_weights(self, options, rate):
         config = TrainConfig.create(**options)
         assert config.to_dict()["lr_backbone"] == rate
+        # However it is built. (Alone, the class takes no default of the paper.)
+        direct = {"lr": config.lr, "backbone_weights": config.backbone_weights, **options}
+        assert TrainConfig(**direct).lr_backbone == rate
 
-    def test_memory_for_the_cache_turns_it_on(self):
-        assert TrainConfig.create(cache_gb=8.0).cache
-        assert not TrainConfig.create(cache_gb=8.0, cache=False).cache
+    @pytest.mark.parametrize("build", [TrainConfig, TrainConfig.create])
+    def test_memory_for_the_cache_turns_it_on(self, build):
+        assert build(cache_gb=8.0).cache is True and build().cache is False
+        assert build(cache_gb=8.0, cache=False).cache is False
+
+    def test_numbers_of_other_types_and_paths_become_plain_values(self):
+        config = TrainConfig(
+            model="resnet18",
+            lr=np.float32(0.5),
+            clip=1,
+            epochs=np.int64(3),
+            workers=np.uint8(2),
+            image_size=(np.int64(64), 96),
+            schedule=np.str_("cosine"),
+            backbone_weights=Path("w.pth"),
+        )
+        values = config.to_dict()
+        plain = {"lr": 0.5, "clip": 1.0, "epochs": 3, "workers": 2, "image_size": (64, 96)}
+        plain |= {"schedule": "cosine", "backbone_weights": "w.pth"}
+        for name, value in plain.items():
+            assert values[name] == value and type(values[name]) is type(value), name
+        assert all(type(side) is int for side in config.image_size)
+        assert TrainConfig(init_from=Path("run")).init_from == "run"
 
     def test_round_trip(self):
         config = TrainConfig.create(image_size=(240, 320))
@@ -756,7 +781,11 @@ class TestConfig:
             ({"epochs": True}, "epochs is True, expected a whole number"),
             ({"lr": "1e-4"}, "lr is '1e-4', expected a number"),
             ({"seed": None}, "seed is None, expected a whole number"),
-            ({"backbone_weights": Path("w.pth")}, r"backbone_weights is .*, expected a string"),
+            ({"lr": 10**400}, "lr is beyond the range of a float, expected a number"),
+            ({"epochs": np.float64(2)}, r"epochs is .*2\.0.*, expected a whole number"),
+            ({"compile": np.int64(1)}, "compile is .*1.*, expected True or False"),
+            ({"data": Path("shapes")}, r"data is .*, expected a string"),
+            ({"backbone_weights": b"w.pth"}, r"backbone_weights is .*, expected a string"),
             ({"image_size": (240,)}, r"image_size is \(240,\), expected \(height, width\)"),
             ({"image_size": (240.0, 320.0)}, r"image_size is .*, expected \(height, width\)"),
         ],

@@ -1,7 +1,9 @@
 """Everything that defines a training run, in one frozen dataclass."""
 
 import math
+import os
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any, get_args, get_origin
 
 from detr_fast.data.dataset import BOXES
@@ -39,6 +41,7 @@ TYPES = {
     str: "a string",
     tuple: "(height, width), two whole numbers",
 }
+PATHS = ("backbone_weights", "init_from")
 MIN_IMAGE_SIZE = 32  # the coarsest feature map, at stride 32, has one place then
 
 
@@ -48,7 +51,8 @@ class TrainConfig:
 
     Build it with ``TrainConfig.create``, which fills in the defaults of the model: those of the
     paper for the ResNets, those of training from scratch for ``tiny``. However it is built, it
-    holds nothing that cannot be.
+    holds nothing that cannot be, and plain values only: numbers of numpy become Python's, and
+    paths become strings. ``dataclasses.replace`` keeps ``lr_backbone`` and ``cache`` as they were.
 
     Raises:
         ValueError: a value that cannot be; the message names the field, the value, what may be.
@@ -74,7 +78,7 @@ class TrainConfig:
     recipe: str = "small"  # image transforms: "small" or "detr"
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
     flip_vertical: bool = False  # small recipe: mirror upside down too
-    cache: bool = False  # keep decoded images in memory; ``create`` does, given a cache_gb
+    cache: bool | None = None  # keep decoded images in memory; default: if cache_gb is given
     cache_gb: float | None = None  # for them, all processes of a machine together; None: half free
     decode: str = "cpu"  # "cuda": training JPEGs are decoded and transformed by the GPU
     draft: bool = True  # decode training JPEGs at a fraction of their size where that is enough
@@ -83,7 +87,7 @@ class TrainConfig:
     batch_size: int = 16  # images per process and forward pass
     accumulate: int = 1  # forward passes per optimizer step
     lr: float = 4e-4
-    lr_backbone: float = 4e-4  # default: lr where the backbone starts from random weights
+    lr_backbone: float | None = None  # default: 1e-5 for a ResNet with weights, else lr
     weight_decay: float = 1e-4
     clip: float = 1.0  # largest gradient norm; 0 = no clipping
     warmup_steps: int = 200
@@ -120,14 +124,9 @@ class TrainConfig:
                 raise ValueError(f"unknown training option {name!r}")
         resnet = given.get("model", cls.model) != "tiny"
         values = {**(PAPER_DEFAULTS if resnet else {}), **given}
-        init_from = values.get("init_from")
-        if init_from is not None and "backbone_weights" not in given:
+        if values.get("init_from") is not None and "backbone_weights" not in given:
             values["backbone_weights"] = None  # init_from has the backbone's, too
-        if values.get("cache_gb") is not None:
-            values.setdefault("cache", True)
-        pretrained = init_from is not None or values.get("backbone_weights") is not None
-        rate = FINE_TUNING_RATE if resnet and pretrained else values.get("lr", cls.lr)
-        return cls(**{"lr_backbone": rate, **values})
+        return cls(**values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
@@ -165,8 +164,13 @@ class TrainConfig:
         return args
 
     def __post_init__(self) -> None:
+        pretrained = self.init_from is not None or self.backbone_weights is not None
+        rate = FINE_TUNING_RATE if self.model != "tiny" and pretrained else self.lr
+        defaults = {"cache": self.cache_gb is not None, "lr_backbone": rate}
         for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.type)
+            value = getattr(self, field.name)
+            value = defaults.get(field.name) if value is None else value
+            object.__setattr__(self, field.name, _plain(field.name, value, field.type))
         least = {
             **dict.fromkeys(("epochs", "batch_size", "accumulate", "num_queries"), 1),
             **dict.fromkeys(("eval_every", "log_every", "pad_multiple"), 1),
@@ -236,15 +240,26 @@ class TrainConfig:
             raise ValueError("init_from has the backbone's weights too: leave backbone_weights out")
 
 
-def _check_type(name: str, value: Any, annotation: Any) -> None:
-    """A word where a number or a truth value belongs would be misread, or fail far from here."""
+def _plain(name: str, value: Any, annotation: Any) -> Any:
+    """The value as its field's own type. Of another kind, it would be misread, or fail far away."""
     kinds = [get_origin(kind) or kind for kind in get_args(annotation) or (annotation,)]
     kind = kinds[0]  # the other, if any, is that of None
     if value is None:
-        fits = type(None) in kinds
+        if type(None) in kinds:
+            return None
     elif isinstance(value, bool):  # to Python it is an int, too
-        fits = kind is bool
-    else:
-        fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits:
-        raise ValueError(f"{name} is {value!r}, expected {TYPES[kind]}")
+        if kind is bool:
+            return value
+    elif kind is float and isinstance(value, Real):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} is beyond the range of a float, expected a number") from None
+    elif kind is int and isinstance(value, Integral):
+        return int(value)
+    elif kind is str and isinstance(value, (str, os.PathLike) if name in PATHS else str):
+        return str(os.fsdecode(value))
+    elif kind is tuple and isinstance(value, tuple):
+        whole = [isinstance(side, Integral) and not isinstance(side, bool) for side in value]
+        return tuple(map(int, value)) if all(whole) else value  # __post_init__ names what is wrong
+    raise ValueError(f"{name} is {value!r}, expected {TYPES[kind]}")
