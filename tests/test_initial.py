@@ -101,6 +101,66 @@ class TestOwnRun:
         (tmp_path / "first" / "last.pt").unlink()
         assert small_trainer(tmp_path / "second", checkpoint, **options).step == 12
 
+    def test_a_class_head_of_other_classes_is_loaded_by_name(self, tmp_path):
+        trained = detr_tiny(num_classes=3).state_dict()
+        names = ["circle", "square", "triangle"]
+        torch.save({"model": trained, "ema": None, "class_names": names}, tmp_path / "run.pt")
+        for ours, rows in (
+            (["triangle", "circle", "square"], [2, 0, 1, 3]),
+            (["square", "hexagon", "circle"], [1, None, 0, 3]),
+            (["triangle"], [2, 3]),
+            (["a", "b", "c", "d"], [None, None, None, None, 3]),
+        ):
+            model = detr_tiny(num_classes=len(ours))
+            before = copied(model)
+            found = load_initial(model, tmp_path / "run.pt", ours)
+            for name in ("class_embed.weight", "class_embed.bias"):
+                tensor = model.state_dict()[name]
+                for row, source in enumerate(rows):
+                    expected = before[name][row] if source is None else trained[name][source]
+                    assert torch.equal(tensor[row], expected), (ours, name, row)
+            assert "class_embed.weight" not in found.loaded
+            known = len(rows) - 1 - rows.count(None)
+            assert str(found) == (
+                f"{tmp_path / 'run.pt'}: loaded {len(found.loaded)} tensors; class_embed: {known} "
+                f"of {len(ours)} classes by name; left as initialised: nothing"
+            )
+
+    def test_a_class_head_of_the_same_classes_is_loaded_whole(self, tmp_path):
+        trained = detr_tiny(num_classes=2).state_dict()
+        for names in (["a", "b"], None, [1, 2], 2):  # also where there are none to compare
+            torch.save({"model": trained, "class_names": names}, tmp_path / "run.pt")
+            model = detr_tiny(num_classes=2)
+            found = load_initial(model, tmp_path / "run.pt", ("a", "b"))
+            assert found.classes is None and not found.left
+            assert torch.equal(model.class_embed.weight, trained["class_embed.weight"])
+
+    def test_class_names_that_do_not_fit_the_class_head(self, tmp_path):
+        state = detr_tiny(num_classes=3).state_dict()
+        torch.save({"model": state, "class_names": ["a", "b"]}, tmp_path / "run.pt")
+        model = detr_tiny(num_classes=2)
+        before = copied(model)
+        message = r"run\.pt: class_embed\.weight is \[4, 128\], expected \[3, 128\] for its 2 class"
+        with pytest.raises(CheckpointError, match=message):
+            load_initial(model, tmp_path / "run.pt", ["b", "a"])
+        del state["class_embed.weight"]
+        torch.save({"model": state, "class_names": ["a", "b", "c"]}, tmp_path / "run.pt")
+        with pytest.raises(CheckpointError, match=r"class_embed\.weight is missing, expected \[4"):
+            load_initial(model, tmp_path / "run.pt", ["b", "a"])
+        with pytest.raises(ValueError, match="3 class names for a model of 2 classes"):
+            load_initial(model, tmp_path / "run.pt", ["c", "b", "a"])
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name])
+
+    def test_a_training_on_the_classes_in_another_order(self, tmp_path):
+        small_trainer(tmp_path / "first", epochs=1).run()
+        file = tmp_path / "first" / "best.pt"
+        state = load_checkpoint(file)
+        torch.save(state | {"class_names": state["class_names"][::-1]}, file)
+        trained = load_model(state).state_dict()["class_embed.bias"]
+        trainer = small_trainer(tmp_path / "second", init_from=str(file))
+        assert torch.equal(trainer.model.class_embed.bias, trained[[2, 1, 0, 3]])
+
     def test_queries_of_another_kind(self, tmp_path):
         torch.save(detr_tiny(query_mode="learned").state_dict(), tmp_path / "learned.pth")
         found = load_initial(detr_tiny(), tmp_path / "learned.pth")
@@ -129,6 +189,17 @@ class TestOtherModels:
         torch.save({"epoch": 3}, tmp_path / "notes.pth")
         with pytest.raises(CheckpointError, match=r"notes\.pth holds no weights"):
             load_initial(detr_tiny(), tmp_path / "notes.pth")
+        tensor = torch.ones(2)
+        for notes in (
+            {0: tensor},
+            {"model": {1: tensor}},
+            {"model": tensor},
+            {"ema": tensor},
+            {"ema": {"step": 3}, "model": {"a": tensor}},
+        ):
+            torch.save(notes, tmp_path / "notes.pth")
+            with pytest.raises(CheckpointError, match=r"notes\.pth holds no weights"):
+                load_initial(detr_tiny(), tmp_path / "notes.pth")
         torch.save({}, tmp_path / "empty.pth")
         with pytest.raises(CheckpointError, match=r"empty\.pth does not fit the model: it has no"):
             load_initial(detr_tiny(), tmp_path / "empty.pth")

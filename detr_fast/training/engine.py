@@ -96,7 +96,7 @@ class Trainer:
             weights = {"backbone_weights": config.backbone_weights}
         self.model = MODELS[config.model](**self.model_args, **weights)
         if config.init_from is not None and checkpoint is None:
-            initial = load_initial(self.model, config.init_from)
+            initial = load_initial(self.model, config.init_from, train_set.class_names)
             if not self.quiet:
                 print(f"init   {initial}")
         self.model.to(device, memory_format=torch.channels_last)
