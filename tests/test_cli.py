@@ -223,6 +223,29 @@ class TestEval:
         assert main(["eval", str(run), "--data", f"coco:{images}:{truth}", "--device", "cpu"]) == 0
         assert "1 crowd region dropped" in capsys.readouterr().out
 
+    def test_how_boxes_are_read_is_that_of_the_data_given(
+        self, run, voc_folder, coco_files, tmp_path, capsys
+    ):
+        """A run on COCO files, looked at on a VOC folder, and a run on that the other way round."""
+        coco = "coco:{}:{}".format(*coco_files)
+        options = ["--data", coco, "--val-data", coco, "--epochs", "1", "--name", "coco"]
+        assert main(["train", *options, "--runs", str(tmp_path), *FAST]) == 0
+        folder = _copy_voc(voc_folder, tmp_path)
+        file = folder / "Annotations" / "13.xml"
+        before, _, rest = file.read_text().partition("<xmin>")
+        file.write_text(f"{before}<xmin>-1{rest[rest.index('<') :]}")  # by two pixels, counted from 1
+        voc = ["--data", f"voc:{folder}", "--device", "cpu"]
+        origin = ["--voc-origin", "1", "--boxes", "clip"]
+        on_coco, out = str(tmp_path / "coco"), ["--out", str(tmp_path)]
+        capsys.readouterr()
+        assert main(["eval", on_coco, *voc, *origin]) == 0
+        assert "1 box clipped" in capsys.readouterr().out
+        assert main(["visualize", "matching", on_coco, *voc, *origin, *out]) == 0
+        for command in (["eval", str(run)], ["visualize", "queries", str(run), *out]):
+            assert main([*command, "--data", coco, "--voc-origin", "1", "--device", "cpu"]) == 2
+            said = capsys.readouterr().err
+            assert f"voc_origin is 1, but {coco} is no Pascal VOC folder" in said
+
 
 class TestPredict:
     def test_pictures_and_json(self, run, voc_folder, tmp_path):

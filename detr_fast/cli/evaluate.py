@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out is {args.out}, a folder, expected a file")
     device = distributed.start(args.device)
     checkpoint = open_evaluated(args.checkpoint)
-    config = replace(TrainConfig.from_dict(checkpoint["config"]), **box_options(args))
-    dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
+    config = TrainConfig.from_dict(checkpoint["config"])
+    classes = checkpoint["class_names"]
+    dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
     main = processes.rank() == 0
     if main:
         print(f"data   {dataset.describe()}")

@@ -1,7 +1,6 @@
 """``detr-fast visualize``: pictures of what a trained model sees, decides and has learned."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +198,9 @@ def _open(
 ) -> tuple[torch.nn.Module, DetectionDataset, torch.device, TrainConfig]:
     device = distributed.start(args.device)
     checkpoint = open_evaluated(args.checkpoint)
-    config = replace(TrainConfig.from_dict(checkpoint["config"]), **box_options(args))
-    dataset = open_val_data(config, checkpoint["class_names"], args.data, args.split)
+    config = TrainConfig.from_dict(checkpoint["config"])
+    classes = checkpoint["class_names"]
+    dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
     return load_model(checkpoint).to(device).eval(), dataset, device, config
 
 

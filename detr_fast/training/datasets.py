@@ -39,12 +39,22 @@ def open_val_data(
     data: str | None = None,
     split: str | None = None,
     memory_taken: int = 0,
+    boxes: str | None = None,
+    voc_origin: int | None = None,
 ) -> DetectionDataset:
     """What a configuration is evaluated on, or other data, with its transforms and classes.
 
-    ``memory_taken``: bytes that the images of the training data may take.
+    ``memory_taken``: bytes that the images of the training data may take. ``boxes`` and
+    ``voc_origin``: how its boxes are read, if not as the configuration says.
+
+    Raises:
+        ValueError: a split of data that names one itself, none where it has to be said, or a
+            ``voc_origin`` of 1 for data that is no Pascal VOC folder.
+        DataError: see ``open_dataset``.
     """
     spec = data or config.val_data or config.data
+    if voc_origin and not spec.startswith("voc:"):
+        raise ValueError(f"voc_origin is {voc_origin}, but {spec} is no Pascal VOC folder")
     if split is not None and _names_one_split(spec):
         raise ValueError(f"{spec} names one split: leave out the split {split!r}")
     if data is None and config.val_data is None and _names_one_split(spec):
@@ -54,8 +64,8 @@ def open_val_data(
         split or config.val_split,
         eval_recipe(config, normalize=False),
         classes,
-        boxes=config.boxes,
-        voc_origin=config.voc_origin,
+        boxes=config.boxes if boxes is None else boxes,
+        voc_origin=config.voc_origin if voc_origin is None else voc_origin,
         **_cache_options(config, memory_taken),
     )
 
