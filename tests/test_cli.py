@@ -165,9 +165,47 @@ class TestTrain:
         assert state["step"] == 12 and state["config"]["epochs"] == 4
         rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
         assert [row["epoch"] for row in rows if row["kind"] == "val"] == [1, 2, 3, 4]
-        for epochs in ("3", "4"):
-            assert main(["train", "--resume", str(copy), "--epochs", epochs]) == 2
-            assert f"--epochs is {epochs}, but {copy} has done 4" in capsys.readouterr().err
+        assert main(["train", "--resume", str(copy), "--epochs", "3"]) == 2
+        assert f"--epochs is 3, but {copy} has done 4: give the" in capsys.readouterr().err
+        # The same command once more: there is nothing left to train, nor to refuse.
+        assert main(["train", "--resume", str(copy), "--epochs", "4", "--device", "cpu"]) == 0
+        assert torch.load(copy / "last.pt", weights_only=True)["step"] == 12
+
+    def test_an_end_at_an_epoch_that_is_still_to_be_evaluated(self, run, tmp_path, capsys):
+        copy = shutil.copytree(run, tmp_path / "copy")
+        state = torch.load(copy / "last.pt", weights_only=True)
+        state["config"]["epochs"] = 5
+        command = ["train", "--resume", str(copy), "--epochs", "2", "--device", "cpu"]
+        for due in (False, True):
+            (copy / "last.pt").unlink()
+            torch.save(state | {"evaluation_due": due}, copy / "last.pt")
+            assert main(command) == (0 if due else 2)
+        said = capsys.readouterr()
+        assert "--epochs is 2" in said.err and "note   2 epochs in all, no longer 5" in said.out
+        rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+        assert [row["epoch"] for row in rows if row["kind"] == "val"] == [1, 2]
+        last = torch.load(copy / "last.pt", weights_only=True)
+        assert (last["step"], last["evaluation_due"], last["config"]["epochs"]) == (6, False, 2)
+
+    def test_continue_compares_the_options_given(self, run, voc_folder, tmp_path, capsys):
+        """A run of an earlier version has that one's defaults, and goes on with them."""
+        copy = shutil.copytree(run, tmp_path / "copy")
+        state = torch.load(copy / "last.pt", weights_only=True)
+        state["config"]["lr_backbone"] = 1e-5
+        (copy / "last.pt").unlink()
+        torch.save(state, copy / "last.pt")
+        options = ["--data", f"voc:{voc_folder}", "--epochs", "2", *FAST]
+        again = ["train", *options, "--continue", "--runs", str(tmp_path), "--name", "copy"]
+        assert main(again) == 0
+        assert "resumed at step 6" in capsys.readouterr().out
+        for other, said in (
+            (["--lr-backbone", "0.1"], "lr_backbone 1e-05, not 0.1"),
+            (["--lr", "0.0004", "--epochs", "3"], "epochs 2, not 3"),
+            (["--cache-gb", "1"], "cache False, not True"),
+        ):
+            assert main([*again, *other]) == 2
+            line = f"{copy} was started with other options: {said}\n"
+            assert capsys.readouterr().err.endswith(line)
 
     def test_more_objects_than_queries_is_said(self, voc_folder, tmp_path, capsys):
         options = ["--data", f"voc:{voc_folder}", "--epochs", "1", "--runs", str(tmp_path), *FAST]
@@ -233,7 +271,9 @@ class TestEval:
         folder = _copy_voc(voc_folder, tmp_path)
         file = folder / "Annotations" / "13.xml"
         before, _, rest = file.read_text().partition("<xmin>")
-        file.write_text(f"{before}<xmin>-1{rest[rest.index('<') :]}")  # by two pixels, counted from 1
+        file.write_text(
+            f"{before}<xmin>-1{rest[rest.index('<') :]}"
+        )  # by two pixels, counted from 1
         voc = ["--data", f"voc:{folder}", "--device", "cpu"]
         origin = ["--voc-origin", "1", "--boxes", "clip"]
         on_coco, out = str(tmp_path / "coco"), ["--out", str(tmp_path)]

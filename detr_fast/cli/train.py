@@ -251,7 +251,9 @@ def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, 
     config = replace(then, **changed)
     if "epochs" in changed:
         done = checkpoint["step"] / checkpoint["steps_per_epoch"]
-        if config.epochs <= done:
+        # What has been trained may still have to be evaluated, or be the whole run.
+        ends_here = config.epochs == done and checkpoint.get("evaluation_due", False)
+        if config.epochs <= done and not ends_here and config.epochs != then.epochs:
             raise ValueError(
                 f"--epochs is {config.epochs}, but {args.resume} has done {done:.4g}: give the "
                 "number of epochs in all"
@@ -275,15 +277,18 @@ def _run_to_continue(args: argparse.Namespace) -> Path | None:
 
 
 def _same_config(folder: Path, checkpoint: dict[str, Any], given: dict[str, Any]) -> TrainConfig:
-    """The configuration of the run, if it is the one asked for; workers and memory may differ."""
+    """The configuration of the run, if it has the options given; workers and memory may differ.
+
+    Options that were not given are the run's: their defaults may be other ones by now.
+    """
     now = TrainConfig.create(**given)
     then = TrainConfig.from_dict(checkpoint["config"])
     then = replace(then, workers=now.workers, cache_gb=now.cache_gb)
-    before = then.to_dict()
+    asked = {*given, *(["cache"] if now.cache else [])}  # which --cache-gb turns on
     other = [
-        f"{name} {before[name]}, not {value}"
-        for name, value in now.to_dict().items()
-        if before[name] != value
+        f"{name} {getattr(then, name)}, not {getattr(now, name)}"
+        for name in TrainConfig.__dataclass_fields__
+        if name in asked and getattr(then, name) != getattr(now, name)
     ]
     if other:
         raise ValueError(f"{folder} was started with other options: {', '.join(other)}")
