@@ -57,7 +57,7 @@ def evaluate(
     Raises:
         ImportError: pycocotools is not installed; before anything is detected.
     """
-    _pycocotools()
+    import_cocoeval()
     loader = make_eval_loader(
         dataset,
         batch_size,
@@ -165,7 +165,7 @@ def coco_metrics(
     Raises:
         ImportError: pycocotools is not installed.
     """
-    cocoeval = _pycocotools()
+    cocoeval = import_cocoeval()
     rows = [
         np.column_stack(
             [
@@ -195,8 +195,12 @@ def coco_metrics(
     return figures, per_category
 
 
-def _pycocotools() -> ModuleType:
-    """Its module ``cocoeval``, imported at first use: all but the figures works without it."""
+def import_cocoeval() -> ModuleType:
+    """The module ``pycocotools.cocoeval``, at first use: all but the figures works without it.
+
+    Raises:
+        ImportError: pycocotools is not installed.
+    """
     try:
         from pycocotools import cocoeval
     except ImportError as error:

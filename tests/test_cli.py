@@ -498,6 +498,24 @@ class TestErrors:
         said = self.fails(capsys, "eval", str(run), "--device", "cpu")
         assert "out of memory: take fewer" in said and clean_message(error) in said
 
+    def test_without_pycocotools(self, capsys, tmp_path, run, monkeypatch):
+        """Training ends before its first step; what needs no figures works."""
+        monkeypatch.setitem(sys.modules, "pycocotools", None)
+        monkeypatch.delitem(sys.modules, "pycocotools.cocoeval", raising=False)
+        monkeypatch.setattr("detr_fast.training.Trainer.train_on", pytest.fail)
+        out = tmp_path / "ablation"
+        for command in (
+            ["train", "--runs", str(tmp_path / "runs")],
+            ["train", "--resume", str(run), "--epochs", "3"],
+            ["ablate", "--out", str(out)],
+            ["eval", str(run)],
+        ):
+            said = self.fails(capsys, *command, "--device", "cpu")
+            assert "COCO figures need the package pycocotools (pip install pycocotools)" in said
+        assert not any(path.exists() for path in (tmp_path / "runs", out))
+        options = ["--out", str(tmp_path), "--device", "cpu"]
+        assert main(["visualize", "queries", str(run), *options]) == 0
+
     def test_a_compiler_that_fails(self, capsys, tmp_path, monkeypatch):
         from torch._dynamo.exc import TorchDynamoException
 

@@ -19,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 2 where the input or the machine was at fault (after one line that says
-        how), 1 where another process of the run is gone (likewise), 130 after Ctrl-C, or what the
-        command returns.
+        The exit status: 0, 2 where the input or the machine was at fault or a package is missing
+        (after one line that says how), 1 where another process of the run is gone (likewise), 130
+        after Ctrl-C, or what the command returns.
     """
     parser = argparse.ArgumentParser(
         prog="detr-fast", description="Train, evaluate and use DETR, the detection transformer."
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("detr-fast: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if args.debug:
             raise
         # Our own errors say everything themselves; others need the name of their type.

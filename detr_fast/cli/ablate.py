@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detr_fast.cli.arguments import add_box_options, box_options, count
+from detr_fast.evaluation import import_cocoeval
 from detr_fast.training import TrainConfig, distributed
 from detr_fast.training.ablation import VARIANTS, Ablation, changed_variants
 from detr_fast.training.datasets import open_data
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         if name not in {variant.name for variant in variants}:
             print(f"note   {name} is what the baseline has: left out")
     device = distributed.start(args.device)
+    import_cocoeval()  # without it, the first training would be for nothing
     ablation = Ablation(config, open_data, args.out, device)
     total = len(variants) * args.repeats
     print(f"{len(variants)} variants, {args.repeats} seeds each: {total} trainings", flush=True)

@@ -11,7 +11,7 @@ from detr_fast.cli.arguments import add_box_options
 from detr_fast.cli.folders import new_folder
 from detr_fast.cli.pictures import prediction_grid
 from detr_fast.data import DetectionDataset
-from detr_fast.evaluation import format_metrics
+from detr_fast.evaluation import format_metrics, import_cocoeval
 from detr_fast.losses import BOX_LOSSES
 from detr_fast.models import MODELS
 from detr_fast.precision import AMP
@@ -171,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, then say what came out."""
     given = given_options(args)
     device = distributed.start(args.device)
+    import_cocoeval()  # without it, the first epoch would be trained for nothing
     if args.go_on:
         args.resume = _run_to_continue(args)
     if args.resume is None:
