@@ -150,10 +150,12 @@ def test_table():
     assert " cat          7  0.500" in lines and " unicorn      0      -" in lines
 
 
-def test_evaluation_stands_below_training():
+def test_evaluation_stands_below_training(tmp_path):
     """Training evaluates; if evaluation took anything from there, it would depend on the order."""
     code = "import sys, detr_fast.evaluation; print([m for m in sys.modules if '.training' in m])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout == "[]\n", done.stderr
 
 

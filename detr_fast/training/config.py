@@ -171,6 +171,11 @@ class TrainConfig:
             value = getattr(self, field.name)
             value = defaults.get(field.name) if value is None else value
             object.__setattr__(self, field.name, _plain(field.name, value, field.type))
+        self._check_numbers()
+        self._check_choices()
+        self._check_combinations()
+
+    def _check_numbers(self) -> None:
         least = {
             **dict.fromkeys(("epochs", "batch_size", "accumulate", "num_queries"), 1),
             **dict.fromkeys(("eval_every", "log_every", "pad_multiple"), 1),
@@ -200,6 +205,14 @@ class TrainConfig:
                 raise ValueError(
                     f"image_size is {self.image_size}, expected at least {MIN_IMAGE_SIZE} each way"
                 )
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}, expected 0 <= ema < 1")
+        if not 0 < self.lr_drop <= 1:
+            raise ValueError(f"lr_drop is {self.lr_drop}, expected a share of the run in 0..1")
+
+    def _check_choices(self) -> None:
         for name, choices in (
             ("boxes", BOXES),
             ("voc_origin", (0, 1)),
@@ -217,6 +230,8 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 expected = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {expected}")
+
+    def _check_combinations(self) -> None:
         specs = (self.data, self.val_data or "")
         if self.voc_origin and not any(spec.startswith("voc:") for spec in specs):
             raise ValueError(f"voc_origin is 1, but {self.data} is no Pascal VOC folder")
@@ -224,12 +239,6 @@ class TrainConfig:
             raise ValueError(
                 "image_size and flip_vertical belong to the small recipe; this is the detr recipe"
             )
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}, expected 0 <= ema < 1")
-        if not 0 < self.lr_drop <= 1:
-            raise ValueError(f"lr_drop is {self.lr_drop}, expected a share of the run in 0..1")
         if self.stride is not None and self.model != "tiny":
             raise ValueError(f"stride is an option of the tiny model, not of {self.model}")
         if self.backbone_weights is not None and self.model == "tiny":
