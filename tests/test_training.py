@@ -220,6 +220,22 @@ class TestResume:
         small_trainer(tmp_path / "stopped", checkpoint).run()
         assert train_rows(tmp_path / "stopped") == train_rows(tmp_path / "whole")
 
+    def test_interrupted_in_an_evaluation_that_was_due(self, tmp_path, monkeypatch):
+        """Likewise in the one with which a resumed run begins."""
+        small_trainer(tmp_path, epochs=1).run()
+        checkpoint = load_checkpoint(tmp_path) | {"evaluation_due": True}
+        resumed = small_trainer(tmp_path, checkpoint, epochs=2)
+        evaluate = resumed._evaluate
+
+        def interrupted(*arguments):
+            signal.raise_signal(signal.SIGTERM)
+            return evaluate(*arguments)
+
+        monkeypatch.setattr(resumed, "_evaluate", interrupted)
+        with pytest.raises(Interrupted, match="stopped at step 6 of 12"):
+            resumed.run()
+        assert not load_checkpoint(tmp_path)["evaluation_due"]
+
     def test_weights_that_are_not_finite_are_not_saved_by_an_interruption(self, tmp_path):
         trainer = small_trainer(tmp_path, log_every=100)
         step = trainer.train_on

@@ -185,13 +185,14 @@ class Trainer:
         bar = ProgressBar(self.total_steps, self.step, self.quiet)
         row: dict[str, Any] = {}
         try:
-            if self.evaluation_due:  # resumed between an epoch's training and its evaluation
-                row = self._finish_epoch(log, bar)
-            while self.step < self.total_steps:
-                self._train_epoch(self.step // self.steps_per_epoch, log, bar)
+            while self.evaluation_due or self.step < self.total_steps:
+                if not self.evaluation_due:  # it is, if resumed between training and evaluation
+                    self._train_epoch(self.step // self.steps_per_epoch, log, bar)
                 if self.evaluation_due:
                     row = self._finish_epoch(log, bar)
-                    self._stop_if_asked()
+                    (stop,) = distributed.any_rank(self._stop)
+                    if stop and self.step < self.total_steps:
+                        raise self._interrupted()
             if not row:  # resumed after the last step, whose evaluation is in the log already
                 row = self._evaluate(self.config.epochs, None, bar)
         except RuntimeError as error:
@@ -283,7 +284,7 @@ class Trainer:
                 self._save("last.pt")
                 clock = time.perf_counter()  # saving is no training
             if stop:
-                raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
+                raise self._interrupted()
 
     def train_on(
         self, batches: list[Batch], mark: Callable[[str], None] = ignore
@@ -340,11 +341,8 @@ class Trainer:
             raise ValueError("decode is cuda, which needs a GPU to train on, and a Recipe")
         return DeviceDecoder(recipe, self.device, self.config.pad_multiple)
 
-    def _stop_if_asked(self) -> None:
-        """After an evaluation, which is saved: stop if any process was told to."""
-        (stop,) = distributed.any_rank(self._stop)
-        if stop and self.step < self.total_steps:
-            raise Interrupted(f"stopped at step {self.step} of {self.total_steps}")
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"stopped at step {self.step} of {self.total_steps}")
 
     def _check_matching(self) -> None:
         """Raise what the GPU found wrong in matching: replaying a CUDA graph asks for nothing."""
