@@ -54,10 +54,7 @@ def matching(case: Case, seed: int, device: str = "cuda") -> Problem:
         f"{MATCHING} {case.name}",
         {
             "what": MATCHING,
-            "family": case.family,
-            "problems": case.layers * case.images,
-            "queries": case.queries,
-            "targets": case.targets,
+            **case.about(),
             "bytes": logits + 2 * costs,
         },
         {

@@ -41,6 +41,15 @@ class Case:
             f"M{'=' if self.exact else ''}{self.targets}"
         )
 
+    def about(self) -> dict[str, object]:
+        """What a row says of it; a problem is one layer of one image."""
+        return {
+            "family": self.family,
+            "problems": self.layers * self.images,
+            "queries": self.queries,
+            "targets": self.targets,
+        }
+
 
 def make(case: Case, seed: int, device: str = "cpu") -> tuple[list[dict], list[dict]]:
     """Layers and targets as FastMatcher.match_layers takes them, float32, alike on any device."""

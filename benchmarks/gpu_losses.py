@@ -53,10 +53,7 @@ def losses(case: Case, seed: int, device: str = "cuda") -> Problem:
         f"{LOSSES} {case.name}",
         {
             "what": LOSSES,
-            "family": case.family,
-            "problems": case.layers * case.images,
-            "queries": case.queries,
-            "targets": case.targets,
+            **case.about(),
             # Boxes read and their gradient written, in float32.
             "bytes": 2 * case.layers * case.images * case.queries * 4 * 4,
         },

@@ -19,6 +19,13 @@ def why_not_here(count: int = 1) -> str | None:
     return None
 
 
+class OnGpu(torch.Tensor):
+    """A tensor on the CPU that says it is on a GPU; what is computed from it does not."""
+
+    is_cuda = True
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
 class NoWait:
     """Within it, any operation of torch that makes the host wait for a GPU is an error."""
 

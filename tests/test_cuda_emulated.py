@@ -16,6 +16,7 @@ import pybind11
 import pytest
 import test_cuda
 import torch
+from devices import OnGpu
 from test_box_iou import test_batches_are_their_images as test_iou_of_batches
 from test_box_iou import test_equals_torchvision as test_iou_equals_torchvision
 from test_box_iou import test_every_constellation as test_iou_of_every_constellation
@@ -101,13 +102,6 @@ def modules(tmp_path_factory):
 @pytest.fixture(scope="module")
 def emulated(modules):
     return modules("emulated_cuda")
-
-
-class OnGpu(torch.Tensor):
-    """A tensor on the CPU that says it is on a GPU; what is computed from it does not."""
-
-    is_cuda = True
-    __torch_function__ = torch._C._disabled_torch_function_impl
 
 
 def to_gpu(tensor: torch.Tensor) -> OnGpu:

@@ -4,19 +4,13 @@ import warnings
 
 import pytest
 import torch
+from devices import OnGpu
 from test_matching import assert_same, predictions, targets_of
 
 from detr_fast import _C, FastMatcher, linear_sum_assignment
 from detr_fast.matching_cuda import read_layers, read_targets
 from detr_fast.matching_traced import _match_on_gpu
 from detr_fast.ops import library, pairwise
-
-
-class OnGpu(torch.Tensor):
-    """A tensor on the CPU that says it is on a GPU; what is computed from it does not."""
-
-    is_cuda = True
-    __torch_function__ = torch._C._disabled_torch_function_impl
 
 
 @pytest.fixture(autouse=True)
