@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks.cases import FAMILIES, cost_matrices
-from benchmarks.harness import left_out, measure, surroundings, write_csv
+from benchmarks.harness import environment_info, left_out, measure, write_csv
 from benchmarks.rivals import (
     EXACT,
     FOLDER,
@@ -178,7 +178,7 @@ def main() -> None:
         seconds = min(args.seconds, 0.02) if args.quick else args.seconds
         start = time.perf_counter()
         result = run(problems, rivals, args.seed, seconds, args.too_slow)
-        about = surroundings(args.seed, rivals.versions)
+        about = environment_info(args.seed, rivals.versions)
         print(f"{problems.name} ({time.perf_counter() - start:.1f} s)", flush=True)
         for name, figures in result.items():
             times_faster = ""

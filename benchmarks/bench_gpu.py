@@ -25,7 +25,7 @@ from benchmarks.gpu_losses import LOSSES, losses
 from benchmarks.gpu_losses import SIZES as LOSS_SIZES
 from benchmarks.gpu_timing import Call, Problem, bandwidth, rows_of
 from benchmarks.gpu_waits import waits
-from benchmarks.harness import read_csv, surroundings, write_csv
+from benchmarks.harness import environment_info, read_csv, write_csv
 from detr_fast import FastMatcher, PackedTargets, linear_sum_assignment
 from detr_fast.packing import Matches
 from detr_fast.reference import matching_cost
@@ -288,7 +288,7 @@ def main() -> None:
     except importlib.metadata.PackageNotFoundError:
         rival = ""
     about = {
-        **surroundings(args.seed),
+        **environment_info(args.seed),
         "gpu": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
         "torch_linear_assignment": rival,

@@ -29,7 +29,7 @@ from benchmarks.baselines.published_loader import (
     published_collate,
     published_to_device,
 )
-from benchmarks.harness import measure, surroundings, write_csv
+from benchmarks.harness import environment_info, measure, write_csv
 from detr_fast.data import (
     Batch,
     DetectionDataset,
@@ -241,7 +241,7 @@ def main() -> None:
                 start = time.perf_counter()
                 seconds = 0.1 if args.quick else args.seconds
                 result = run(set_, records, args.batch_size, workers, seconds)
-                about = surroundings(0, {"pillow": Image.__version__})
+                about = environment_info(0, {"pillow": Image.__version__})
                 taken = time.perf_counter() - start
                 print(f"{set_}, {count} images, workers: {workers} ({taken:.1f} s)", flush=True)
                 for name, figures in result.items():

@@ -21,7 +21,7 @@ import torch
 from benchmarks.baselines.blockwise_matcher import BlockwiseMatcher
 from benchmarks.baselines.published_matcher import PublishedMatcher
 from benchmarks.cases import FAMILIES, Case, make
-from benchmarks.harness import measure, surroundings, write_csv
+from benchmarks.harness import environment_info, measure, write_csv
 from detr_fast import FastMatcher
 from detr_fast.reference import HungarianMatcher, matching_cost
 
@@ -168,7 +168,7 @@ def main() -> None:
         seconds = min(args.seconds, 0.05) if args.quick else args.seconds
         start = time.perf_counter()
         result = run(row, args.seed, seconds, args.too_slow)
-        about = surroundings(args.seed)
+        about = environment_info(args.seed)
         print(f"{row.name} ({time.perf_counter() - start:.1f} s)", flush=True)
         for name, figures in result.items():
             print(

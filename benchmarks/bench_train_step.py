@@ -19,16 +19,16 @@ import torch
 
 from benchmarks.failures import Failures
 from benchmarks.gpu_waits import waits
-from benchmarks.harness import measure, surroundings, write_csv
+from benchmarks.harness import environment_info, measure, write_csv
 from benchmarks.step_contenders import CONTENDERS, IMPOSSIBLE, PUBLISHED, Case, Contender
-from benchmarks.step_processes import DEFAULT, KEPT, Apart
+from benchmarks.step_processes import DEFAULT, KEPT, ProcessContender
 from detr_fast.precision import amp_dtype
 from detr_fast.training.clock import PHASES
 
 Entrant = tuple[str, str]  # a contender's name, and its allocator on a CPU
 
 
-class Starter:
+class ReadyContender:
     """A contender that is ready to be timed: compiled, captured, warmed up.
 
     On a GPU all are in this process, elsewhere each is in one of its own. ``loss`` is what the
@@ -37,9 +37,9 @@ class Starter:
     """
 
     def __init__(self, case: Case, name: str, allocator: str) -> None:
-        self.contender: Contender | Apart
+        self.contender: Contender | ProcessContender
         if case.device.type != "cuda":
-            self.contender = Apart(case, name, allocator)
+            self.contender = ProcessContender(case, name, allocator)
             try:
                 self._warm_up(2)
             except BaseException:
@@ -61,10 +61,12 @@ class Starter:
 
     @property
     def peak_mb(self) -> float:
-        return self.contender.peak_mb() if isinstance(self.contender, Apart) else self._peak_mb
+        if isinstance(self.contender, ProcessContender):
+            return self.contender.peak_mb()
+        return self._peak_mb
 
     def close(self) -> None:
-        if isinstance(self.contender, Apart):
+        if isinstance(self.contender, ProcessContender):
             self.contender.close()
 
 
@@ -103,11 +105,11 @@ def run_case(
     """
     on_gpu = case.device.type == "cuda"
     half = amp_dtype(case.amp, case.device) is not None
-    running: dict[Entrant, Starter] = {}
+    running: dict[Entrant, ReadyContender] = {}
     try:
         for allocator, name in itertools.product([""] if on_gpu else allocators, names):
             try:
-                running[name, allocator] = Starter(case, name, allocator)
+                running[name, allocator] = ReadyContender(case, name, allocator)
             except Exception as error:
                 failures.add(f"{title(case)}, {name}", error)
         losses = {entrant: starter.loss for entrant, starter in running.items()}
@@ -124,7 +126,7 @@ def run_case(
 
 
 def _timed_rows(
-    case: Case, running: dict[Entrant, Starter], seconds: float, failures: Failures
+    case: Case, running: dict[Entrant, ReadyContender], seconds: float, failures: Failures
 ) -> list[dict]:
     on_gpu = case.device.type == "cuda"
     half = amp_dtype(case.amp, case.device) is not None
@@ -249,7 +251,7 @@ def main() -> None:
     if args.only is not None:
         names = list(dict.fromkeys([PUBLISHED, *args.only]))
 
-    about = surroundings(args.seed)
+    about = environment_info(args.seed)
     failures = Failures()
     rows: list[dict] = []
     to_profile: list[tuple[dict, Contender]] = []

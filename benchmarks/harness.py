@@ -104,7 +104,7 @@ def _percentiles(taken: list[float], wanted: int | None) -> dict[str, float | st
     }
 
 
-def surroundings(seed: int, packages: Mapping[str, str] | None = None) -> dict[str, str | int]:
+def environment_info(seed: int, packages: Mapping[str, str] | None = None) -> dict[str, str | int]:
     """What a row must carry to be repeated: machine, versions, commit, seed and command.
 
     ``packages`` are the versions of further packages, by name.

@@ -20,7 +20,7 @@ _before: float  # MiB that it had before the contender
 _page_faults: list[float] = []  # of each step
 
 
-class Apart:
+class ProcessContender:
     """A contender as the benchmark sees it, at work elsewhere while all others sleep.
 
     Args:

@@ -54,7 +54,7 @@ _slots: dict[tuple[int, int, int], FaultSlots] = {}  # by device index, L, B
 _lock = threading.Lock()
 
 
-def slots_of(device: torch.device, layers: int, images: int) -> FaultSlots:
+def fault_slots(device: torch.device, layers: int, images: int) -> FaultSlots:
     """The slots of calls of this size. They live as long as the process: CUDA graphs hold their
     address."""
     key = (device.index or 0, layers, images)
@@ -65,7 +65,7 @@ def slots_of(device: torch.device, layers: int, images: int) -> FaultSlots:
     return found
 
 
-def raise_found(device: torch.device, when: str = " in an earlier call") -> None:
+def raise_pending(device: torch.device, when: str = " in an earlier call") -> None:
     """Raises what calls on this device have found so far, without waiting for those under way.
 
     Raises:
@@ -100,7 +100,7 @@ def check_faults(device: torch.device | str | int | None = None) -> None:
     if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.synchronize(device)
-    raise_found(device, when="")
+    raise_pending(device, when="")
 
 
 _REASONS = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detr_fast import faults, matching_cpu, matching_cuda, matching_traced
 from detr_fast.matching_input import CostOptions, layer_names
-from detr_fast.ops.library import has_kernels, real_type
+from detr_fast.ops.library import compute_dtype, has_kernels
 from detr_fast.packing import Matches, PackedTargets
 
 Pairs = list[tuple[Tensor, Tensor]]  # one (query indices, target indices) per image
@@ -196,13 +196,15 @@ class FastMatcher(nn.Module):
             The query of each target, and the targets packed, on the predictions' device.
 
         Raises:
-            ValueError: as :meth:`match_layers`.
+            ValueError: as :meth:`match_layers`, and if there is no layer.
         """
+        if not layers:
+            raise ValueError("layers is empty, expected at least one decoder layer")
         names = layer_names(layers)
         packed = targets if isinstance(targets, PackedTargets) else PackedTargets.pack(targets)
-        if _takes_flat(layers):
+        if _uses_packed_path(layers):
             packed = packed.to(layers[0]["pred_logits"].device)
-            query_index, _, _ = self._solve_flat(layers, names, packed)
+            query_index, _, _ = self._solve_packed(layers, names, packed)
             return Matches(query_index, packed)
         images = packed.unpack()
         index, sizes = matching_cpu.solve(layers, names, images, self._options())
@@ -231,19 +233,19 @@ class FastMatcher(nn.Module):
         names: Sequence[str] | None,  # what to call each layer in an error; None: "layers[k]"
         targets: Targets,
     ) -> list[Pairs]:
-        if _takes_flat(layers):
+        if _uses_packed_path(layers):
             names = names or layer_names(layers)
             if isinstance(targets, PackedTargets) and targets.counts is None:
                 raise ValueError(
                     "targets were packed with a capacity, so that the host does not know the sizes "
                     "of lists: use match_packed"
                 )
-            _, index, given = self._solve_flat(layers, names, targets)
+            _, index, given = self._solve_packed(layers, names, targets)
             n = layers[0]["pred_logits"].shape[1]
             sizes = [min(n, m) for m in given.counts]
             if self.index_device == "cpu":
                 index = index.cpu()  # waits, so that faults are known
-                faults.raise_found(given.labels.device, when="")
+                faults.raise_pending(given.labels.device, when="")
         else:
             if isinstance(targets, PackedTargets):
                 targets = targets.unpack()
@@ -259,12 +261,12 @@ class FastMatcher(nn.Module):
         b = len(sizes)
         return [matches[k * b : (k + 1) * b] for k in range(len(layers))]
 
-    def _solve_flat(
+    def _solve_packed(
         self, layers: Sequence[Mapping[str, Tensor]], names: Sequence[str], targets: Targets
     ) -> tuple[Tensor, Tensor, matching_cuda.DeviceTargets]:  # as matching_cuda.launch
         logits, boxes = matching_cuda.read_layers(layers, names)
         device = logits[0].device
-        real = real_type(boxes[0].dtype)
+        real = compute_dtype(boxes[0].dtype)
         given = matching_cuda.read_targets(targets, len(logits[0]), device, real)
         solve = matching_traced.match if torch.compiler.is_compiling() else matching_cuda.launch
         query_index, index = solve(logits, boxes, given, self._options())
@@ -273,7 +275,7 @@ class FastMatcher(nn.Module):
         return query_index, index, given
 
 
-def _takes_flat(layers: Sequence[Mapping[str, Tensor]]) -> bool:
+def _uses_packed_path(layers: Sequence[Mapping[str, Tensor]]) -> bool:
     """Whether targets are wanted in one tensor: by the GPU, and by an operator."""
     if torch.compiler.is_compiling():
         return True

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from detr_fast import _C
-from detr_fast.faults import raise_found, slots_of
+from detr_fast.faults import fault_slots, raise_pending
 from detr_fast.matching_input import CostOptions, check_layers, check_targets
-from detr_fast.ops.library import stream_of
+from detr_fast.ops.library import current_stream
 from detr_fast.packing import PackedTargets
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as _C.cuda.match
@@ -118,7 +118,7 @@ def launch(
     """
     device = logits[0].device
     if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        raise_found(device)
+        raise_pending(device)
     b, n, c = logits[0].shape
     layers, total = len(logits), len(targets.labels)
     known = targets.counts is not None
@@ -148,10 +148,10 @@ def launch(
             scratch=address,
             query_index=query_index.data_ptr(),
             pairs=pair_index.data_ptr() if pairs else 0,
-            faults=slots_of(device, layers, b).address,
+            faults=fault_slots(device, layers, b).address,
             memory=address + costs if workspace else 0,
             device=device.index or 0,
-            stream=stream_of(device),
+            stream=current_stream(device),
         )
     else:
         query_index.fill_(-1)  # there may be padding, if there is no image

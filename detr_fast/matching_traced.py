@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detr_fast import matching_cpu, matching_cuda
 from detr_fast.matching_input import CostOptions
-from detr_fast.ops.library import has_kernels, through_cpu
+from detr_fast.ops.library import cpu_fallback, has_kernels
 
 _library = torch.library.Library("detr_fast", "FRAGMENT")
 _library.define(
@@ -77,7 +77,7 @@ def _match_on_gpu(
 ):
     options = _options(cost, focal, nonfinite_last)
     if not has_kernels(labels):
-        return through_cpu(_match_on_cpu)(
+        return cpu_fallback(_match_on_cpu)(
             logits, boxes, labels, target_boxes, offsets, counts, most, cost, focal, nonfinite_last
         )
     targets = matching_cuda.DeviceTargets(labels, target_boxes, counts, offsets, most)

@@ -83,14 +83,17 @@ class PackedTargets:
         return self._of(self.buffer.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> PackedTargets:
-        """The same on another device, by one copy, through page-locked memory to a GPU."""
+        """The same on another device, by one copy, through page-locked memory to a GPU.
+
+        A copy to the CPU is complete when this returns, whatever ``non_blocking`` says.
+        """
         device = torch.device(device)
         if device == self.device:
             return self
         buffer = self.buffer
         if device.type == "cuda" and buffer.is_cpu and not buffer.is_pinned():
             buffer = buffer.pin_memory()
-        return self._of(buffer.to(device, non_blocking=non_blocking))
+        return self._of(buffer.to(device, non_blocking=non_blocking and device.type != "cpu"))
 
     def copy_(self, other: PackedTargets) -> None:
         """Takes over another batch of the same capacity and number of images, without a wait.

@@ -336,7 +336,7 @@ def time_assignments(monkeypatch, tmp_path):
     """Runs bench_gpu for assignments as if there were a GPU, given what stands for its timing."""
     for name in ("is_available", "get_device_name"):
         monkeypatch.setattr(torch.cuda, name, lambda: True)
-    monkeypatch.setattr(bench_gpu, "surroundings", lambda seed: {})
+    monkeypatch.setattr(bench_gpu, "environment_info", lambda seed: {})
     monkeypatch.setattr(bench_gpu, "bandwidth", lambda: 4e12)
     options = ["--quick", "--sets", "assignment", "--out", str(tmp_path / "gpu.csv")]
     monkeypatch.setattr(sys, "argv", ["bench_gpu", *options])

@@ -286,9 +286,9 @@ def test_other_device_than_the_current_one():
 
 def test_other_devices_go_through_the_cpu():
     from detr_fast.ops import pairwise
-    from detr_fast.ops.library import through_cpu
+    from detr_fast.ops.library import cpu_fallback
 
     a, b = some_boxes(3), some_boxes(2)
-    found = through_cpu(pairwise._forward)(a, b, "xyxy", False)
+    found = cpu_fallback(pairwise._forward)(a, b, "xyxy", False)
     assert torch.equal(found, ops.box_iou(a, b))
-    assert len(through_cpu(pairwise._gradients)(found, a, b, "xyxy", False)) == 2
+    assert len(cpu_fallback(pairwise._gradients)(found, a, b, "xyxy", False)) == 2

@@ -136,7 +136,7 @@ class Kernels:
 @pytest.fixture
 def kernels(gpu, monkeypatch):
     """Predictions on the CPU count as the GPU's."""
-    monkeypatch.setattr("detr_fast.matching._takes_flat", lambda layers: True)
+    monkeypatch.setattr("detr_fast.matching._uses_packed_path", lambda layers: True)
     return Kernels(gpu)
 
 
@@ -273,7 +273,7 @@ def test_the_whole_criterion(capacity, kernels, monkeypatch):
                 layer[name].requires_grad_()
         with monkeypatch.context() as patch:
             if not on_gpu_now:
-                patch.setattr("detr_fast.matching._takes_flat", lambda layers: False)
+                patch.setattr("detr_fast.matching._uses_packed_path", lambda layers: False)
                 for module in (matched, pairwise):
                     patch.setattr(module, "compiled", lambda op, _: (getattr(_C, op), ()))
             given = targets if capacity is None else PackedTargets.pack(targets, capacity)

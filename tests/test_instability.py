@@ -10,7 +10,7 @@ from detr_fast.data import Shapes
 from detr_fast.losses import SetCriterion
 from detr_fast.reference import HungarianMatcher
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint
-from detr_fast.training.instability import MatchingWatch
+from detr_fast.training.instability import MatchingInstability
 from detr_fast.training.recipes import eval_recipe, train_recipe
 
 
@@ -82,7 +82,7 @@ def test_without_targets_everything_is_zero():
 class TestWatch:
     def test_between_evaluations(self):
         layers, targets = batch(3)
-        watch = MatchingWatch(FastMatcher())
+        watch = MatchingInstability(FastMatcher())
         for number, layer in enumerate(layers[:2]):
             parts = [{k: v[b : b + 1] for k, v in layer.items()} for b in range(3)]
             for part, target in zip(parts, targets, strict=True):
@@ -95,18 +95,18 @@ class TestWatch:
 
     def test_goes_on_from_its_state(self):
         layers, targets = batch(4)
-        watch = MatchingWatch(FastMatcher())
+        watch = MatchingInstability(FastMatcher())
         assert watch.state() is None
         watch.observe(layers[0], targets)
         watch.finish()
-        resumed = MatchingWatch(FastMatcher(), watch.state())
+        resumed = MatchingInstability(FastMatcher(), watch.state())
         for one in (watch, resumed):
             one.observe(layers[1], targets)
         assert watch.finish() == resumed.finish() != {}
 
     def test_other_images_are_not_compared(self):
         layers, targets = batch(5)
-        watch = MatchingWatch(FastMatcher())
+        watch = MatchingInstability(FastMatcher())
         watch.observe(layers[0], targets)
         watch.finish()
         watch.observe({k: v[:2] for k, v in layers[0].items()}, targets[:2])

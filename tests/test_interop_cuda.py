@@ -95,7 +95,7 @@ def kernels(monkeypatch):
     stand_in = ReportingKernels()
     monkeypatch.setattr(_C, "cuda", SimpleNamespace(match=stand_in.match))
     monkeypatch.setattr(matching_cuda, "_workspace", lambda device, rows, cols: 64)
-    monkeypatch.setattr(matching, "_takes_flat", lambda layers: True)
+    monkeypatch.setattr(matching, "_uses_packed_path", lambda layers: True)
     yield stand_in
     faults._slots.clear()
 
@@ -118,7 +118,7 @@ def test_stand_in_gives_the_same(name, kernels, monkeypatch):
     call, matcher, fills = MATCHERS[name]
     for outputs, targets in cases():
         with monkeypatch.context() as context:
-            context.setattr(matching, "_takes_flat", lambda layers: False)
+            context.setattr(matching, "_uses_packed_path", lambda layers: False)
             spoilt = outputs["pred_logits"].isnan().any()
             expected = None if spoilt and not fills else call(matcher)(outputs, targets)
         calls = kernels.calls

@@ -156,6 +156,8 @@ def test_layers_in_one_call_equal_layers_one_by_one():
         assert_same(matches, matcher(layer, targets))
         assert_same(matches, reference.HungarianMatcher()(layer, targets))
     assert matcher.match_layers([], targets) == []
+    with pytest.raises(ValueError, match="layers is empty"):
+        matcher.match_packed([], targets)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -9,7 +9,7 @@ import torch
 from test_matching import CASES, assert_same, predictions, targets_of
 
 from detr_fast import _C, FastMatcher, PackedTargets, faults, matching, matching_cuda, reference
-from detr_fast.ops.library import stream_of
+from detr_fast.ops.library import current_stream
 
 pytestmark = pytest.mark.skipif(_C.cuda_version is None, reason="built without CUDA kernels")
 
@@ -90,7 +90,7 @@ def kernels(monkeypatch):
     monkeypatch.setattr(_C.cuda, "match", stand_in.match)
     monkeypatch.setattr(_C.cuda, "assignment_workspace", lambda device, rows, cols: 64)
     matching_cuda._workspace.cache_clear()
-    monkeypatch.setattr(matching, "_takes_flat", lambda layers: True)
+    monkeypatch.setattr(matching, "_uses_packed_path", lambda layers: True)
     yield stand_in
     matching_cuda._workspace.cache_clear()
     faults._slots.clear()
@@ -190,7 +190,7 @@ def test_kernels_run_on_the_current_stream(monkeypatch) -> None:
         cuda_stream = 7
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    assert stream_of(torch.device("cuda", 0)) == 7
+    assert current_stream(torch.device("cuda", 0)) == 7
 
 
 def test_wrong_shapes_are_named_at_once(kernels) -> None:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from devices import needs_cuda
 from test_matching import CASES, predictions, targets_of
 from torch.utils.data import DataLoader
 
@@ -28,6 +29,28 @@ def test_packing_keeps_every_target(sizes, spare) -> None:
     assert len(packed.labels) == len(packed.boxes) == sum(sizes) + (spare or 0)
     assert packed.counts == (tuple(sizes) if spare is None else None)
     assert_equal(packed.to("cpu"), targets)
+
+
+def test_a_copy_to_the_cpu_is_complete(monkeypatch) -> None:
+    """From a GPU, torch's own copy with ``non_blocking`` may still be under way when it returns."""
+    packed = PackedTargets.pack(targets_of([3, 2]))
+    asked = []
+    monkeypatch.setattr(PackedTargets, "device", torch.device("cuda"))
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *args, non_blocking: asked.append(non_blocking) or self
+    )
+    packed.to("cpu")
+    packed.to("cpu", non_blocking=True)
+    packed.to("meta")
+    assert asked == [False, False, True]
+
+
+@needs_cuda
+def test_there_and_back() -> None:
+    targets = targets_of([100] * 1000)
+    packed = PackedTargets.pack(targets)
+    torch.cuda._sleep(10_000_000)  # so that the copies have not begun when they are asked for
+    assert_equal(packed.to("cuda").to("cpu"), targets)
 
 
 def test_packing_converts() -> None:

@@ -9,7 +9,7 @@ from detr_fast import _C
 from detr_fast.cli import main
 from detr_fast.training import TrainConfig
 from detr_fast.training.datasets import open_data
-from detr_fast.training.graph import why_not
+from detr_fast.training.graph import cuda_graph_obstacle
 from detr_fast.training.logs import ProgressBar
 from detr_fast.training.memory import is_out_of_memory
 from tests.test_training import small_trainer
@@ -85,14 +85,14 @@ def test_other_errors_are_not_taken_for_it(tmp_path):
 def test_when_a_cuda_graph_is_possible(monkeypatch):
     fixed = TrainConfig.create(image_size=(64, 64))
     monkeypatch.setattr(_C, "cuda_version", None)
-    assert "without its CUDA kernels" in why_not(fixed, GPU, 1)
+    assert "without its CUDA kernels" in cuda_graph_obstacle(fixed, GPU, 1)
     monkeypatch.setattr(_C, "cuda_version", "13.0")
-    assert why_not(fixed, GPU, 1) is None
-    assert why_not(fixed, CPU, 1) == "it trains on the cpu"
-    assert "give --image-size" in why_not(TrainConfig.create(), GPU, 1)
-    assert "several processes" in why_not(fixed, GPU, 2)
+    assert cuda_graph_obstacle(fixed, GPU, 1) is None
+    assert cuda_graph_obstacle(fixed, CPU, 1) == "it trains on the cpu"
+    assert "give --image-size" in cuda_graph_obstacle(TrainConfig.create(), GPU, 1)
+    assert "several processes" in cuda_graph_obstacle(fixed, GPU, 2)
     accumulated = TrainConfig.create(image_size=(64, 64), accumulate=2)
-    assert "--accumulate" in why_not(accumulated, GPU, 1)
+    assert "--accumulate" in cuda_graph_obstacle(accumulated, GPU, 1)
 
 
 def test_benchmark_command(capsys):

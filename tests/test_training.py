@@ -562,8 +562,8 @@ class TestEngine:
     def test_what_the_gpu_found_in_matching_is_raised(self, tmp_path, monkeypatch, found_by):
         """Also by a step that asks for nothing itself, as a CUDA graph's; nothing is saved then."""
         monkeypatch.setattr(faults, "_slots", {})
-        monkeypatch.setattr("detr_fast.training.engine.check_faults", faults.raise_found)
-        slots = faults.slots_of(torch.device("cpu"), layers=1, images=4)
+        monkeypatch.setattr("detr_fast.training.engine.check_faults", faults.raise_pending)
+        slots = faults.fault_slots(torch.device("cpu"), layers=1, images=4)
         trainer = small_trainer(tmp_path, log_every=4 if found_by == "log" else 100)
         step = trainer.train_on
 

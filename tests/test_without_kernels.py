@@ -18,9 +18,9 @@ def without_kernels(monkeypatch):
     monkeypatch.setattr(_C, "cuda_version", None)
     monkeypatch.setattr(_C, "cuda_reason", "nvcc was not found")
     monkeypatch.delattr(_C, "cuda", raising=False)
-    library.warn_of_copies.cache_clear()
+    library.warn_cpu_fallback.cache_clear()
     yield
-    library.warn_of_copies.cache_clear()
+    library.warn_cpu_fallback.cache_clear()
 
 
 def away(values):
@@ -80,5 +80,5 @@ def test_assignment_is_the_cpus(form):
 def test_ops_are_the_cpus():
     boxes = torch.rand(3, 4).sort(-1).values
     with pytest.warns(UserWarning, match="CUDA kernels"):
-        found = library.through_cpu(pairwise._forward)(boxes.as_subclass(OnGpu), boxes, "xyxy", 0)
+        found = library.cpu_fallback(pairwise._forward)(boxes.as_subclass(OnGpu), boxes, "xyxy", 0)
     assert torch.equal(found, pairwise._forward(boxes, boxes, "xyxy", False))

@@ -50,20 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if args.debug:
             raise
-        if distributed.is_lost(error):
+        if distributed.is_process_lost(error):
             lost = isinstance(error, distributed.LostProcess)
             _say(f"detr-fast: {error if lost else 'a process of this run is gone'}")
             return 1
-        way_on = _way_on(error)
-        if way_on is None:
+        advice = _advice(error)
+        if advice is None:
             raise
-        _say(f"detr-fast: error: {way_on} ({clean_message(error)})")
+        _say(f"detr-fast: error: {advice} ({clean_message(error)})")
         return 2
     finally:
         distributed.stop()
 
 
-def _way_on(error: BaseException) -> str | None:
+def _advice(error: BaseException) -> str | None:
     """What a person can do about an error of the machine; None for any other, a fault in here."""
     if is_out_of_memory(error):
         return "out of memory: take fewer or smaller images, a smaller model or another --device"
@@ -75,5 +75,5 @@ def _way_on(error: BaseException) -> str | None:
 
 def _say(line: str) -> None:
     """Print to the terminal, once however many processes there are."""
-    if distributed.says_first(line):
+    if distributed.is_first_to_report(line):
         print(line, file=sys.stderr, flush=True)

@@ -5,12 +5,12 @@ from typing import Any
 
 from detr_fast import processes
 from detr_fast.training import TrainConfig, load_checkpoint
-from detr_fast.training.checkpoint import evaluated_file
+from detr_fast.training.checkpoint import best_checkpoint_path
 
 HELP = "a checkpoint, or a run's folder: its best.pt, else its last.pt"
 
 
-def open_evaluated(path: Path) -> dict[str, Any]:
+def load_best_checkpoint(path: Path) -> dict[str, Any]:
     """Load the checkpoint that evaluation takes, and print its file and epoch.
 
     Args:
@@ -19,7 +19,7 @@ def open_evaluated(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: see ``load_checkpoint``.
     """
-    file = evaluated_file(path)
+    file = best_checkpoint_path(path)
     checkpoint = load_checkpoint(file)
     if processes.rank() == 0:
         epoch = checkpoint["step"] / checkpoint["steps_per_epoch"]

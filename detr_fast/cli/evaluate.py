@@ -7,7 +7,7 @@ from typing import Any
 
 from detr_fast import processes
 from detr_fast.cli.arguments import add_box_options, box_options
-from detr_fast.cli.checkpoints import HELP, open_evaluated
+from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.evaluation import evaluate, format_metrics
 from detr_fast.precision import AMP, amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_model
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.is_dir():
         raise ValueError(f"--out is {args.out}, a folder, expected a file")
     device = distributed.start(args.device)
-    checkpoint = open_evaluated(args.checkpoint)
+    checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
     classes = checkpoint["class_names"]
     dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from detr_fast.cli.arguments import score
-from detr_fast.cli.checkpoints import HELP, open_evaluated
+from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.cli.folders import new_folder
 from detr_fast.data import DataError, read_image
 from detr_fast.evaluation import detect_batch
@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Detect in each image; an image that cannot be read is named, and the others still done."""
     device = distributed.start(args.device)
-    checkpoint = open_evaluated(args.checkpoint)
+    checkpoint = load_best_checkpoint(args.checkpoint)
     files = find_images(args.images)
     recipe = eval_recipe(TrainConfig.from_dict(checkpoint["config"]))
     model = load_model(checkpoint).to(device)

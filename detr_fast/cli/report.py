@@ -11,7 +11,7 @@ from torchvision.ops import box_convert
 
 from detr_fast import __version__
 from detr_fast.cli.arguments import count
-from detr_fast.cli.checkpoints import open_evaluated
+from detr_fast.cli.checkpoints import load_best_checkpoint
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset
 from detr_fast.evaluation import METRICS, detect_batch
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out is {out}, expected a file in a folder that there is")
     rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
     device = distributed.start(args.device)
-    checkpoint = open_evaluated(args.run_dir)
+    checkpoint = load_best_checkpoint(args.run_dir)
     config = TrainConfig.from_dict(checkpoint["config"])
     model = load_model(checkpoint).to(device)
     train_set, val_set = open_data(config, checkpoint["class_names"])

@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--continue",
-        dest="go_on",
+        dest="continue_run",
         action="store_true",
         default=False,
         help="if the run of that --name exists, go on with it: for restarts by torchrun or Slurm",
@@ -172,12 +172,12 @@ def run(args: argparse.Namespace) -> int:
     given = given_options(args)
     device = distributed.start(args.device)
     import_cocoeval()  # without it, the first epoch would be trained for nothing
-    if args.go_on:
+    if args.continue_run:
         args.resume = _run_to_continue(args)
     if args.resume is None:
         checkpoint, classes = None, None
         config = TrainConfig.create(**given)
-    elif args.go_on:
+    elif args.continue_run:
         checkpoint = load_checkpoint(args.resume)
         config, classes = _same_config(args.resume, checkpoint, given), checkpoint["class_names"]
     else:
@@ -209,17 +209,17 @@ def run(args: argparse.Namespace) -> int:
     try:
         row = trainer.run()
     except distributed.LostProcess as lost:
-        raise distributed.LostProcess(f"{lost}; {_way_on(folder)}") from lost
+        raise distributed.LostProcess(f"{lost}; {_resume_hint(folder)}") from lost
     except Interrupted as stopped:
         if main:
-            print(f"detr-fast: {stopped}; {_way_on(folder)}", file=sys.stderr)
+            print(f"detr-fast: {stopped}; {_resume_hint(folder)}", file=sys.stderr)
         return 130
     if main:
         _finish(trainer, val_set, row)
     return 0
 
 
-def _way_on(folder: Path) -> str:
+def _resume_hint(folder: Path) -> str:
     """How to go on with a run that ended early."""
     if (folder / "last.pt").exists():
         return f"go on with: detr-fast train --resume {folder}"

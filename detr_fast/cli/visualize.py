@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from detr_fast.cli.arguments import add_box_options, add_debug, box_options, count, point, score
-from detr_fast.cli.checkpoints import HELP, open_evaluated
+from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset, read_image
 from detr_fast.precision import AMP, amp_dtype, autocast
@@ -102,7 +102,7 @@ def _add_kind(kinds: Any, name: str, draw: Any, text: str) -> argparse.ArgumentP
 
 def _attention(args: argparse.Namespace) -> None:
     device = distributed.start(args.device)
-    checkpoint = open_evaluated(args.checkpoint)
+    checkpoint = load_best_checkpoint(args.checkpoint)
     model = load_model(checkpoint).to(device)
     pixels = read_image(args.image)
     image, _ = eval_recipe(TrainConfig.from_dict(checkpoint["config"]))(pixels)
@@ -197,7 +197,7 @@ def _open(
     args: argparse.Namespace,
 ) -> tuple[torch.nn.Module, DetectionDataset, torch.device, TrainConfig]:
     device = distributed.start(args.device)
-    checkpoint = open_evaluated(args.checkpoint)
+    checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
     classes = checkpoint["class_names"]
     dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))

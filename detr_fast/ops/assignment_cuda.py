@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import _C
-from detr_fast.ops.library import stream_of
+from detr_fast.ops.library import current_stream
 
 
 def solve_batch(cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,6 +78,6 @@ def _launch(
         status=status.data_ptr(),
         memory=memory.data_ptr() if workspace else 0,
         device=device.index or 0,
-        stream=stream_of(device),
+        stream=current_stream(device),
     )
     return index, status

@@ -30,7 +30,7 @@ def register(
     _LIBRARY.impl(name, kernel, "CPU")
     if _C.cuda_version is not None:
         _LIBRARY.impl(name, kernel, "CUDA")
-    _LIBRARY.impl(name, through_cpu(kernel), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, cpu_fallback(kernel), "CompositeExplicitAutograd")
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
 
@@ -43,25 +43,25 @@ def register(
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def through_cpu(kernel: Callable) -> Callable:
+def cpu_fallback(kernel: Callable) -> Callable:
     """The kernel for devices that have none: on copies."""
 
     def run(*args: object) -> object:
         first = next(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
         if first.is_cuda:
-            warn_of_copies()
+            warn_cpu_fallback()
         copies = pytree.tree_map_only(Tensor, Tensor.cpu, args)
         return pytree.tree_map_only(Tensor, lambda out: out.to(first.device), kernel(*copies))
 
     return run
 
 
-def compiled(op: str, device: torch.device) -> tuple[Callable, tuple[int, ...]]:
+def kernel_for(op: str, device: torch.device) -> tuple[Callable, tuple[int, ...]]:
     """The compiled op for tensors of a device, and its last arguments: of a GPU its index and the
     current stream, of the CPU none."""
     if device.type == "cpu":
         return getattr(_C, op), ()
-    return getattr(_C.cuda, op), (device.index, stream_of(device))
+    return getattr(_C.cuda, op), (device.index, current_stream(device))
 
 
 def has_kernels(tensor: Tensor) -> bool:
@@ -69,12 +69,12 @@ def has_kernels(tensor: Tensor) -> bool:
     if not tensor.is_cuda:
         return False
     if _C.cuda_version is None:
-        warn_of_copies()
+        warn_cpu_fallback()
     return _C.cuda_version is not None
 
 
 @lru_cache(maxsize=1)  # once
-def warn_of_copies() -> None:
+def warn_cpu_fallback() -> None:
     warnings.warn(
         "detr_fast was built without its CUDA kernels: CUDA tensors are copied to the CPU and "
         f"matched there, and the host waits for them ({_C.cuda_reason}). With nvcc on PATH, "
@@ -83,11 +83,11 @@ def warn_of_copies() -> None:
     )
 
 
-def stream_of(device: torch.device) -> int:
+def current_stream(device: torch.device) -> int:
     """The address of the current stream."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-def real_type(dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What is computed with numbers of that type: float64 for float64, and else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -8,7 +8,7 @@ classes, T targets of all images, L decoder layers.
 import torch
 from torch import Tensor
 
-from detr_fast.ops.library import DTYPES, compiled, real_type, register
+from detr_fast.ops.library import DTYPES, compute_dtype, kernel_for, register
 
 BOX_LOSSES = ("l1", "smooth_l1")
 
@@ -124,7 +124,7 @@ def _addresses(
     """The first arguments of both compiled ops, and the tensors that they are addresses of."""
     keep = (
         boxes.contiguous(),
-        target_boxes.to(real_type(boxes.dtype)).contiguous(),
+        target_boxes.to(compute_dtype(boxes.dtype)).contiguous(),
         query_index.contiguous(),
         image_offsets.contiguous(),
     )
@@ -145,13 +145,13 @@ def _forward(
     _check_offsets(image_offsets, query_index.shape[1])
     arguments, _keep = _addresses(boxes, target_boxes, query_index, image_offsets, box_loss)
     coordinates, giou = _fake_sums(boxes), _fake_sums(boxes)
-    run, where = compiled("box_losses", boxes.device)
+    run, where = kernel_for("box_losses", boxes.device)
     run(*arguments, coordinates.data_ptr(), giou.data_ptr(), *where)
     return coordinates, giou
 
 
 def _fake_sums(boxes: Tensor) -> Tensor:
-    return boxes.new_empty(boxes.shape[:1], dtype=real_type(boxes.dtype))
+    return boxes.new_empty(boxes.shape[:1], dtype=compute_dtype(boxes.dtype))
 
 
 def _fake(
@@ -172,14 +172,14 @@ def _gradient(
 ) -> Tensor:  # as boxes
     _check_boxes(boxes, target_boxes, query_index, image_offsets, box_loss)
     _check_offsets(image_offsets, query_index.shape[1])
-    real = real_type(boxes.dtype)
+    real = compute_dtype(boxes.dtype)
     by_coordinates, by_giou = by_coordinates.to(real), by_giou.to(real)
     for name, by in (("by_coordinates", by_coordinates), ("by_giou", by_giou)):
         if by.shape != boxes.shape[:1]:
             raise ValueError(f"{name} has shape {list(by.shape)}, but boxes {list(boxes.shape)}")
     arguments, _keep = _addresses(boxes, target_boxes, query_index, image_offsets, box_loss)
     gradient = boxes.new_empty(boxes.shape)
-    run, where = compiled("box_losses_backward", boxes.device)
+    run, where = kernel_for("box_losses_backward", boxes.device)
     run(
         *arguments,
         # A sum's gradient is one number expanded: read with its stride of 0, not copied.
@@ -238,7 +238,7 @@ def _classes(
     query_index, labels = query_index.contiguous(), labels.long().contiguous()
     image_offsets = image_offsets.contiguous()
     classes = query_index.new_empty((layers, images, queries))
-    run, where = compiled("target_classes", classes.device)
+    run, where = kernel_for("target_classes", classes.device)
     run(
         query_index.data_ptr(),
         image_offsets.data_ptr(),

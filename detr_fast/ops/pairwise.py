@@ -6,7 +6,7 @@ Letters: N boxes and M boxes, in batches of B.
 import torch
 from torch import Tensor
 
-from detr_fast.ops.library import DTYPES, compiled, real_type, register
+from detr_fast.ops.library import DTYPES, compute_dtype, kernel_for, register
 
 FORMATS = ("xyxy", "cxcywh")
 
@@ -83,10 +83,10 @@ def _sizes(boxes1: Tensor, boxes2: Tensor) -> tuple[int, int, int]:  # B, N, M
 
 def _forward(boxes1: Tensor, boxes2: Tensor, format: str, generalized: bool) -> Tensor:
     _check(boxes1, boxes2, format)
-    real = real_type(boxes1.dtype)
+    real = compute_dtype(boxes1.dtype)
     first, second = boxes1.to(real).contiguous(), boxes2.to(real).contiguous()
     out = first.new_empty(_out_shape(first, second))
-    run, where = compiled("box_iou", out.device)
+    run, where = kernel_for("box_iou", out.device)
     run(
         (first.data_ptr(), second.data_ptr()),
         _sizes(first, second),
@@ -99,7 +99,7 @@ def _forward(boxes1: Tensor, boxes2: Tensor, format: str, generalized: bool) -> 
 
 def _fake(boxes1: Tensor, boxes2: Tensor, format: str, generalized: bool) -> Tensor:
     _check(boxes1, boxes2, format)
-    return boxes1.new_empty(_out_shape(boxes1, boxes2), dtype=real_type(boxes1.dtype))
+    return boxes1.new_empty(_out_shape(boxes1, boxes2), dtype=compute_dtype(boxes1.dtype))
 
 
 def _gradients(
@@ -111,12 +111,12 @@ def _gradients(
             f"gradient has shape {list(gradient.shape)}, but the boxes' shapes need "
             f"{list(_out_shape(boxes1, boxes2))}"
         )
-    real = real_type(boxes1.dtype)
+    real = compute_dtype(boxes1.dtype)
     first, second, gradient = (t.to(real).contiguous() for t in (boxes1, boxes2, gradient))
     out1, out2 = (
         torch.empty_like(t, memory_format=torch.contiguous_format) for t in (first, second)
     )
-    run, where = compiled("box_iou_backward", out1.device)
+    run, where = kernel_for("box_iou_backward", out1.device)
     run(
         (first.data_ptr(), second.data_ptr()),
         _sizes(first, second),

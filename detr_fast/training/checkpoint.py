@@ -43,7 +43,7 @@ def copy_checkpoint(source: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def evaluated_file(path: str | Path) -> Path:
+def best_checkpoint_path(path: str | Path) -> Path:
     """The checkpoint that evaluation, prediction and fine-tuning take.
 
     Args:

@@ -80,7 +80,7 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
     They are reduced while the backward pass goes on, in buckets that are laid out once and for
     all (``static_graph``), and need no copy of their own. Buffers, such as batch statistics, are
-    left to each process until ``agree``.
+    left to each process until ``sync_buffers``.
     """
     if world_size() == 1:
         return model
@@ -93,7 +93,7 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     )
 
 
-def no_reduction(
+def no_sync(
     model: nn.Module, wanted: bool, first_step: bool
 ) -> contextlib.AbstractContextManager[None]:
     """Within it a backward pass only adds to this process's gradients, if that is ``wanted``.
@@ -107,7 +107,7 @@ def no_reduction(
     return contextlib.nullcontext()
 
 
-def agree(*modules: nn.Module) -> None:
+def sync_buffers(*modules: nn.Module) -> None:
     """Give every process rank 0's buffers: what is evaluated, saved and resumed is one model."""
     if world_size() > 1:
         seen = {id(buffer): buffer for module in modules for buffer in module.buffers()}
@@ -115,7 +115,7 @@ def agree(*modules: nn.Module) -> None:
             work.wait()
 
 
-def mean_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The means of scalar tensors over all processes, by one reduction."""
     if world_size() == 1:
         return dict(values)
@@ -133,7 +133,7 @@ def any_rank(*flags: bool) -> tuple[bool, ...]:
     return tuple(map(bool, votes.tolist()))
 
 
-def is_lost(error: BaseException) -> bool:
+def is_process_lost(error: BaseException) -> bool:
     """Whether this error of torch.distributed means that another process is gone."""
     if isinstance(error, (LostProcess, dist.DistBackendError, dist.DistNetworkError)):
         return True
@@ -142,7 +142,7 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and several and "gloo/" in str(error)
 
 
-def says_first(line: str) -> bool:
+def is_first_to_report(line: str) -> bool:
     """Whether no other process of the run has said this line: so it is printed once.
 
     Also where processes are gone: torchrun keeps the list.

@@ -24,12 +24,12 @@ from detr_fast.training import distributed
 from detr_fast.training.averaging import WeightAverage
 from detr_fast.training.checkpoint import copy_checkpoint, rng_state, save_checkpoint, set_rng_state
 from detr_fast.training.config import TrainConfig
-from detr_fast.training.graph import GraphedStep, ShapeMismatch, why_not
+from detr_fast.training.graph import GraphedStep, ShapeMismatch, cuda_graph_obstacle
 from detr_fast.training.initial import load_initial
-from detr_fast.training.instability import MatchingWatch
+from detr_fast.training.instability import MatchingInstability
 from detr_fast.training.loader import TrainLoader, default_workers
 from detr_fast.training.logs import ProgressBar, RunLog
-from detr_fast.training.memory import is_out_of_memory, what_fits
+from detr_fast.training.memory import is_out_of_memory, out_of_memory_advice
 from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.schedule import make_scheduler, set_step
 from detr_fast.training.step import TrainStep, ignore
@@ -140,7 +140,7 @@ class Trainer:
             self.optimizer, config.schedule, self.total_steps, config.warmup_steps, config.lr_drop
         )
         self.model.set_checkpointing(config.checkpointing)
-        self.watch = MatchingWatch(self.criterion.matcher)
+        self.watch = MatchingInstability(self.criterion.matcher)
         self.step = 0
         self.evaluation_due = False  # of the epoch that ended with this step
         self.best_ap = -math.inf
@@ -196,7 +196,7 @@ class Trainer:
             if not row:  # resumed after the last step, whose evaluation is in the log already
                 row = self._evaluate(self.config.epochs, None, bar)
         except RuntimeError as error:
-            if distributed.is_lost(error):
+            if distributed.is_process_lost(error):
                 raise distributed.LostProcess(
                     f"a process of this run is gone, after step {self.step} of {self.total_steps}"
                 ) from error
@@ -247,7 +247,7 @@ class Trainer:
             bar.advance()
             ends = self.step % self.steps_per_epoch == 0
             if self.step % config.log_every == 0 or ends:
-                sums = distributed.mean_of(sums)
+                sums = distributed.mean_over_ranks(sums)
                 means = {name: float(value) / summed for name, value in sums.items()}
                 self._check_matching()
                 self._check_finite(means)
@@ -280,7 +280,7 @@ class Trainer:
             if ends or stop or save:
                 last = self.step == self.total_steps
                 self.evaluation_due = ends and (last or (epoch + 1) % config.eval_every == 0)
-                distributed.agree(self.model, self.eval_model)
+                distributed.sync_buffers(self.model, self.eval_model)
                 self._save("last.pt")
                 clock = time.perf_counter()  # saving is no training
             if stop:
@@ -306,7 +306,9 @@ class Trainer:
             failed = False
         if failed:  # here the error is gone, and the tensors that it held
             largest = max(batches, key=lambda batch: batch[0].numel())
-            raise ValueError(f"step {self.step + 1}: {what_fits(self.train_step, largest)}")
+            raise ValueError(
+                f"step {self.step + 1}: {out_of_memory_advice(self.train_step, largest)}"
+            )
         self.images_seen += sum(len(batch[0]) for batch in batches) * processes.world_size()
         self.scheduler.step()
         if self.ema is not None:
@@ -325,7 +327,7 @@ class Trainer:
 
     def _graphed_step(self) -> GraphedStep | None:
         """The step as a CUDA graph, or one line that says why not."""
-        reason = why_not(self.config, self.device, processes.world_size())
+        reason = cuda_graph_obstacle(self.config, self.device, processes.world_size())
         if reason is None:
             most = int(self.train_set.object_counts.sum(1).max())
             return GraphedStep(self.train_step, capacity=self.config.batch_size * most)
@@ -460,7 +462,7 @@ class Trainer:
         self.evaluation_due = checkpoint.get("evaluation_due", False)  # older ones lack it
         set_step(self.scheduler, self.step)
         self.best_ap = checkpoint["best_ap"]
-        self.watch = MatchingWatch(self.criterion.matcher, checkpoint.get("matching"))
+        self.watch = MatchingInstability(self.criterion.matcher, checkpoint.get("matching"))
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
         set_rng_state(checkpoint["rng"][processes.rank()], self.device)
 

@@ -12,7 +12,7 @@ from detr_fast.training.step import TrainStep
 WARM_UP = 3  # steps on a side stream before capturing, as torch asks for
 
 
-def why_not(config: TrainConfig, device: torch.device, processes: int) -> str | None:
+def cuda_graph_obstacle(config: TrainConfig, device: torch.device, processes: int) -> str | None:
     """Why a run cannot have its step as a CUDA graph; None where it can."""
     if device.type != "cuda":
         return f"it trains on the {device.type}"
@@ -74,7 +74,7 @@ class GraphedStep:
         if self._steps and mask is not None and self._mask is None:
             raise ShapeMismatch("images are padded, the CUDA graph's are not")
         if self._graph is not None:
-            faults.raise_found(self.step.device)  # as the matcher would, which a replay never asks
+            faults.raise_pending(self.step.device)  # a replay does not ask
             self._fill(images, mask, targets)
             self._graph.replay()
             return self._losses

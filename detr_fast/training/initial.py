@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from detr_fast.models.weights import CheckpointError, read_weights
-from detr_fast.training.checkpoint import evaluated_file
+from detr_fast.training.checkpoint import best_checkpoint_path
 
 # What belongs to the data that was trained on: its classes, and how many objects an image had.
 HEAD = "class_embed."  # a row per class, then that of "no object"
-OF_THE_DATA = (HEAD, "query_embed.")
+DATA_DEPENDENT = (HEAD, "query_embed.")
 COUNTER = ".num_batches_tracked"  # of batch norm, where it is trained; nothing depends on it
 
 
@@ -57,11 +57,11 @@ def load_initial(
             file's class names. The model is unchanged then.
         ValueError: class names that are not as many as the model has classes.
     """
-    file = evaluated_file(path)
+    file = best_checkpoint_path(path)
     state = read_weights(file)
     found, ours = _weights(file, state), _without_counters(model.state_dict())
     for name, tensor in ours.items():
-        if name.startswith(OF_THE_DATA):
+        if name.startswith(DATA_DEPENDENT):
             continue
         if name not in found:
             raise CheckpointError(f"{file} does not fit the model: it has no {name}")
@@ -71,7 +71,7 @@ def load_initial(
                 f"{list(tensor.shape)} here"
             )
     for name in found:
-        if name not in ours and not name.startswith(OF_THE_DATA):
+        if name not in ours and not name.startswith(DATA_DEPENDENT):
             raise CheckpointError(f"{file} does not fit the model, which has no {name}")
     theirs = state.get("class_names")
     known = isinstance(theirs, list) and all(isinstance(name, str) for name in theirs)

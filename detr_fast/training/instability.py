@@ -15,7 +15,7 @@ from detr_fast import processes
 from detr_fast.matching import FastMatcher
 
 
-class MatchingWatch:
+class MatchingInstability:
     """Notes which query answers for each validation target, from outputs that exist anyway.
 
     Args:

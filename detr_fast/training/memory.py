@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def what_fits(step: TrainStep, batch: Batch) -> str:
+def out_of_memory_advice(step: TrainStep, batch: Batch) -> str:
     """One line for the user: the batch that was too large, and what fits instead.
 
     Tries forward and backward passes with half of the images, a quarter, and so on. Gradients are

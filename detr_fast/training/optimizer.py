@@ -38,7 +38,7 @@ class FusedAdamW(torch.optim.AdamW):
     and leaves them alone, at the price of those copies.
     """
 
-    _knows_lists = True
+    _lists_recognised = True
 
     def __init__(self, params: Any, lr: float, weight_decay: float) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay, fused=True)
@@ -53,17 +53,17 @@ class FusedAdamW(torch.optim.AdamW):
                 state[name] = _laid_out_as(parameter, value)
         # Fills lists: parameters, gradients, the two averages of each, and others.
         result = super()._init_group(group, *args, **kwargs)
-        if on_cpu and self._knows_lists:
+        if on_cpu and self._lists_recognised:
             lists = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, list)]
-            self._pass_as_they_lie(trained, lists)
+            self._use_contiguous_views(trained, lists)
         return result
 
-    def _pass_as_they_lie(self, parameters: list[Tensor], lists: list[list[Tensor]]) -> None:
+    def _use_contiguous_views(self, parameters: list[Tensor], lists: list[list[Tensor]]) -> None:
         """Replace what is channels-last in the lists, in whatever order they come."""
         of_each = [[p, p.grad, *self.state[p].values()] for p in parameters]
         expected = sorted(id(tensor) for tensors in of_each for tensor in tensors)
         if sorted(id(tensor) for found in lists for tensor in found) != expected:
-            self._knows_lists = False
+            self._lists_recognised = False
             warnings.warn(
                 f"AdamW of torch {torch.__version__} lists its tensors in a way that FusedAdamW "
                 "does not know: channels-last weights are copied at each step, which takes longer",
@@ -74,7 +74,7 @@ class FusedAdamW(torch.optim.AdamW):
         for parameter, *others in of_each:
             alike = [parameter, *(tensor for tensor in others if tensor.dim() == 4)]
             if parameter.is_cpu and all(_is_channels_last(tensor) for tensor in alike):
-                arrays |= {id(tensor): _as_it_lies(tensor.detach()) for tensor in alike}
+                arrays |= {id(tensor): _contiguous_view(tensor.detach()) for tensor in alike}
         for found in lists:
             found[:] = [arrays.get(id(tensor), tensor) for tensor in found]
 
@@ -104,7 +104,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
         return torch.zeros(())
     if all(gradient.is_cpu and gradient.dtype == torch.float32 for gradient in gradients):
         # In half the time of torch's norm, which reads a tensor with one thread.
-        flat = [_as_it_lies(gradient).reshape(-1) for gradient in gradients]
+        flat = [_contiguous_view(gradient).reshape(-1) for gradient in gradients]
         return torch.stack([torch.dot(x, x) for x in flat]).sum().sqrt()
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
@@ -116,7 +116,7 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
-def _as_it_lies(tensor: Tensor) -> Tensor:
+def _contiguous_view(tensor: Tensor) -> Tensor:
     """A channels-last tensor's memory as a contiguous one; any other as it is."""
     return tensor.permute(0, 2, 3, 1) if _is_channels_last(tensor) else tensor
 

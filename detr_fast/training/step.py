@@ -76,7 +76,7 @@ class TrainStep:
         sums: list[Tensor] = []
         for number, batch in enumerate(batches, 1):
             wait = number < len(batches)
-            with distributed.no_reduction(self.parallel, wait, self._first):
+            with distributed.no_sync(self.parallel, wait, self._first):
                 losses = self.gradients(batch, 1 / len(batches), mark)
             values = list(losses.values())
             sums = torch._foreach_add(sums, values) if sums else values
