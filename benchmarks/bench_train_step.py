@@ -23,8 +23,8 @@ from benchmarks.harness import environment_info, measure, write_csv
 from benchmarks.step_contenders import CONTENDERS, IMPOSSIBLE, PUBLISHED, Case, Contender
 from benchmarks.step_processes import DEFAULT, KEPT, ProcessContender
 from detr_fast.precision import amp_dtype
-from detr_fast.training.clock import PHASES
 
+STEP_PHASES = ("forward", "match", "loss", "backward", "optimizer")  # of the PhaseClock's
 Entrant = tuple[str, str]  # a contender's name, and its allocator on a CPU
 
 
@@ -179,8 +179,7 @@ def _timed_rows(
                     f"{phase}_ms": round(statistics.median(t[phase] for t in taken) * 1e3, 2)
                     if phase in taken[0]
                     else ""
-                    for phase in PHASES
-                    if phase != "data"
+                    for phase in STEP_PHASES
                 },
                 "host_waits": "",
                 "page_faults": "" if on_gpu else round(starter.contender.page_faults()),
@@ -206,12 +205,10 @@ def show(rows: list[dict]) -> None:
         f"{' with padding' if first['padded'] else ''}, {first['precision']}"
         + (f", freed memory {first['allocator']}" if first["allocator"] else "")
     )
-    names = [phase for phase in PHASES if phase != "data"]
-    print(
-        f"  {'ms per step':22}" + "".join(f"{name:>10}" for name in (*names, "step")) + "   img/s"
-    )
+    names = (*STEP_PHASES, "step")
+    print(f"  {'ms per step':22}" + "".join(f"{name:>10}" for name in names) + "   img/s")
     for row in rows:
-        times = [row[f"{name}_ms"] for name in (*names, "step")]
+        times = [row[f"{name}_ms"] for name in names]
         speedup = f"{row['speedup_to_published']:.2f}x" if row["speedup_to_published"] else "-"
         print(
             f"  {row['variant']:22}"

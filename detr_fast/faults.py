@@ -71,6 +71,8 @@ def raise_pending(device: torch.device, when: str = " in an earlier call") -> No
     Raises:
         ValueError: names the place of the first fault.
     """
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     index = device.index or 0
     for (slot_device, _, _), slots in list(_slots.items()):
         if slot_device == index:

@@ -80,6 +80,10 @@ def _match_on_gpu(
         return cpu_fallback(_match_on_cpu)(
             logits, boxes, labels, target_boxes, offsets, counts, most, cost, focal, nonfinite_last
         )
+    # Compiled code may choose other strides than those that were traced.
+    logits, boxes = [t.contiguous() for t in logits], [t.contiguous() for t in boxes]
+    labels, target_boxes = labels.contiguous(), target_boxes.contiguous()
+    offsets = None if offsets is None else offsets.contiguous()
     targets = matching_cuda.DeviceTargets(labels, target_boxes, counts, offsets, most)
     return matching_cuda.launch(logits, boxes, targets, options)
 

@@ -48,6 +48,7 @@ class PackedTargets:
         Raises:
             ValueError: for a missing key, a wrong shape or dtype, or more targets than
                 ``capacity``.
+            RuntimeError: targets on a GPU, during the capture of a CUDA graph.
         """
         check_targets(targets, len(targets))
         counts = tuple(len(target["labels"]) for target in targets)
@@ -66,7 +67,7 @@ class PackedTargets:
             labels[:total] = torch.cat([target["labels"].to(device) for target in filled])
             boxes[:total] = torch.cat([target["boxes"].detach().to(device) for target in filled])
         begins = torch.tensor(_offsets(counts), dtype=torch.int32)
-        offsets.copy_(begins.pin_memory() if device.type == "cuda" else begins, non_blocking=True)
+        offsets.copy_(_page_locked(begins) if device.type == "cuda" else begins, non_blocking=True)
         if capacity is not None:
             return cls(buffer, labels, boxes, offsets, None, capacity)
         return cls(buffer, labels, boxes, offsets, counts, max(counts, default=0))
@@ -82,18 +83,25 @@ class PackedTargets:
         """The same in page-locked memory, from which copies to a GPU need no wait."""
         return self._of(self.buffer.pin_memory())
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> PackedTargets:
+    def to(
+        self, device: torch.device | str, non_blocking: bool = True, copy: bool = False
+    ) -> PackedTargets:
         """The same on another device, by one copy, through page-locked memory to a GPU.
 
         A copy to the CPU is complete when this returns, whatever ``non_blocking`` says.
+
+        Args:
+            copy: whether to copy what is on that device already.
+
+        Raises:
+            RuntimeError: a copy from the CPU during the capture of a CUDA graph.
         """
         device = torch.device(device)
-        if device == self.device:
+        if device == self.device and not copy:
             return self
-        buffer = self.buffer
-        if device.type == "cuda" and buffer.is_cpu and not buffer.is_pinned():
-            buffer = buffer.pin_memory()
-        return self._of(buffer.to(device, non_blocking=non_blocking and device.type != "cpu"))
+        buffer = _page_locked(self.buffer) if device.type == "cuda" else self.buffer
+        non_blocking = non_blocking and device.type != "cpu"
+        return self._of(buffer.to(device, non_blocking=non_blocking, copy=copy))
 
     def copy_(self, other: PackedTargets) -> None:
         """Takes over another batch of the same capacity and number of images, without a wait.
@@ -107,7 +115,8 @@ class PackedTargets:
                 f"{theirs[0]} images with room for {theirs[1]} targets do not fit into {mine[0]} "
                 f"images with room for {mine[1]}: pack both with the same capacity"
             )
-        self.buffer.copy_(other.buffer, non_blocking=True)
+        source = _page_locked(other.buffer) if self.buffer.is_cuda else other.buffer
+        self.buffer.copy_(source, non_blocking=True)
 
     def unpack(self) -> list[dict[str, Tensor]]:
         """The B dicts ``{"labels": [M], "boxes": [M, 4]}``, views of this. Waits for sizes that are
@@ -121,6 +130,18 @@ class PackedTargets:
     def _of(self, buffer: Tensor) -> PackedTargets:
         parts = _views(buffer, len(self.labels), len(self))
         return PackedTargets(buffer, *parts, self.counts, self.most)
+
+
+def _page_locked(tensor: Tensor) -> Tensor:
+    """A tensor from which a copy to a GPU needs no wait: itself, or a copy of it."""
+    if not tensor.is_cpu or torch.compiler.is_compiling():  # which cannot trace what follows
+        return tensor
+    if torch.cuda.is_current_stream_capturing():  # every replay would read this memory again
+        raise RuntimeError(
+            "targets are copied from the CPU while a CUDA graph is captured: pack them with a "
+            "capacity and take them to the GPU before"
+        )
+    return tensor if tensor.is_pinned() else tensor.pin_memory()
 
 
 def _size(rows: int, images: int) -> int:

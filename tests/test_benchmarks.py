@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_gpu, bench_train_step, tables
+from benchmarks import bench_gpu, bench_train_step, step_contenders, tables
 from benchmarks.failures import Failures
 from benchmarks.harness import read_csv, write_csv
 from benchmarks.scaling_model import ASSUMED, all_reduce_seconds
-from benchmarks.step_contenders import EAGER, PUBLISHED, Case
+from benchmarks.step_contenders import COMPILED, CONTENDERS, EAGER, GRAPHED, PUBLISHED, Case
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -385,3 +385,11 @@ def test_without_a_row_nothing_is_written(tmp_path):
     write_csv(tmp_path / "x.csv", [])
     assert not list(tmp_path.iterdir())
     assert read_csv(tmp_path / "x.csv") == read_csv(None) == []
+
+
+@pytest.mark.parametrize("name", [EAGER, COMPILED, GRAPHED])
+def test_a_clock_is_called_in_steps_that_can_be_divided(monkeypatch, name):
+    """A CUDA graph would capture the clock's events, which nobody could read then."""
+    monkeypatch.setattr(step_contenders, "GraphedStep", lambda step, capacity: step)
+    contender = CONTENDERS[name](case_on("cpu"))
+    assert ("match_packed" in vars(contender.criterion.matcher)) == (name == EAGER)

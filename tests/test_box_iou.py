@@ -266,7 +266,7 @@ def test_side_stream_without_a_wait(op):
 @needs_cuda
 def test_graph_capture():
     a, b = some_boxes(50, seed=1).cuda(), some_boxes(40, seed=2).cuda()
-    ops.box_iou(a, b)  # the kernel is loaded before
+    ops.generalized_box_iou(a, b)  # the kernel is loaded before
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = ops.generalized_box_iou(a, b)

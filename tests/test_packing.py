@@ -37,12 +37,27 @@ def test_a_copy_to_the_cpu_is_complete(monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(PackedTargets, "device", torch.device("cuda"))
     monkeypatch.setattr(
-        torch.Tensor, "to", lambda self, *args, non_blocking: asked.append(non_blocking) or self
+        torch.Tensor, "to", lambda self, *_, non_blocking, copy: asked.append(non_blocking) or self
     )
     packed.to("cpu")
     packed.to("cpu", non_blocking=True)
     packed.to("meta")
     assert asked == [False, False, True]
+
+
+def test_a_copy_is_another_buffer() -> None:
+    packed = PackedTargets.pack(targets_of([3, 2]), capacity=9)
+    copied = packed.to("cpu", copy=True)
+    copied.labels.zero_()
+    assert packed.to("cpu") is packed and packed.labels.any()
+    assert copied.counts is None and len(copied) == 2
+
+
+def test_nothing_is_copied_to_a_gpu_while_a_graph_is_captured(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    packed = PackedTargets.pack(targets_of([3, 2]), capacity=9)
+    with pytest.raises(RuntimeError, match="capacity and take them to the GPU before"):
+        packed.to("cuda")
 
 
 @needs_cuda

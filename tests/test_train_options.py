@@ -7,9 +7,10 @@ import torch
 
 from detr_fast import _C
 from detr_fast.cli import main
+from detr_fast.cli.benchmark import measure
 from detr_fast.training import TrainConfig
 from detr_fast.training.datasets import open_data
-from detr_fast.training.graph import cuda_graph_obstacle
+from detr_fast.training.graph import WARM_UP, cuda_graph_obstacle
 from detr_fast.training.logs import ProgressBar
 from detr_fast.training.memory import is_out_of_memory
 from tests.test_training import small_trainer
@@ -93,6 +94,8 @@ def test_when_a_cuda_graph_is_possible(monkeypatch):
     assert "several processes" in cuda_graph_obstacle(fixed, GPU, 2)
     accumulated = TrainConfig.create(image_size=(64, 64), accumulate=2)
     assert "--accumulate" in cuda_graph_obstacle(accumulated, GPU, 1)
+    checkpointing = TrainConfig.create(image_size=(64, 64), checkpointing=True)
+    assert "--checkpointing" in cuda_graph_obstacle(checkpointing, GPU, 1)
 
 
 def test_benchmark_command(capsys):
@@ -106,6 +109,25 @@ def test_benchmark_command(capsys):
     longest = max(rows, key=lambda row: float(row[1]))
     assert len(longest[3]) == 40
     assert re.search(r"data \d+% \| step \d+%: the (step|loader) is the bottleneck", said)
+
+
+def test_benchmark_of_a_cuda_graph(tmp_path):
+    """It has one phase beside the data: a clock called inside would be captured with it."""
+    trainer = small_trainer(tmp_path)
+    matcher = trainer.criterion.matcher
+    steps = []
+
+    def graphed(batch, mark):
+        assert "match_packed" not in vars(matcher)  # no clock around it
+        steps.append(trainer.train_step([batch]))
+        mark("graph")
+        return steps[-1]
+
+    trainer.graphed = graphed
+    seconds, whole = measure(trainer, steps=2)
+    assert list(seconds) == ["data", "graph"]
+    assert 0 < seconds["graph"] < whole
+    assert len(steps) == WARM_UP + 2 + 2  # the captured one is not measured
 
 
 def test_benchmark_command_needs_steps(capsys):

@@ -15,6 +15,7 @@ from detr_fast.cli.train import add_config_options, given_options
 from detr_fast.training import TrainConfig, Trainer, distributed
 from detr_fast.training.clock import PHASES, PhaseClock
 from detr_fast.training.datasets import open_train_data
+from detr_fast.training.graph import WARM_UP
 
 BAR = 40  # characters of the longest bar
 
@@ -58,7 +59,9 @@ def measure(trainer: Trainer, steps: int, warm_up: int = 3) -> tuple[dict[str, f
     """Median seconds of each phase, and of the whole step, over so many steps."""
     clock = PhaseClock(trainer.device)
     matcher = trainer.criterion.matcher
-    if not trainer.train_step.compiled:  # compiled code has no place for a clock
+    if trainer.graphed is not None:
+        warm_up = WARM_UP + 2  # the graph is captured after its own
+    elif not trainer.train_step.compiled:  # neither compiled code nor a graph can hold a clock
         matcher.match_packed = clock.around(matcher.match_packed, "match", "loss")
     trainer.parallel.train()
     batches = _for_ever(trainer)

@@ -90,6 +90,10 @@ class DeviceDecoder:
         files = [item for item in batch if item.data.ndim == 1]
         if not files:
             return [item.data.to(self.device, non_blocking=True) for item in batch]
+        if self.device.type == "cuda":
+            # torchvision decodes on a stream of its own, which does not wait for this one: the
+            # memory that it writes may still be read here, as the images of the batch before.
+            torch.cuda.current_stream(self.device).synchronize()
         try:
             decoded = decode_jpeg(
                 [item.data for item in files], ImageReadMode.RGB, device=self.device

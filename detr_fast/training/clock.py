@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-PHASES = ("data", "forward", "match", "loss", "backward", "optimizer")
+# In the order of a step. A CUDA graph is all of them but the first, and cannot be divided.
+PHASES = ("data", "forward", "match", "loss", "backward", "optimizer", "graph")
 
 
 class PhaseClock:

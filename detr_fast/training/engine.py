@@ -318,7 +318,7 @@ class Trainer:
     def _run_step(self, batches: list[Batch], mark: Callable[[str], None]) -> dict[str, Tensor]:
         if self.graphed is not None:
             try:
-                return self.graphed(batches[0])
+                return self.graphed(batches[0], mark)
             except ShapeMismatch as error:
                 self.graphed = None
                 if not self.quiet:

@@ -1,5 +1,7 @@
 """A whole training step as one CUDA graph: launched at once, for batches of one shape."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from detr_fast import _C, faults
 from detr_fast.data import Batch
 from detr_fast.packing import PackedTargets
 from detr_fast.training.config import TrainConfig
-from detr_fast.training.step import TrainStep
+from detr_fast.training.step import Targets, TrainStep, ignore
 
 WARM_UP = 3  # steps on a side stream before capturing, as torch asks for
 
@@ -20,8 +22,11 @@ def cuda_graph_obstacle(config: TrainConfig, device: torch.device, processes: in
         return "detr_fast was built without its CUDA kernels"
     if config.image_size is None:
         return "images differ in size; give --image-size"
-    if config.accumulate > 1 or processes > 1 or config.compile:
-        return "it goes with neither --accumulate, --compile nor several processes"
+    if config.accumulate > 1 or processes > 1 or config.compile or config.checkpointing:
+        return (
+            "it cannot be combined with --accumulate, --compile, --checkpointing or several "
+            "processes"
+        )
     return None
 
 
@@ -51,11 +56,15 @@ class GraphedStep:
         for group in step.optimizer.param_groups:
             group["capturable"] = True
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=step.device)
+        self._side = torch.cuda.Stream(step.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._steps = 0
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, mark: Callable[[str], None] = ignore) -> dict[str, Tensor]:
         """Train on a batch. The losses returned are overwritten by the next call.
+
+        Args:
+            mark: is called with ``"graph"`` at the end: a graph has no phases to tell apart.
 
         Raises:
             ShapeMismatch: a batch of another shape than the first, or with a mask and the first
@@ -63,42 +72,55 @@ class GraphedStep:
             ValueError: too many targets for the capacity, or what matching has found meanwhile.
         """
         images, mask, targets = batch
-        if not isinstance(targets, PackedTargets):
-            targets = PackedTargets.pack(targets, self.capacity)
-        elif targets.counts is not None:  # packed without a capacity
-            targets = PackedTargets.pack(targets.unpack(), self.capacity)
-        if self._steps and images.shape != self._images.shape:
-            raise ShapeMismatch(
-                f"images are {list(images.shape)}, the CUDA graph's {list(self._images.shape)}"
-            )
-        if self._steps and mask is not None and self._mask is None:
-            raise ShapeMismatch("images are padded, the CUDA graph's are not")
-        if self._graph is not None:
-            faults.raise_pending(self.step.device)  # a replay does not ask
-            self._fill(images, mask, targets)
-            self._graph.replay()
-            return self._losses
+        targets = self._packed(targets)
         if self._steps == 0:
             self._images = images.to(self.step.device, memory_format=torch.channels_last, copy=True)
             self._mask = None if mask is None else mask.to(self.step.device, copy=True)
-            self._targets = targets.to(self.step.device)
-            self._side = torch.cuda.Stream(self.step.device)
+            self._targets = targets.to(self.step.device, copy=True)
         else:
+            self._check_shapes(images, mask)
+            if self._graph is not None:
+                faults.raise_pending(self.step.device)  # a replay does not ask
             self._fill(images, mask, targets)
         self._steps += 1
         if self._steps <= WARM_UP:
-            self._side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._side):
-                losses = self._run()
-            torch.cuda.current_stream().wait_stream(self._side)
-            return losses
+            losses = self._warm_up()
+        else:
+            if self._graph is None:
+                self._capture()
+            self._graph.replay()  # capturing runs nothing
+            losses = self._losses
+        mark("graph")
+        return losses
+
+    def _packed(self, targets: Targets) -> PackedTargets:
+        if isinstance(targets, PackedTargets):
+            if targets.counts is None:  # it has a capacity
+                return targets
+            targets = targets.unpack()
+        return PackedTargets.pack(targets, self.capacity)
+
+    def _check_shapes(self, images: Tensor, mask: Tensor | None) -> None:
+        if images.shape != self._images.shape:
+            raise ShapeMismatch(
+                f"images are {list(images.shape)}, the CUDA graph's {list(self._images.shape)}"
+            )
+        if mask is not None and self._mask is None:
+            raise ShapeMismatch("images are padded, the CUDA graph's are not")
+
+    def _warm_up(self) -> dict[str, Tensor]:
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            losses = self._run()
+        torch.cuda.current_stream().wait_stream(self._side)
+        return losses
+
+    def _capture(self) -> None:
         faults.check_faults(self.step.device)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may do what a capture forbids: a loader's page-locks memory.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._losses = self._run()
-        self._graph.replay()  # capturing runs nothing
-        return self._losses
 
     def _fill(self, images: Tensor, mask: Tensor | None, targets: PackedTargets) -> None:
         self._images.copy_(images, non_blocking=True)
