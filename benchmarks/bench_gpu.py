@@ -21,21 +21,24 @@ from benchmarks.baselines.published_matcher import PublishedMatcher
 from benchmarks.cases import FAMILIES, Case, costs_of, make
 from benchmarks.chain import longest_chain
 from benchmarks.failures import Failures
-from benchmarks.gpu_losses import LOSSES, losses
-from benchmarks.gpu_losses import SIZES as LOSS_SIZES
-from benchmarks.gpu_timing import Call, Problem, bandwidth, rows_of
-from benchmarks.gpu_waits import waits
+from benchmarks.gpu_assignment import ASSIGNMENT_SIZES, assignment, counted, new_sizes, ragged
+from benchmarks.gpu_boxes import LOSS_SIZES, box_ious, losses
+from benchmarks.gpu_names import ASSIGNMENT, IOU, LISTS, LOSSES, MATCHING, NEW_SIZES, PACKED, RAGGED
+from benchmarks.gpu_profile import kernel_times, waits
+from benchmarks.gpu_timing import Problem, bandwidth, rows_of
 from benchmarks.harness import environment_info, read_csv, write_csv
-from detr_fast import FastMatcher, PackedTargets, linear_sum_assignment
+from detr_fast import FastMatcher, PackedTargets
 from detr_fast.packing import Matches
 from detr_fast.reference import matching_cost
 
 MATCHING_SIZES = ((2, 100, 91, 20), (16, 100, 91, 20), (16, 300, 91, 100), (16, 900, 91, 100))
-ASSIGNMENT_SIZES = ((96, 100, 20), (208, 300, 100), (208, 300, 300), (4096, 300, 20))  # P, N, M
 BATCHES = 8  # different ones, in turn
-COUNTED, COUNTED_COSTS = 64, 2_000_000  # problems, and costs, whose steps the host counts: at most
-MATCHING, ASSIGNMENT = "matching", "assignment"
-SETS = {"matching": MATCHING, "assignment": ASSIGNMENT, "box_losses": LOSSES}  # as in rows
+SETS = {  # as in rows
+    "matching": (MATCHING,),
+    "assignment": (ASSIGNMENT, RAGGED, NEW_SIZES),
+    "box_losses": (LOSSES,),
+    "box_iou": (IOU,),
+}
 
 Rows = list[dict]
 
@@ -44,6 +47,8 @@ def matching(case: Case, seed: int, device: str = "cuda") -> Problem:
     """Costs and assignment of all decoder layers."""
     batches = [make(case, seed + k, device) for k in range(BATCHES)]
     packed = [PackedTargets.pack(targets) for _, targets in batches]
+    # As a step that is compiled or captured takes them.
+    spacious = [PackedTargets.pack(targets, case.images * case.targets) for _, targets in batches]
     fast = FastMatcher()
     published, blockwise = PublishedMatcher(), BlockwiseMatcher()
     layers, targets = batches[0]
@@ -58,10 +63,11 @@ def matching(case: Case, seed: int, device: str = "cuda") -> Problem:
             "bytes": logits + 2 * costs,
         },
         {
-            "FastMatcher, packed": lambda k: fast.match_packed(
-                batches[k % BATCHES][0], packed[k % BATCHES]
+            PACKED: lambda k: fast.match_packed(batches[k % BATCHES][0], packed[k % BATCHES]),
+            f"{PACKED} with a capacity": lambda k: fast.match_packed(
+                batches[k % BATCHES][0], spacious[k % BATCHES]
             ),
-            "FastMatcher, lists": lambda k: fast.match_layers(*batches[k % BATCHES]),
+            LISTS: lambda k: fast.match_layers(*batches[k % BATCHES]),
             "published matcher": lambda k: published.match_layers(*batches[k % BATCHES]),
             "block-wise, one transfer": lambda k: blockwise.match_layers(*batches[k % BATCHES]),
         },
@@ -69,7 +75,7 @@ def matching(case: Case, seed: int, device: str = "cuda") -> Problem:
         lambda: longest_chain(
             cost.cpu().numpy()
             for cost in itertools.islice(
-                costs_of(layers, targets), _counted(case.queries, case.targets)
+                costs_of(layers, targets), counted(case.queries, case.targets)
             )
         ),
     )
@@ -120,99 +126,6 @@ def _pairs(matches: Matches) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     ]
 
 
-def _costs(
-    family: str, problems: int, queries: int, targets: int, seed: int, device: str
-) -> torch.Tensor:
-    """[P, M, N] of exactly that size, from the family's predictions."""
-    images = 16
-    case = Case(family, images, queries, 91, targets, layers=-(-problems // images))
-    layers, drawn = make(case, seed)
-    g = torch.Generator().manual_seed(seed)
-    full = []
-    for target in drawn:  # as many targets in every image
-        index = torch.randint(
-            len(target["labels"]), (targets - len(target["labels"]),), generator=g
-        )
-        jitter = 0.05 * torch.randn(len(index), 4, generator=g)
-        full.append(
-            {
-                "labels": torch.cat([target["labels"], target["labels"][index]]),
-                "boxes": torch.cat(
-                    [target["boxes"], (target["boxes"][index] + jitter).clamp(0.01, 0.99)]
-                ),
-            }
-        )
-    layers, full = (
-        [{name: value.to(device) for name, value in item.items()} for item in items]
-        for items in (layers, full)
-    )
-    return torch.stack(list(itertools.islice(costs_of(layers, full), problems)))
-
-
-def _counted(queries: int, targets: int) -> int:
-    return min(COUNTED, COUNTED_COSTS // (queries * targets))
-
-
-def assignment(
-    family: str, problems: int, queries: int, targets: int, seed: int, device: str = "cuda"
-) -> Problem:
-    """The bare solver on a batch of costs."""
-    costs = [_costs(family, problems, queries, targets, seed + k, device) for k in range(2)]
-    tall = [cost.transpose(1, 2).contiguous() for cost in costs]
-    variants: dict[str, Call] = {
-        "linear_sum_assignment": lambda k: linear_sum_assignment(costs[k % 2], validate=False),
-        "linear_sum_assignment, checked": lambda k: linear_sum_assignment(costs[k % 2]),
-        "linear_sum_assignment, rows are queries": lambda k: linear_sum_assignment(
-            tall[k % 2], validate=False
-        ),
-    }
-    try:
-        from torch_linear_assignment import batch_linear_assignment
-    except ImportError as error:
-        print(f"torch-linear-assignment is left out: {error}")
-    else:
-        variants["torch-linear-assignment"] = lambda k: batch_linear_assignment(costs[k % 2])
-        if targets < queries:
-            variants["torch-linear-assignment, rows are queries"] = lambda k: (
-                batch_linear_assignment(tall[k % 2])
-            )
-    return Problem(
-        f"{ASSIGNMENT} {family} P{problems} N{queries} M{targets}",
-        {
-            "what": ASSIGNMENT,
-            "family": family,
-            "problems": problems,
-            "queries": queries,
-            "targets": targets,
-            "bytes": costs[0].numel() * 4,
-        },
-        variants,
-        partial(_wrong_assignments, costs[0]),
-        lambda: longest_chain(costs[0][: _counted(queries, targets)].cpu().numpy()),
-    )
-
-
-def _wrong_assignments(cost: torch.Tensor, results: Mapping[str, object]) -> dict[str, str]:
-    """Whose totals are not those of the CPU's solver."""
-    cost = cost.double().cpu()  # [P, M, N]
-    problem = torch.arange(len(cost))[:, None]
-    rows, cols = linear_sum_assignment(cost)
-    least = cost[problem, rows, cols].sum(1)
-    wrong = {}
-    for variant, found in results.items():
-        if isinstance(found, torch.Tensor):  # columns of all rows, -1 where there is none
-            found = torch.arange(found.shape[1]).expand_as(found), found.cpu()
-        rows, cols = (index.cpu() for index in found)
-        if "rows are queries" in variant:
-            rows, cols = cols, rows
-        taken = (rows >= 0) & (cols >= 0)
-        total = (cost[problem, rows.clamp(0), cols.clamp(0)] * taken).sum(1)
-        off = (total - least).abs().max().item()
-        if off > 1e-3 or not (taken.sum(1) == min(cost.shape[1:])).all():
-            wrong[variant] = f"a total is {off} off the optimum, or pairs are missing"
-    return wrong
-
-
 def cases(sets: Sequence[str], seed: int, quick: bool) -> Iterator[tuple[str, Callable]]:
     """What makes each problem, under the name by which a failure to do so is reported."""
     few = slice(1 if quick else None)
@@ -222,9 +135,14 @@ def cases(sets: Sequence[str], seed: int, quick: bool) -> Iterator[tuple[str, Ca
     if ASSIGNMENT in sets:
         for size, family in itertools.product(ASSIGNMENT_SIZES[few], FAMILIES):
             yield f"{ASSIGNMENT} {family} {size}", partial(assignment, family, *size, seed)
+        for family in FAMILIES:
+            yield f"{RAGGED} {family}", partial(ragged, family, seed)
+        yield NEW_SIZES, partial(new_sizes, "random", seed)
     if LOSSES in sets:
         for size in LOSS_SIZES[few]:
             yield f"{LOSSES} {size}", partial(losses, Case("trained", *size), seed)
+    if IOU in sets:
+        yield IOU, partial(box_ious, seed)
 
 
 def run(
@@ -249,10 +167,12 @@ def run(
         write(rows)
     for problem, found in timed:
         for row in found:
+            call = partial(problem.variants[row["variant"]], 0)
             try:
-                row["waits"] = waits(partial(problem.variants[row["variant"]], 0))
+                row["waits"] = waits(call)
+                row["kernels"] = kernel_times(call)
             except Exception as error:
-                failures.add(f"waits of {problem.title}, {row['variant']}", error)
+                failures.add(f"profile of {problem.title}, {row['variant']}", error)
         print(f"{problem.title}: waits {[row['waits'] for row in found]}", flush=True)
         write(rows)
     for problem, found in timed:
@@ -294,7 +214,7 @@ def main() -> None:
         "torch_linear_assignment": rival,
         "copy_gb_per_s": round(bandwidth() / 1e9),
     }
-    sets = [SETS[name] for name in args.sets]
+    sets = [what for name in args.sets for what in SETS[name]]
     kept = [row for row in read_csv(args.out) if row["what"] not in sets]
     if kept:
         write_csv(args.out, kept)

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.failures import Failures
-from benchmarks.gpu_waits import waits
+from benchmarks.gpu_names import PUBLISHED
+from benchmarks.gpu_profile import waits
 from benchmarks.harness import environment_info, measure, write_csv
-from benchmarks.step_contenders import CONTENDERS, IMPOSSIBLE, PUBLISHED, Case, Contender
+from benchmarks.step_contenders import CONTENDERS, IMPOSSIBLE, Case, Contender
 from benchmarks.step_processes import DEFAULT, KEPT, ProcessContender
 from detr_fast.precision import amp_dtype
 

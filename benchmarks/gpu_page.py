@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.gpu_goals import goals
+
 Row = dict[str, str]
 MOST_FAILURES = 60  # lines
 
@@ -41,8 +43,13 @@ def page(results: Mapping[str, Result], folder: Path) -> str:
             left = len(failed) - MOST_FAILURES
             more = [f"and {left} more: log.txt"] if left > 0 else []
             text += ["", "### What failed", "", "```", *failed[:MOST_FAILURES], *more, "```"]
-    tables = [(folder / "gpu.csv", kernels)]
-    tables += [(path, training_steps) for path in sorted(folder.glob("train_step*.csv"))]
+    of_steps = sorted(folder.glob("train_step*.csv"))
+    try:
+        step_rows = [row for path in of_steps for row in _rows(path)]
+        text += ["", *goals_table(_rows(folder / "gpu.csv"), step_rows)]
+    except Exception as error:
+        text += ["", f"The goals cannot be looked up in these rows: {error!r}"]
+    tables = [(folder / "gpu.csv", kernels), *((path, training_steps) for path in of_steps)]
     for path, table in tables:
         if path.is_file():
             try:
@@ -66,30 +73,41 @@ def results_of(text: str) -> dict[str, Result]:
     return {title: Result(*values) for title, values in json.loads(found[1]).items()}
 
 
+def goals_table(of_kernels: list[Row], of_steps: list[Row]) -> list[str]:
+    """What is to be reached, beside what was."""
+    lines = ["## Goals", "", "| goal | measured | |", "|---|---|---|"]
+    for goal in goals(of_kernels, of_steps):
+        state = "met" if goal.met else "missed" if goal.measured else "no rows"
+        lines.append(_line(goal.text, goal.measured, state))
+    return lines
+
+
 def kernels(rows: list[Row]) -> list[str]:
     """The table of gpu.csv, which ``benchmarks.bench_gpu`` writes."""
     first = rows[0]
     lines = [
         "## Kernels",
         "",
-        f"{first['gpu']}, CUDA {first['cuda']}, torch {first['torch']}, commit {first['commit']}; "
+        f"{first['gpu']}, CUDA {first['cuda']}, torch {first['torch']}, commit {first['commit']}, "
+        f"torch-linear-assignment {first['torch_linear_assignment'] or 'not installed'}; "
         f"`{first['command']}`. A copy moves {first['copy_gb_per_s']} GB/s. "
         "Medians, cache cold, variants in turn; GPU time excludes launching in those calls that "
         "were queued before the GPU began, host time is that of the call on an idle GPU. The floor "
         "is the time to move what has to be moved. "
         "Steps are the longest chain of dependent ones among the first problems "
-        "(benchmarks/chain.py); what is beyond the floor, divided by them, is the time of one.",
+        "(benchmarks/chain.py); what is beyond the floor, divided by them, is the time of one. "
+        "Kernels are timed apart, by the profiler and with the cache warm.",
         "",
         "| what | family | problems | N | M | variant | GPU us | queued | host us | waits "
-        "| floor us | steps | ns per step |",
-        "|" + "---|" * 13,
+        "| floor us | steps | ns per step | us of each kernel |",
+        "|" + "---|" * 14,
     ]
     for row in rows:
         floor = float(row["bytes"]) / (float(row["copy_gb_per_s"]) * 1e3)
         names = ("what", "family", "problems", "queries", "targets", "variant", "gpu_us")
         cells = [*(row[name] for name in names), f"{row['queued']} of {row['calls']}"]
         cells += [row["host_us"], row["waits"], f"{floor:.1f}", row["steps"]]
-        lines.append(_line(*cells, _per_step(row, floor)))
+        lines.append(_line(*cells, _per_step(row, floor), row["kernels"]))
     return lines
 
 
@@ -115,6 +133,10 @@ def training_steps(rows: list[Row]) -> list[str]:
         "|" + "---|" * (1 + len(columns)),
         *(_line(row["variant"], *(row[name] for name in columns)) for row in rows),
     ]
+
+
+def _rows(path: Path) -> list[Row]:
+    return _read(path) if path.is_file() else []
 
 
 def _read(path: Path) -> list[Row]:

@@ -81,8 +81,8 @@ def steps(out: Path, capability: str, quick: bool) -> list[Step]:
         Step("tests", "GPU tests", 110, tests, r"\d+ passed", one_thread),
         # A kernel that breaks the process takes only its own kind of rows along.
         Step("bench", "Matching", 45, (*bench, "--sets", "matching")),
-        Step("bench", "Assignment", 45, (*bench, "--sets", "assignment")),
-        Step("bench", "Box losses", 20, (*bench, "--sets", "box_losses")),
+        Step("bench", "Assignment", 60, (*bench, "--sets", "assignment")),
+        Step("bench", "Boxes", 20, (*bench, "--sets", "box_losses", "box_iou")),
         Step("bench", "Picture", 10, draw),
         Step("train", "Training step", 40, train("train_step.csv", "transformers", "detr_fast")),
         Step("train", "CUDA graph", 35, train("train_step_graph.csv", "detr_fast CUDA graph")),

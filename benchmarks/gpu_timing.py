@@ -27,12 +27,13 @@ class Problem:
     # Given the results of round 0 by variant: with whose something is wrong, and what.
     wrong: Callable[[Mapping[str, object]], Mapping[str, str]]
     steps: Callable[[], int]  # counts the longest chain of dependent ones; slow, on the host
+    rounds: int | None = None  # at most, of one that takes long
 
 
 def rows_of(problem: Problem, rounds: int, failures: Failures) -> list[dict]:
     """A row for each variant that is right and raises nothing; the others are among ``failures``.
 
-    ``waits`` and ``steps`` are left empty: nothing shall be profiled before all is timed.
+    ``waits``, ``kernels`` and ``steps`` are left empty: nothing is profiled before all is timed.
     """
     results = {}
     for name, call in problem.variants.items():
@@ -47,9 +48,10 @@ def rows_of(problem: Problem, rounds: int, failures: Failures) -> list[dict]:
         failures.add(f"{problem.title}, {name}", AssertionError(what))
     sound = {name: problem.variants[name] for name in results if name not in wrong}
     del results
+    rounds = min(rounds, problem.rounds or rounds)
     figures = measure(sound, rounds, problem.title, failures)
     return [
-        {**problem.about, "variant": name, **figure, "waits": "", "steps": ""}
+        {**problem.about, "variant": name, **figure, "waits": "", "kernels": "", "steps": ""}
         for name, figure in figures.items()
     ]
 

@@ -10,6 +10,7 @@ from detr_fast import FastMatcher, PackedTargets, check_faults, linear_sum_assig
 from detr_fast.packing import Matches
 
 SIZES = ((2, 40, 5, 9), (2, 330, 5, 20), (1, 6, 5, 15))  # B, N, K, M
+LARGE = (1, 1400, 5, 60)  # whose costs are too many for a block's shared memory
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float32, torch.float64)
 
@@ -19,10 +20,13 @@ def run(device: str) -> None:
     for family in FAMILIES:
         for size in SIZES:
             match_and_lose(*make(Case(family, *size, layers=2), 1, device))
+        FastMatcher().match_layers(*make(Case(family, *LARGE, layers=1, exact=True), 1, device))
     for dtype in FLOATS:
         for shape in ((3, 5, 9), (2, 30, 20), (1, 20, 400)):
             linear_sum_assignment(torch.rand(shape, device=device, dtype=dtype))
             linear_sum_assignment(torch.randint(4, shape, device=device).to(dtype))
+        shapes = ((5, 9), (30, 20), (1, 1), (60, 1400))
+        linear_sum_assignment([torch.rand(s, device=device, dtype=dtype) for s in shapes])
         for iou in (ops.box_iou, ops.generalized_box_iou):
             a, b = (
                 torch.rand(3, n, 4, device=device, dtype=dtype, requires_grad=True) for n in (7, 50)
@@ -34,6 +38,11 @@ def run(device: str) -> None:
 def match_and_lose(layers: list[dict], targets: list[dict]) -> None:
     """Matches in every dtype of logits, and the losses in every dtype of boxes, with gradients."""
     FastMatcher().match_layers(layers, targets)
+    spoilt = layers[0]["pred_boxes"].clone()
+    spoilt[0, 1] = torch.nan
+    FastMatcher(nonfinite="last").match_layers(
+        [{**layers[0], "pred_boxes": spoilt}, *layers[1:]], targets
+    )
     for dtype in HALVES:
         halves = [{**x, "pred_logits": x["pred_logits"].to(dtype)} for x in layers]
         FastMatcher(class_cost="focal").match_layers(halves, targets)

@@ -11,6 +11,7 @@ from benchmarks.baselines.published_criterion import (
     published_step,
 )
 from benchmarks.baselines.published_detr import PublishedDETR
+from benchmarks.gpu_names import COMPILED, EAGER, GRAPHED, PUBLISHED, TRANSFORMERS
 from detr_fast.losses import SetCriterion
 from detr_fast.models import MODELS
 from detr_fast.precision import amp_dtype, autocast
@@ -19,8 +20,6 @@ from detr_fast.training.graph import GraphedStep
 from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.step import TrainStep
 
-EAGER, COMPILED, GRAPHED = "detr_fast", "detr_fast compiled", "detr_fast CUDA graph"
-PUBLISHED, TRANSFORMERS = "published formula", "transformers"
 CLASSES, QUERIES, CLIP = 91, 100, 0.1
 
 

@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import torch
 
 from benchmarks import bench_gpu, bench_train_step, step_contenders, tables
 from benchmarks.failures import Failures
+from benchmarks.gpu_names import COMPILED, EAGER, GRAPHED, PUBLISHED
 from benchmarks.harness import read_csv, write_csv
 from benchmarks.scaling_model import ASSUMED, all_reduce_seconds
-from benchmarks.step_contenders import COMPILED, CONTENDERS, EAGER, GRAPHED, PUBLISHED, Case
+from benchmarks.step_contenders import CONTENDERS, Case
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -195,11 +197,25 @@ def test_readme_numbers_have_a_row():
 
 
 def test_committed_rows_can_be_repeated():
-    for name in ("assignment", "matcher"):
-        for row in rows_of(RESULTS / f"{name}_cpu.csv"):
+    for name in ("assignment", "matcher", "loader", "train_step"):
+        rows = rows_of(RESULTS / f"{name}_cpu.csv")
+        assert rows
+        for row in rows:
             assert row["command"].startswith(f"python -m benchmarks.bench_{name}")
+            assert row["command"].endswith(f" --out benchmarks/results/{name}_cpu.csv")
             assert row["commit"] and row["seed"] and row["torch"] and row["scipy"] and row["cpu"]
-            assert row["p50_us"] or row["note"].startswith("left out: ")
+            assert name != "loader" or row["pillow"]
+            figure = row["step_ms" if name == "train_step" else "p50_us"]
+            assert figure or row["note"].startswith("left out: ")
+
+
+def test_committed_training_steps_are_those_of_their_command():
+    for row in rows_of(RESULTS / "train_step_cpu.csv"):
+        args = bench_train_step.parser().parse_args(shlex.split(row["command"])[3:])
+        assert row["seed"] == str(args.seed) and row["model"] == args.model
+        assert (int(row["height"]), int(row["width"])) == tuple(args.size)
+        assert int(row["batch"]) == args.batch and int(row["torch_threads"]) == args.threads
+        assert row["allocator"] in args.allocators
 
 
 def case_on(device: str) -> Case:
@@ -357,7 +373,8 @@ def test_rows_of_other_sets_are_kept(time_assignments, tmp_path):
     """A second call for another kind of problems adds its rows, and what older ones are without."""
 
     def run(cases, rounds, failures, write) -> list[dict]:
-        assert [title.split()[0] for title, _ in cases] == ["assignment"] * 3
+        titles = [title for title, _ in cases]
+        assert len(titles) == 7 and all(title.startswith("assignment") for title in titles)
         write([{"what": bench_gpu.ASSIGNMENT, "x": "3", "queued": 5}])
         return []
 

@@ -13,6 +13,21 @@ import torch
 
 from benchmarks import bench_gpu, bench_train_step, child, gpu_page, gpu_report, sanitized
 from benchmarks.checkout import ROOT, commit
+from benchmarks.gpu_goals import goals
+from benchmarks.gpu_names import (
+    ASSIGNMENT,
+    BOX_LOSSES,
+    COMPILED,
+    EAGER,
+    LOSSES,
+    MATCHING,
+    PACKED,
+    PUBLISHED,
+    PUBLISHED_LOSSES,
+    SOLVER,
+    TORCH_ASSIGNMENT,
+    TRANSFORMERS,
+)
 from benchmarks.gpu_page import Result
 from benchmarks.gpu_plot import draw
 from benchmarks.gpu_report import Step
@@ -39,6 +54,8 @@ ROWS = [
         "torch": "2.11",
         "commit": "abc",
         "command": "python -m benchmarks.bench_gpu",
+        "kernels": "match_problems 3.0",
+        "torch_linear_assignment": "",
         "copy_gb_per_s": "4000",
     }
     for what in ("matching", "assignment")
@@ -327,9 +344,11 @@ def test_rows_become_a_page_and_a_figure(tmp_path) -> None:
     write_csv(tmp_path / "gpu.csv", ROWS)
     page = gpu_page.page({}, tmp_path)
     expected = "| matching | initial | 96 | 300 | 100 | theirs | 15.0 | 29 of 30 | 7 | 0 | 1.0 "
-    assert expected + "| 50 | - |" in page
+    assert expected + "| 50 | - | match_problems 3.0 |" in page
+    assert "torch-linear-assignment not installed" in page
     # (5 us - 4 MB at 4 TB/s) / 50 steps
     assert "| FastMatcher, packed | 5.0 | 29 of 30 | 7 | 0 | 1.0 | 50 | 80 |" in page
+    assert "| box losses, forward and backward: 5 x the published ones |  | no rows |" in page
     draw(ROWS, tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").stat().st_size > 10_000
 
@@ -376,3 +395,47 @@ def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path) -> None:
     git.write_text("#!/bin/sh\nexit 128\n")
     git.chmod(0o755)
     assert commit() == "unknown"
+
+
+def kernel_row(what: str, variant: str, gpu_us: float, **others: str) -> dict[str, str]:
+    row = {"what": what, "variant": variant, "gpu_us": str(gpu_us), "family": "initial"}
+    row |= {"problems": "96", "queries": "100", "targets": "20", "host_us": "100", "waits": "0"}
+    return row | others
+
+
+def step_row(variant: str, speedup: float, host_waits: str = "") -> dict[str, str]:
+    row = {"variant": variant, "speedup_to_published": str(speedup), "host_waits": host_waits}
+    return row | {"precision": "bf16 autocast"}
+
+
+def test_goals_are_compared_with_the_worst_case_and_the_best_rival() -> None:
+    large = {"queries": "300", "targets": "100"}
+    kernels = [
+        kernel_row(ASSIGNMENT, SOLVER, 10),
+        kernel_row(ASSIGNMENT, f"{SOLVER}, checked", 30),
+        kernel_row(ASSIGNMENT, TORCH_ASSIGNMENT, 90, waits="2"),
+        kernel_row(ASSIGNMENT, f"{TORCH_ASSIGNMENT}, rows are queries", 60),
+        kernel_row(ASSIGNMENT, SOLVER, 10, family="trained"),
+        kernel_row(ASSIGNMENT, TORCH_ASSIGNMENT, 45, family="trained"),
+        kernel_row(MATCHING, PACKED, 59),
+        kernel_row(MATCHING, PACKED, 61, family="random", host_us="149"),
+        kernel_row(MATCHING, PACKED, 240, **large),
+        kernel_row(MATCHING, PACKED, 999, family="random", **large),
+        kernel_row(LOSSES, BOX_LOSSES, 10),
+        kernel_row(LOSSES, PUBLISHED_LOSSES, 50),
+    ]
+    steps = [step_row(PUBLISHED, 1.0), step_row(TRANSFORMERS, 1.5), step_row(EAGER, 1.8, "0")]
+    steps += [step_row(PUBLISHED, 1.0), step_row(COMPILED, 2.1, "1")]
+    assert [(goal.measured, goal.met) for goal in goals(kernels, steps)] == [
+        ("4.5 x at least, of 2: trained, 96 x (100 x 20)", False),
+        ("", False),
+        ("", False),
+        ("61 us at most, of 2: random", False),
+        ("149 us at most, of 2: random", True),
+        ("240 us at most, of 1: initial", True),
+        ("5.0 x at least, of 1: initial, 96 x (100 x 20)", True),
+        ("0 at most, of 7", True),
+        ("2.10 x: detr_fast compiled", True),
+        ("1.40 x: detr_fast compiled", True),
+        ("1 at most, of 2: detr_fast compiled", False),
+    ]

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import bench_gpu, gpu_timing, gpu_waits
+from benchmarks import bench_gpu, gpu_profile, gpu_timing
 from benchmarks.cases import FAMILIES, Case
 from benchmarks.failures import Failures
-from benchmarks.gpu_losses import loss_variants, losses
+from benchmarks.gpu_assignment import NEW_BATCHES, assignment, new_sizes, ragged
+from benchmarks.gpu_boxes import box_ious, loss_variants, losses
+from benchmarks.gpu_names import IOU, LOSSES
+from benchmarks.gpu_profile import blocking_calls, by_kernel
 from benchmarks.gpu_timing import Problem, measure, rows_of
-from benchmarks.gpu_waits import blocking_calls
 
 
 class Gpu:
@@ -153,6 +155,7 @@ def test_nothing_is_profiled_or_counted_before_everything_is_timed(monkeypatch) 
 
     monkeypatch.setattr(bench_gpu, "rows_of", timed)
     monkeypatch.setattr(bench_gpu, "waits", waits)
+    monkeypatch.setattr(bench_gpu, "kernel_times", lambda call: "a 1.0")
     failures = Failures()
     cases = [
         ("first", lambda: problem(a=lambda k: 2, b=lambda k: 1 / k)),
@@ -169,7 +172,7 @@ def test_nothing_is_profiled_or_counted_before_everything_is_timed(monkeypatch) 
     ]
     assert failures.lines == [
         "FAILED broken: MemoryError: too large",
-        "FAILED waits of a case, b: ZeroDivisionError: division by zero",
+        "FAILED profile of a case, b: ZeroDivisionError: division by zero",
     ]
     none = ("", "")
     assert written == [
@@ -186,18 +189,32 @@ def test_nothing_is_profiled_or_counted_before_everything_is_timed(monkeypatch) 
 def test_what_is_compared_is_right_and_what_is_wrong_is_found(family) -> None:
     cases = [
         (bench_gpu.matching(Case(family, 2, 30, 7, 40, layers=2), 0, "cpu"), 4),
-        (bench_gpu.assignment(family, 5, 30, 6, 0, "cpu"), 3),
+        (assignment(family, 5, 30, 6, 0, "cpu"), 3),
+        (ragged(family, 0, "cpu", images=1), 1),
         (losses(Case(family, 2, 30, 7, 6, layers=2), 0, "cpu"), 2),
+        (box_ious(0, "cpu", images=2), 2),
     ]
     for case, least in cases:
         results = {name: call(0) for name, call in case.variants.items()}
         assert len(results) >= least and case.wrong(results) == {}
         name = next(iter(results))
         others = {"other batch": case.variants[name](1), **results}
-        if case.about["what"] != "box losses, forward and backward":  # one batch only
+        if case.about["what"] not in (LOSSES, IOU):  # one batch only
             assert list(case.wrong(others)) == ["other batch"]
         assert case.wrong({}) == {}
         assert case.steps() >= 0
+
+
+def test_each_call_has_a_largest_target_count_of_its_own() -> None:
+    case = new_sizes("random", 0, "cpu", images=2)
+    calls = 1 + 5 + 2 * case.rounds  # checked, warmed up, timed
+    assert calls <= NEW_BATCHES
+    for call in case.variants.values():
+        first = call(0)
+        found = [first, *(call(0) for _ in range(calls - 1))]
+        sizes = {x.shape[1] if isinstance(x, torch.Tensor) else len(x[0][0]) for x in found}
+        assert len(sizes) == calls
+        assert list(case.wrong({"first": first, "last": found[-1]})) == ["last"]
 
 
 def test_pairs_that_are_missing_or_twice_are_found() -> None:
@@ -232,10 +249,20 @@ def test_waits_leave_out_the_profilers_own() -> None:
     assert blocking_calls({}, own) == 0
 
 
+def test_times_of_kernels() -> None:
+    times = {
+        "void detr_fast::cuda::(anonymous namespace)::match_problems<true>(detr_fast::X)": 5.0,
+        "detr_fast::cuda::(anonymous namespace)::pair_costs(detr_fast::cuda::Layers)": 2.0,
+        "void detr_fast::cuda::(anonymous namespace)::match_problems<false>(int)": 0.5,
+        "void at::native::vectorized_elementwise_kernel<4, at::native::Add>(int)": 9.0,
+    }
+    assert by_kernel(times) == {"match_problems": 5.5, "pair_costs": 2.0}
+
+
 @pytest.fixture
 def profiled(monkeypatch):
     """A profiler that waits twice itself, and shows the waits of a call that says what it does."""
-    gpu_waits._profilers_own.cache_clear()
+    gpu_profile._profilers_own.cache_clear()
     shown = {"works": True}
 
     def profile(call) -> dict[str, int]:
@@ -243,18 +270,18 @@ def profiled(monkeypatch):
         count = made if isinstance(made, int) and shown["works"] else 0
         return {"cudaDeviceSynchronize": 2, "cudaStreamSynchronize": count}
 
-    monkeypatch.setattr(gpu_waits, "_profiled", profile)
+    monkeypatch.setattr(gpu_profile, "_profiled", profile)
     number = SimpleNamespace(item=lambda: 1)
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: number)
     yield shown
-    gpu_waits._profilers_own.cache_clear()
+    gpu_profile._profilers_own.cache_clear()
 
 
 def test_waits_of_a_call(profiled) -> None:
-    assert gpu_waits.waits(lambda: 3) == 3 and gpu_waits.waits(lambda: 0) == 0
+    assert gpu_profile.waits(lambda: 3) == 3 and gpu_profile.waits(lambda: 0) == 0
 
 
 def test_a_profiler_that_shows_nothing_is_not_taken_for_no_wait(profiled) -> None:
     profiled["works"] = False
     with pytest.raises(RuntimeError, match="shows no wait"):
-        gpu_waits.waits(lambda: 0)
+        gpu_profile.waits(lambda: 0)

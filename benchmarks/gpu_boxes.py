@@ -1,18 +1,22 @@
-"""Box losses of all decoder layers on a GPU, forward and backward, beside the published ones."""
+"""Boxes on a GPU, forward and backward: the losses of all layers beside the published ones, and
+generalised IoU beside torchvision's."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
+import torchvision
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from benchmarks.baselines.published_criterion import WEIGHTS, PublishedCriterion
 from benchmarks.cases import Case, make
+from benchmarks.gpu_names import BOX_LOSSES, IOU, LOSSES, PUBLISHED_LOSSES, TORCHVISION
 from benchmarks.gpu_timing import Problem
 from detr_fast import FastMatcher, PackedTargets
-from detr_fast.ops import box_losses
+from detr_fast.ops import box_losses, generalized_box_iou
 
-LOSSES, PUBLISHED = "box losses, forward and backward", "published criterion's"
-SIZES = ((2, 100, 91, 20), (16, 100, 91, 20), (16, 300, 91, 100))  # B, N, K, M
+LOSS_SIZES = ((2, 100, 91, 20), (16, 100, 91, 20), (16, 300, 91, 100))  # B, N, K, M
 
 
 def loss_variants(
@@ -44,7 +48,7 @@ def loss_variants(
             total = total + sum(WEIGHTS[name] * loss for name, loss in losses.items())
         return torch.autograd.grad(total, boxes)[0]
 
-    return {"box_losses": ours, PUBLISHED: theirs}
+    return {BOX_LOSSES: ours, PUBLISHED_LOSSES: theirs}
 
 
 def losses(case: Case, seed: int, device: str = "cuda") -> Problem:
@@ -58,18 +62,54 @@ def losses(case: Case, seed: int, device: str = "cuda") -> Problem:
             "bytes": 2 * case.layers * case.images * case.queries * 4 * 4,
         },
         loss_variants(case, seed, device),
-        _wrong_gradients,
+        partial(_wrong_gradients, PUBLISHED_LOSSES),
         lambda: 0,
     )
 
 
-def _wrong_gradients(results: Mapping[str, object]) -> dict[str, str]:
-    """Whose gradient is not the published criterion's."""
+def box_ious(seed: int, device: str = "cuda", images: int = 16) -> Problem:
+    """Generalised IoU of 900 queries' and 100 targets' boxes of each image, and its gradient."""
+    layers, targets = make(Case("random", images, 900, 1, 100, layers=1, exact=True), seed, device)
+    queries, wanted = (
+        box_convert(boxes, "cxcywh", "xyxy")
+        for boxes in (layers[0]["pred_boxes"], torch.stack([t["boxes"] for t in targets]))
+    )
+    queries.requires_grad_()
+    count = wanted.shape[1]
+
+    def theirs(_: int) -> Tensor:
+        pairs = zip(queries, wanted, strict=True)
+        total = sum(torchvision.ops.generalized_box_iou(q, t).sum() for q, t in pairs)
+        return torch.autograd.grad(total / count, queries)[0]
+
+    return Problem(
+        IOU,
+        {
+            "what": IOU,
+            "family": "random",
+            "problems": images,
+            "queries": 900,
+            "targets": 100,
+            "bytes": 2 * images * 900 * 100 * 4,  # written, and its gradient read
+        },
+        {
+            "generalized_box_iou": lambda _: torch.autograd.grad(
+                generalized_box_iou(queries, wanted).sum() / count, queries
+            )[0],
+            TORCHVISION: theirs,
+        },
+        partial(_wrong_gradients, TORCHVISION),
+        lambda: 0,
+    )
+
+
+def _wrong_gradients(reference: str, results: Mapping[str, object]) -> dict[str, str]:
+    """Whose gradient is not that of the variant named ``reference``."""
     wrong = {}
     for variant, gradient in results.items():
         try:
             torch.testing.assert_close(
-                gradient, results.get(PUBLISHED, gradient), rtol=1e-4, atol=1e-6
+                gradient, results.get(reference, gradient), rtol=1e-4, atol=1e-6
             )
         except AssertionError as error:
             wrong[variant] = str(error)
