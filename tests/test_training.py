@@ -43,7 +43,9 @@ def train_rows(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
 
-def small_trainer(run: Path, checkpoint=None, **options) -> Trainer:
+def small_trainer(
+    run: Path, checkpoint=None, quiet: bool = True, device: str = "cpu", **options
+) -> Trainer:
     """A trainer on 24 images of shapes."""
     run.mkdir(parents=True, exist_ok=True)
     config = TrainConfig.create(
@@ -53,7 +55,7 @@ def small_trainer(run: Path, checkpoint=None, **options) -> Trainer:
         Shapes(24, image_size=48, seed=0, transforms=small_train(None), fresh=True),
         Shapes(8, image_size=48, seed=1, transforms=fixed_eval(None)),
     ]
-    return Trainer(config, *sets, run, torch.device("cpu"), checkpoint, quiet=True)
+    return Trainer(config, *sets, run, torch.device(device), checkpoint, quiet)
 
 
 def saved_steps(trainer: Trainer) -> list[int]:
@@ -147,7 +149,7 @@ class TestResume:
         os.killpg(process.pid, signal.SIGINT)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert f"go on with: detr-fast train --resume {run}" in error
+        assert f"resume with: detr-fast train --resume {run}" in error
         assert "Traceback" not in error
         step = load_checkpoint(run)["step"]
         assert 3 <= step < 150
@@ -420,7 +422,7 @@ class TestCheckpoint:
                 load_checkpoint(tmp_path / "odd.pt")
         for config, said in (
             ({"model": "vit"}, "model is 'vit'"),
-            ({"blur": 1, 2: 3}, "with 2, blur"),
+            ({"blur": 1, 2: 3}, "with options 2, blur"),
         ):
             save_checkpoint(tmp_path / "new.pt", {**entries, "config": config})
             with pytest.raises(CheckpointError, match=rf"new\.pt is from another .*{said}"):
@@ -788,7 +790,7 @@ class TestConfig:
             ({"backbone_weights": "imagenet"}, "no pretrained backbone"),
             ({"boxes": "cut"}, "boxes is 'cut', expected one of error, clip"),
             ({"data": "voc:x", "voc_origin": 2}, "voc_origin is 2, expected one of 0, 1"),
-            ({"voc_origin": 1}, "voc_origin is 1, but shapes is no Pascal VOC folder"),
+            ({"voc_origin": 1}, "voc_origin is 1, but shapes is not a Pascal VOC folder"),
             ({"amp": "fp16"}, "amp is 'fp16', expected one of auto, none, bf16"),
             ({"recipe": "DETR"}, "recipe is 'DETR', expected one of small, detr"),
             ({"cost_class": 0.0, "cost_bbox": 0, "cost_giou": 0}, "cost_giou are all 0, expected"),
