@@ -17,7 +17,7 @@ def assignment_table(rows: list[Row]) -> str:
     """The headline set in float32: milliseconds of each solver."""
     rows = [row for row in rows if row["set"] == "headline" and row["dtype"] == "float32"]
     lines = table_head(
-        "queries x targets", "predictions", *SOLVERS, "floor", "next best / detr_fast"
+        "queries x targets", "predictions", *SOLVERS, "numpy.min", "next best / detr_fast"
     )
     for row in _ours(rows, "detr_fast"):
         mine = {
@@ -44,7 +44,7 @@ def assignment_table(rows: list[Row]) -> str:
 def matcher_table(rows: list[Row]) -> str:
     """Six decoder layers on two threads in common sizes: milliseconds of each matcher."""
     rows = [row for row in rows if row["set"] == "sizes" and row["threads"] == "2"]
-    lines = table_head("images x queries x targets up to", "predictions", *MATCHERS, "floor")
+    lines = table_head("images x queries x targets up to", "predictions", *MATCHERS, "torch.exp")
     for row in _ours(rows, "FastMatcher"):
         size = ("images", "queries", "targets")
         mine = {
