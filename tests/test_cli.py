@@ -159,7 +159,7 @@ class TestTrain:
         copy = shutil.copytree(run, tmp_path / "copy")
         assert main(["train", "--resume", str(copy), "--epochs", "4", "--device", "cpu"]) == 0
         said = capsys.readouterr().out
-        note = "note   4 epochs in all, no longer 2: the learning rate follows the step schedule of"
+        note = "note   4 epochs in all instead of 2: the learning rate follows the step schedule of"
         assert said.count(note) == 1 and "resumed at step 6" in said
         state = torch.load(copy / "last.pt", weights_only=True)
         assert state["step"] == 12 and state["config"]["epochs"] == 4
@@ -181,7 +181,7 @@ class TestTrain:
             torch.save(state | {"evaluation_due": due}, copy / "last.pt")
             assert main(command) == (0 if due else 2)
         said = capsys.readouterr()
-        assert "--epochs is 2" in said.err and "note   2 epochs in all, no longer 5" in said.out
+        assert "--epochs is 2" in said.err and "note   2 epochs in all instead of 5" in said.out
         rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
         assert [row["epoch"] for row in rows if row["kind"] == "val"] == [1, 2]
         last = torch.load(copy / "last.pt", weights_only=True)
@@ -284,7 +284,7 @@ class TestEval:
         for command in (["eval", str(run)], ["visualize", "queries", str(run), *out]):
             assert main([*command, "--data", coco, "--voc-origin", "1", "--device", "cpu"]) == 2
             said = capsys.readouterr().err
-            assert f"voc_origin is 1, but {coco} is no Pascal VOC folder" in said
+            assert f"voc_origin is 1, but {coco} is not a Pascal VOC folder" in said
 
 
 class TestPredict:
@@ -311,7 +311,7 @@ class TestPredict:
         before = {path.name: path.read_bytes() for path in pictures.iterdir()}
         command = ["predict", str(run), str(pictures), "--device", "cpu"]
         assert main([*command, "--out", str(pictures)]) == 2
-        assert "take another one" in capsys.readouterr().err
+        assert "choose another one" in capsys.readouterr().err
         assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
         monkeypatch.chdir(tmp_path)
         assert main(command) == main(command) == 0
@@ -447,7 +447,8 @@ class TestErrors:
         assert not list(tmp_path.iterdir())
 
     def test_resume_takes_the_end_of_a_run(self, capsys, run):
-        assert "not the end of a run" in self.fails(capsys, "train", "--resume", f"{run}/best.pt")
+        error = self.fails(capsys, "train", "--resume", f"{run}/best.pt")
+        assert "is not a run's last.pt: --resume the run's folder" in error
 
     def test_a_run_that_saved_nothing_gives_its_name_back(self, capsys, tmp_path, voc_folder):
         folder = _copy_voc(voc_folder, tmp_path)
@@ -496,7 +497,7 @@ class TestErrors:
 
         monkeypatch.setattr("detr_fast.cli.evaluate.evaluate", fail)
         said = self.fails(capsys, "eval", str(run), "--device", "cpu")
-        assert "out of memory: take fewer" in said and clean_message(error) in said
+        assert "out of memory: use fewer" in said and clean_message(error) in said
 
     def test_without_pycocotools(self, capsys, tmp_path, run, monkeypatch):
         """Training ends before its first step; what needs no figures works."""

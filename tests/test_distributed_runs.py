@@ -244,7 +244,7 @@ class TestDeath:
         ours = [line for line in error.splitlines() if line.startswith("detr-fast:")]
         assert len(ours) == 1, error
         assert "a process of this run is gone, after step " in ours[0]
-        assert "go on with: detr-fast train --resume runs/run" in ours[0]
+        assert "resume with: detr-fast train --resume runs/run" in ours[0]
         step = load_checkpoint(tmp_path / "runs" / "run")["step"]
         assert step > 0 and step % 2 == 0  # of whole epochs
         assert "detr_fast/" not in error  # no traceback of ours

@@ -173,8 +173,9 @@ class TestOtherModels:
         torch.save({"model": detr_resnet34().state_dict()}, tmp_path / "resnet34.pth")
         name = "transformer.encoder.layers.0.self_attn.in_proj_weight"
         first = "backbone.0.body.layer1.2.conv1.weight"
+        sizes = rf"{name} is \[384, 128\] in the file and \[768, 256"
         for build, file, message in (
-            (detr_resnet18, tmp_path / "tiny.pth", rf"{name} is \[384, 128\] there and \[768, 256"),
+            (detr_resnet18, tmp_path / "tiny.pth", sizes),
             (detr_resnet34, published, f"it has no {first}"),
             (detr_resnet18, tmp_path / "resnet34.pth", f", which has no {first}"),
         ):
@@ -228,5 +229,5 @@ class TestConfig:
         assert TrainConfig.create(init_from="run", lr=1e-4).lr_backbone == 1e-4
 
     def test_two_sources_of_the_backbone_are_one_too_many(self):
-        with pytest.raises(ValueError, match="init_from has the backbone's weights too: leave"):
+        with pytest.raises(ValueError, match="init_from has the backbone's weights: leave"):
             TrainConfig.create(model="resnet50", init_from="a.pth", backbone_weights="imagenet")

@@ -359,4 +359,4 @@ class TestOptions:
 
     def test_continue_needs_a_name(self, tmp_path, capsys):
         assert main(["train", "--continue", "--runs", str(tmp_path)]) == 2
-        assert "--continue starts or goes on with a --name" in capsys.readouterr().err
+        assert "--continue needs --name, and excludes --resume" in capsys.readouterr().err

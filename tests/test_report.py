@@ -91,7 +91,7 @@ def test_figures_are_those_of_the_weights_in_the_pictures(run, tmp_path):
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["report", str(copy), "--device", "cpu"]) == 0
     page = (copy / "report.html").read_text()
-    text = "The model shown is that after epoch 1; the last AP was 0.125, after epoch 2."
+    text = "The model shown is the one after epoch 1; the last AP was 0.125, after epoch 2."
     assert page.index("0.625") < page.index(text)
 
 
@@ -128,12 +128,12 @@ def test_faults(run, tmp_path, capsys):
     assert main(["report", str(run / "last.pt"), "--out", str(tmp_path / "p.html")]) == 2
     assert "expected a run's" in capsys.readouterr().err
     assert main(["report", str(run), "--out", str(tmp_path / "none" / "p.html")]) == 2
-    assert "in a folder that there is" in capsys.readouterr().err
+    assert "expected a file in an existing folder" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2
     assert "no such file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["report", str(run), "--images", "0"])
-    assert "--images: '0', expected a whole number from 1 on" in capsys.readouterr().err
+    assert "--images: '0', expected a whole number >= 1" in capsys.readouterr().err
     with pytest.raises(ValueError, match="needs a section"):
         Page("x").text("y")
 

@@ -133,7 +133,7 @@ def test_benchmark_of_a_cuda_graph(tmp_path):
 def test_benchmark_command_needs_steps(capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", "--steps", "0"])
-    assert "--steps: '0', expected a whole number from 1 on" in capsys.readouterr().err
+    assert "--steps: '0', expected a whole number >= 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--no-draft"], ["--cache"], ["--cache-gb", "0.5"]])

@@ -19,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 2 where the input or the machine was at fault or a package is missing
-        (after one line that says how), 1 where another process of the run is gone (likewise), 130
-        after Ctrl-C, or what the command returns.
+        The exit status: what the command returns, 2 if the input or the machine is at fault or a
+        package is missing (after one line that explains it), 1 if another process of the run is
+        gone (likewise), or 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         prog="detr-fast", description="Train, evaluate and use DETR, the detection transformer."
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if args.debug:
             raise
-        # Our own errors say everything themselves; others need the name of their type.
-        ours = type(error) is ValueError or type(error).__module__.startswith("detr_fast.")
-        message = " ".join(str(error).split("\n")) if ours else clean_message(error)
+        # The package's own errors are complete messages; others need the name of their type.
+        own = type(error) is ValueError or type(error).__module__.startswith("detr_fast.")
+        message = " ".join(str(error).split("\n")) if own else clean_message(error)
         _say(f"detr-fast: error: {message}")
         return 2
     except (RuntimeError, MemoryError) as error:
@@ -64,16 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _advice(error: BaseException) -> str | None:
-    """What a person can do about an error of the machine; None for any other, a fault in here."""
+    """Return advice about an error of the machine; None for any other: a fault of this package."""
     if is_out_of_memory(error):
-        return "out of memory: take fewer or smaller images, a smaller model or another --device"
-    # torch._dynamo itself, where no model was compiled, would take seconds to import.
+        return "out of memory: use fewer or smaller images, a smaller model or another --device"
+    # By name: where no model was compiled, importing torch._dynamo would take seconds.
     if any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):
         return "torch.compile failed: leave out --compile"
     return None
 
 
 def _say(line: str) -> None:
-    """Print to the terminal, once however many processes there are."""
+    """Print to standard error, once for all processes of the run."""
     if distributed.is_first_to_report(line):
         print(line, file=sys.stderr, flush=True)

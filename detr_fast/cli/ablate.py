@@ -1,4 +1,4 @@
-"""``detr-fast ablate``: train with one thing changed at a time, and say what it did."""
+"""``detr-fast ablate``: train with one thing changed at a time, and report its effect."""
 
 import argparse
 import shlex
@@ -15,10 +15,10 @@ from detr_fast.training.engine import Interrupted
 from detr_fast.visualize import ablation_report, plot_ablation
 
 DESCRIPTION = """\
-Train the tiny model again and again with one thing changed: the number of queries, the decoder's
-self-attention, the losses and matching costs, the position encoding, the weight of "no object", the
-kind of query. Every variant has the same budget and seeds. Writes results.jsonl, a table with a
-short reading (README.md) and curves. Called again, it goes on where it stopped.
+Train the tiny model repeatedly, each time with one thing changed: the number of queries, the
+decoder's self-attention, the losses and matching costs, the position encoding, the weight of "no
+object", or the kind of query. Every variant has the same budget and seeds. Writes results.jsonl, a
+table with a short interpretation (README.md) and curves. Run again, it resumes where it stopped.
 """
 
 
@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the command's options."""
     parser = subparsers.add_parser(
         "ablate",
-        help="what each part of DETR is good for, measured",
+        help="measure what each part of DETR contributes",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,15 +35,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_box_options(parser)
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"))
     parser.add_argument("--stride", type=int, choices=(8, 16))
-    parser.add_argument("--num-queries", type=int, default=20, help="of the baseline; default: 20")
+    parser.add_argument("--num-queries", type=int, default=20, help="in the baseline; default: 20")
     parser.add_argument("--query-mode", choices=("learned", "anchor"), default="anchor")
-    parser.add_argument("--epochs", type=int, default=6, help="of each training; default: 6")
+    parser.add_argument("--epochs", type=int, default=6, help="per training; default: 6")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--eval-every", type=int, default=1, metavar="EPOCHS")
     parser.add_argument("--repeats", type=count, default=3, help="seeds 0, 1, ...; default: 3")
     names = ", ".join(variant.name for variant in VARIANTS)
     parser.add_argument(
-        "--only", nargs="+", metavar="VARIANT", help=f"beside the baseline; there are {names}"
+        "--only", nargs="+", metavar="VARIANT", help=f"only the baseline and these, out of {names}"
     )
     parser.add_argument("--out", type=Path, default=Path("ablation"), help="default: ablation")
     parser.add_argument("--device", help="default: a GPU if there is one")
@@ -53,8 +53,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write the table and the curves."""
-    given = ("data", "val_data", "stride", "num_queries", "query_mode", "epochs", "batch_size")
-    options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
+    names = ("data", "val_data", "stride", "num_queries", "query_mode", "epochs", "batch_size")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options |= box_options(args)
     if args.image_size is not None:
         options["image_size"] = tuple(args.image_size)
@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     variants = changed_variants(config, args.only)
     for name in args.only or ():
         if name not in {variant.name for variant in variants}:
-            print(f"note   {name} is what the baseline has: left out")
+            print(f"note   {name} is the same as the baseline: left out")
     device = distributed.start(args.device)
-    import_cocoeval()  # without it, the first training would be for nothing
+    import_cocoeval()  # if missing, fail now and not after the first training
     ablation = Ablation(config, open_data, args.out, device)
     total = len(variants) * args.repeats
     print(f"{len(variants)} variants, {args.repeats} seeds each: {total} trainings", flush=True)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
                 flush=True,
             )
     except Interrupted:
-        print("detr-fast: stopped; the same command goes on", file=sys.stderr)
+        print("detr-fast: stopped; run the same command again to resume", file=sys.stderr)
         return 130
     rows = ablation.rows()
     (args.out / "README.md").write_text(ablation_report(rows, config, _command(args)))
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """What was asked for, without where it goes and runs."""
+    """Return the command as it was given, without where it writes and runs."""
     words = ["detr-fast", "ablate"]
     for name, value in vars(args).items():
         if name in ("out", "device", "debug", "run", "parser"):

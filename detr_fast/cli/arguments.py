@@ -1,4 +1,4 @@
-"""What several commands' options have in common: types of values, how boxes are read, --debug."""
+"""Options shared by several commands: types of values, how boxes are read, --debug."""
 
 import argparse
 import math
@@ -8,14 +8,14 @@ from detr_fast.data.dataset import BOXES
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """Parse a whole number >= 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number >= 1")
     return int(text)
 
 
 def score(text: str) -> float:
-    """A number in 0..1."""
+    """Parse a number in 0..1."""
     try:
         number = float(text)
     except ValueError:
@@ -26,38 +26,38 @@ def score(text: str) -> float:
 
 
 def point(text: str) -> tuple[float, float]:
-    """X,Y in pixels."""
+    """Parse X,Y in pixels."""
     try:
         x, y = map(float, text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no X,Y in pixels") from None
+        raise argparse.ArgumentTypeError(f"{text!r}, expected X,Y in pixels") from None
     return x, y
 
 
 def add_box_options(parser: Any) -> None:
-    """Add how the boxes of annotation files are read."""
+    """Add the options for how the boxes of annotation files are read."""
     parser.add_argument(
         "--boxes",
         choices=BOXES,
-        help="what becomes of boxes outside their images; default: error, or as trained with",
+        help="what to do with boxes outside their images; default: error, or as in training",
     )
     parser.add_argument(
         "--voc-origin",
         type=int,
         choices=(0, 1),
         help="1: VOC files count from 1 and include the last pixel, as the original ones do; "
-        "default: 0, or as trained with",
+        "default: 0, or as in training",
     )
 
 
 def box_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of them that were given."""
-    given = {name: getattr(args, name) for name in ("boxes", "voc_origin")}
-    return {name: value for name, value in given.items() if value is not None}
+    """Return those of these options that were given."""
+    values = {name: getattr(args, name) for name in ("boxes", "voc_origin")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def add_debug(parser: argparse.ArgumentParser, **default: object) -> None:
-    """Add ``--debug``; a command inside a command needs it too, without a default of its own."""
+    """Add ``--debug``; a command within a command also needs it, with its default suppressed."""
     parser.add_argument(
         "--debug", action="store_true", help="show where an error came from", **default
     )

@@ -1,4 +1,4 @@
-"""Which checkpoint a command looks at, and that it says so."""
+"""Loading the checkpoint that a command uses, and printing which one it is."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ HELP = "a checkpoint, or a run's folder: its best.pt, else its last.pt"
 
 
 def load_best_checkpoint(path: Path) -> dict[str, Any]:
-    """Load the checkpoint that evaluation takes, and print its file and epoch.
+    """Load the checkpoint that evaluation uses, and print its file and epoch.
 
     Args:
         path: a checkpoint, or a run's folder.

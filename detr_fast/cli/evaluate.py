@@ -23,14 +23,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description="Evaluate a checkpoint with pycocotools' COCOeval.",
     )
     parser.add_argument("checkpoint", type=Path, help=HELP)
-    parser.add_argument("--data", metavar="SPEC", help="default: what it was validated on")
+    parser.add_argument("--data", metavar="SPEC", help="default: the data it was validated on")
     parser.add_argument("--split", help="default: the split it was validated on")
     add_box_options(parser)
-    parser.add_argument("--batch-size", type=int, help="default: that of training")
+    parser.add_argument("--batch-size", type=int, help="default: as in training")
     parser.add_argument("--workers", type=int, help="processes that load images")
     parser.add_argument("--amp", choices=AMP, default="auto")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--out", type=Path, metavar="JSON", help="write the figures here too")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="also write the figures here")
     return parser
 
 

@@ -1,10 +1,10 @@
-"""New folders for results, so that nothing that is there already is written over."""
+"""New folders for results, so that nothing existing is overwritten."""
 
 from pathlib import Path
 
 
 def new_folder(wanted: Path) -> Path:
-    """Make ``wanted``, or, where that exists, ``wanted-2``, ``wanted-3`` and so on."""
+    """Make ``wanted`` or, if that exists, ``wanted-2``, ``wanted-3`` and so on."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
     folder, number = wanted, 1
     while True:

@@ -1,4 +1,4 @@
-"""Pictures of a model's predictions in a data set, and its images as model and reader want them."""
+"""Pictures of predictions in a data set, and its images as model inputs and as pictures."""
 
 from collections.abc import Iterator
 
@@ -22,21 +22,21 @@ def prediction_grid(
     score_threshold: float = 0.5,
     cell: int = 320,
 ) -> Image.Image:
-    """Detections in the first images of a data set, as the model saw them, four in a row."""
+    """Draw detections in the first images of a data set, as the model saw them, four in a row."""
     model.eval()
     cells = []
     for index in range(min(images, len(dataset))):
         image, _, _ = to_device(collate([dataset[index]]), device)
         size = torch.tensor([image.shape[-2:]])
-        found = detect_batch(model, image, None, size, amp, score_threshold)[0]
+        detections = detect_batch(model, image, None, size, amp, score_threshold)[0]
         picture, factor = enlarge(as_picture(image[0]), cell)
         cells.append(
             draw_detections(
                 picture,
-                found["boxes"] * factor,
-                found["labels"],
+                detections["boxes"] * factor,
+                detections["labels"],
                 dataset.class_names,
-                found["scores"],
+                detections["scores"],
             )
         )
     return image_grid(cells, columns=4)
@@ -45,10 +45,10 @@ def prediction_grid(
 def batches(
     dataset: torch.utils.data.Dataset, device: torch.device, size: int = 16
 ) -> Iterator[tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]]:
-    """Batches on the device as the model takes them: images, mask or None, targets."""
+    """Yield batches on the device as the model takes them: images, mask or None, targets."""
     yield from Prefetcher(device).batches(make_loader(dataset, 0, batch_size=size))
 
 
 def as_picture(image: Tensor) -> Image.Image:
-    """What the model was given, [3, H, W], as it looked before normalisation."""
+    """Return a model's input, [3, H, W], as the picture that it was before normalisation."""
     return F.to_pil_image(denormalize(image).cpu())

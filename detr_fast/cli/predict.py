@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect in each image; an image that cannot be read is named, and the others still done."""
+    """Detect objects in each image; report an image that cannot be read, and do the others."""
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.checkpoint)
     files = find_images(args.images)
@@ -68,13 +68,14 @@ def run(args: argparse.Namespace) -> int:
             continue
         image, _ = recipe(pixels)
         size = torch.tensor([pixels.shape[-2:]])
-        found = detect_batch(model, image[None].to(device), None, size, amp, args.threshold)[0]
+        inputs = image[None].to(device)
+        detections = detect_batch(model, inputs, None, size, amp, args.threshold)[0]
         picture = _new_name(out, file.stem, written)
         shown, factor = F.to_pil_image(pixels), 1.0
         if max(shown.size) < SMALLEST_PICTURE:  # captions would cover it
             shown, factor = enlarge(shown, SMALLEST_PICTURE)
         draw_detections(
-            shown, found["boxes"] * factor, found["labels"], names, found["scores"]
+            shown, detections["boxes"] * factor, detections["labels"], names, detections["scores"]
         ).save(picture)
         results.append(
             {
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
                 "picture": picture.name,
                 "height": pixels.shape[-2],
                 "width": pixels.shape[-1],
-                "detections": _detections(found, names, ids),
+                "detections": _detections(detections, names, ids),
             }
         )
     (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the images in the folders named.
+    """Return the files named, and the images in the folders named.
 
     Raises:
         DataError: a path that does not exist, or a folder without an image.
@@ -112,18 +113,18 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def _detections(
-    found: dict[str, torch.Tensor], names: list[str], ids: list[int]
+    detections: dict[str, torch.Tensor], names: list[str], ids: list[int]
 ) -> list[dict[str, Any]]:
-    """Detections with COCO's [x, y, width, height] boxes in pixels, the surest first."""
+    """Return detections with COCO's [x, y, width, height] boxes in pixels, surest first."""
     rows = []
-    for index in found["scores"].argsort(descending=True).tolist():
-        x1, y1, x2, y2 = found["boxes"][index].tolist()
-        label = int(found["labels"][index])
+    for index in detections["scores"].argsort(descending=True).tolist():
+        x1, y1, x2, y2 = detections["boxes"][index].tolist()
+        label = int(detections["labels"][index])
         rows.append(
             {
                 "category": names[label],
                 "category_id": ids[label],
-                "score": round(float(found["scores"][index]), 4),
+                "score": round(float(detections["scores"][index]), 4),
                 "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
             }
         )
@@ -131,17 +132,17 @@ def _detections(
 
 
 def _results_folder(wanted: Path | None) -> Path:
-    """Where results go; nothing that is there already is ever overwritten."""
+    """Make the folder for results; nothing that exists is ever overwritten."""
     if wanted is None:
         return new_folder(Path("predictions"))
     if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-        raise ValueError(f"--out {wanted} exists and is not an empty folder: take another one")
+        raise ValueError(f"--out {wanted} exists and is not an empty folder: choose another one")
     wanted.mkdir(parents=True, exist_ok=True)
     return wanted
 
 
 def _new_name(folder: Path, stem: str, written: set[str]) -> Path:
-    """A picture's path that no other image of this call has taken."""
+    """Return a picture's path that no other image of this call has."""
     name, number = f"{stem}.png", 2
     while name in written:
         name, number = f"{stem}-{number}.png", number + 1

@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--out", type=Path, help="default: RUN/report.html")
     parser.add_argument(
-        "--images", type=count, default=200, help="validation images looked at; default: 200"
+        "--images", type=count, default=200, help="validation images to use; default: 200"
     )
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser
@@ -52,10 +52,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
     if not args.run_dir.is_dir():
-        raise ValueError(f"{args.run_dir}: no such folder, expected a run's")
+        raise ValueError(f"{args.run_dir}: no such folder, expected a run's folder")
     out = args.out or args.run_dir / "report.html"
     if out.is_dir() or not out.resolve().parent.is_dir():
-        raise ValueError(f"--out is {out}, expected a file in a folder that there is")
+        raise ValueError(f"--out is {out}, expected a file in an existing folder")
     rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.run_dir)
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset, step: int) -> None:
-    """The figures of the checkpoint after ``step`` steps, whose weights the pictures are of."""
+    """Add the figures of the checkpoint after ``step`` steps, whose weights the pictures show."""
     page.section("Results")
     if not vals:
         page.text("This run has not been evaluated yet.")
@@ -107,9 +107,9 @@ def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset, 
         }
     )
     page.text(
-        f"The model shown is that after epoch {shown['epoch']:g}; the last AP was "
+        f"The model shown is the one after epoch {shown['epoch']:g}; the last AP was "
         f"{_figure(last['AP'])}, after epoch {last['epoch']:g}. COCO figures on the "
-        f"{len(val_set):,} validation images; '-' where there is no such object."
+        f"{len(val_set):,} validation images; '-' where there are no such objects."
     )
     boxes = val_set.boxes_per_class()
     classes = sorted(shown["per_class"].items(), key=lambda item: -item[1])
@@ -130,29 +130,32 @@ def _images(
     chosen: torch.utils.data.Dataset,
     device: torch.device,
 ) -> None:
-    """The best and the worst images, and attention in some."""
-    found: list[Found] = []
+    """Add the worst and the best images, and attention in at most two."""
+    ranked: list[Found] = []
     model.eval()
     for images, mask, targets in batches(chosen, device):
         unit = torch.ones(len(targets), 2)
-        for target, one in zip(targets, detect_batch(model, images, mask, unit), strict=True):
+        results = detect_batch(model, images, mask, unit)
+        for target, result in zip(targets, results, strict=True):
             corners = box_convert(target["boxes"].cpu(), "cxcywh", "xyxy")
-            found.append((image_quality(one, target["labels"].cpu(), corners), len(found), one))
-    found.sort(key=lambda item: (item[0], item[1]))
+            quality = image_quality(result, target["labels"].cpu(), corners)
+            ranked.append((quality, len(ranked), result))
+    ranked.sort(key=lambda item: (item[0], item[1]))
     page.section("Images")
     page.text(
-        "Targets left, detections above 0.5 right. Sorted by the IoU of detections and targets of "
-        f"one class, paired one to one, over the larger of their numbers; of {len(found):,} images."
+        "Targets left, detections of score 0.5 or more right. Sorted by quality: detections and "
+        "targets of the same class are paired one to one, and the sum of their IoU is divided by "
+        f"the larger of the two numbers. Out of {len(ranked):,} images."
     )
-    few = min(6, -(-len(found) // 2))
-    for title, group in (("Worst", found[:few]), ("Best", found[::-1][:few])):
+    few = min(6, -(-len(ranked) // 2))
+    for title, group in (("Worst", ranked[:few]), ("Best", ranked[::-1][:few])):
         page.text(f"{title}: {', '.join(f'{quality:.2f}' for quality, _, _ in group)}")
-        pictures = [_pair(val_set, index, one) for _, index, one in group]
+        pictures = [_pair(val_set, index, result) for _, index, result in group]
         page.picture(image_grid(pictures, 2), f"{title} images", photograph=True)
     page.section("Attention")
     shown = 0
-    for _, index, one in found[::-1]:
-        if float(one["scores"].max()) < 0.5 or shown == 2:
+    for _, index, result in ranked[::-1]:
+        if float(result["scores"].max()) < 0.5 or shown == 2:
             continue
         image = _image(val_set, index, device)
         picture = as_picture(image)
@@ -174,12 +177,16 @@ def _image(val_set: DetectionDataset, index: int, device: torch.device) -> Tenso
     return images[0]
 
 
-def _pair(val_set: DetectionDataset, index: int, found: dict[str, Tensor]) -> Any:
+def _pair(val_set: DetectionDataset, index: int, result: dict[str, Tensor]) -> Any:
     ((images, _, targets),) = batches(
         torch.utils.data.Subset(val_set, [index]), torch.device("cpu")
     )
     return truth_and_detections(
-        as_picture(images[0]), targets[0]["labels"], targets[0]["boxes"], found, val_set.class_names
+        as_picture(images[0]),
+        targets[0]["labels"],
+        targets[0]["boxes"],
+        result,
+        val_set.class_names,
     )
 
 

@@ -1,4 +1,4 @@
-"""``detr-fast train``: train a model, on generated shapes unless told otherwise."""
+"""``detr-fast train``: train a model, by default on generated shapes."""
 
 import argparse
 import sys
@@ -24,9 +24,9 @@ from detr_fast.training.schedule import SCHEDULES
 from detr_fast.visualize import plot_training
 
 DESCRIPTION = """\
-Train a model. Alone, `detr-fast train` trains the tiny model on generated shapes, on whatever
-device there is. Options that are not given take the defaults of the model: those of the paper for
-the ResNets, those of training from scratch for tiny.
+Train a model. Without options, `detr-fast train` trains the tiny model on generated shapes, on a
+GPU if there is one. Options that are not given take the defaults of the model: those of the paper
+for the ResNets, those of training from scratch for tiny.
 """
 
 
@@ -41,42 +41,42 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add_config_options(parser)
     run = parser.add_argument_group("run")
-    run.add_argument("--name", default=None, help="of the folder; default: data and model")
-    run.add_argument("--runs", type=Path, default=None, help="where it goes; default: runs")
+    run.add_argument("--name", default=None, help="of the run's folder; default: data and model")
+    run.add_argument("--runs", type=Path, default=None, help="its parent folder; default: runs")
     run.add_argument(
         "--resume",
         type=Path,
         default=None,
         metavar="RUN",
-        help="a run's folder: go on exactly where it stopped, with its options; "
-        "with --epochs N, to N epochs in all",
+        help="a run's folder: resume exactly where it stopped, with its options; "
+        "with --epochs N, up to N epochs in total",
     )
     run.add_argument(
         "--continue",
         dest="continue_run",
         action="store_true",
         default=False,
-        help="if the run of that --name exists, go on with it: for restarts by torchrun or Slurm",
+        help="resume the run of that --name if it exists: for restarts by torchrun or Slurm",
     )
     run.add_argument(
         "--save-minutes",
         type=float,
         default=SAVE_MINUTES,
         metavar="MINUTES",
-        help="a longer epoch is saved this often; 0: at its end alone; default: 30",
+        help="minutes between checkpoints within an epoch; 0: only at its end; default: 30",
     )
     run.add_argument("--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any")
     return parser
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add what :class:`TrainConfig` holds: options of the data, the model and the training."""
+    """Add the options of :class:`TrainConfig`: of the data, the model and the training."""
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", metavar="SPEC", help="shapes | voc:PATH | coco:IMAGES:JSON | coco:ROOT"
     )
     data.add_argument(
-        "--val-data", metavar="SPEC", help="what to evaluate on; default: the val split of --data"
+        "--val-data", metavar="SPEC", help="data to evaluate on; default: the val split of --data"
     )
     data.add_argument("--train-split", help="default: train")
     data.add_argument("--val-split", help="default: val")
@@ -87,26 +87,28 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="of the small recipe; default: the size of each image",
+        help="in the small recipe; default: the size of each image",
     )
     data.add_argument(
-        "--flip-vertical", action="store_true", help="small recipe: images have no upside"
+        "--flip-vertical",
+        action="store_true",
+        help="small recipe: also flip half of the images upside down",
     )
     data.add_argument(
         "--cache",
         action="store_true",
-        help="keep decoded images in memory, no larger than they are used",
+        help="keep decoded images in memory, no larger than needed",
     )
     data.add_argument(
         "--cache-gb",
         type=float,
         metavar="GB",
-        help="--cache with so much memory per machine; default: half of what is free",
+        help="--cache with this much memory per machine; default: half of what is free",
     )
     data.add_argument(
         "--draft",
         action=argparse.BooleanOptionalAction,
-        help="decode training JPEGs at 1/2, 1/4 or 1/8 where that is enough; default: yes",
+        help="decode training JPEGs at 1/2, 1/4 or 1/8 size if that is enough; default: yes",
     )
     data.add_argument(
         "--decode",
@@ -114,13 +116,18 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         help="cuda: the GPU decodes and transforms training JPEGs; default: cpu",
     )
     data.add_argument(
-        "--pad-multiple", type=int, metavar="PIXELS", help="round batches up: fewer different sizes"
+        "--pad-multiple",
+        type=int,
+        metavar="PIXELS",
+        help="round batch height and width up to multiples: fewer different sizes",
     )
-    data.add_argument("--workers", type=int, help="processes that load images; default: by device")
+    data.add_argument(
+        "--workers", type=int, help="processes that load images; default: depends on device"
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=tuple(MODELS), help="default: tiny")
-    model.add_argument("--num-queries", type=int, metavar="N", help="most detections per image")
+    model.add_argument("--num-queries", type=int, metavar="N", help="maximum detections per image")
     model.add_argument("--query-mode", choices=("learned", "anchor"))
     model.add_argument("--dropout", type=float, help="of the transformer")
     model.add_argument("--stride", type=int, choices=(8, 16), help="of tiny's feature map")
@@ -144,13 +151,18 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         "--lr-backbone", type=float, help="default: 1e-5 for a ResNet with weights, else --lr"
     )
     training.add_argument("--weight-decay", type=float)
-    training.add_argument("--clip", type=float, help="largest gradient norm; 0: none")
+    training.add_argument("--clip", type=float, help="largest gradient norm; 0: no clipping")
     training.add_argument("--warmup-steps", type=int)
     training.add_argument("--schedule", choices=SCHEDULES)
     training.add_argument(
-        "--lr-drop", type=float, metavar="SHARE", help="step schedule: when, as a share of the run"
+        "--lr-drop",
+        type=float,
+        metavar="SHARE",
+        help="step schedule: tenfold drop at this share of the run",
     )
-    training.add_argument("--ema", type=float, metavar="DECAY", help="averaged weights; 0: none")
+    training.add_argument(
+        "--ema", type=float, metavar="DECAY", help="of the averaged weights; 0: none"
+    )
     training.add_argument("--box-loss", choices=BOX_LOSSES)
     training.add_argument("--eos-coef", type=float, help='class weight of "no object"')
     training.add_argument("--amp", choices=AMP)
@@ -168,20 +180,20 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, then say what came out."""
-    given = given_options(args)
+    """Train, then print the results."""
+    options = given_options(args)
     device = distributed.start(args.device)
-    import_cocoeval()  # without it, the first epoch would be trained for nothing
+    import_cocoeval()  # if missing, fail now and not after the first epoch
     if args.continue_run:
         args.resume = _run_to_continue(args)
     if args.resume is None:
         checkpoint, classes = None, None
-        config = TrainConfig.create(**given)
+        config = TrainConfig.create(**options)
     elif args.continue_run:
         checkpoint = load_checkpoint(args.resume)
-        config, classes = _same_config(args.resume, checkpoint, given), checkpoint["class_names"]
+        config, classes = _same_config(args.resume, checkpoint, options), checkpoint["class_names"]
     else:
-        checkpoint, config = _resume(args, given)
+        checkpoint, config = _resume(args, options)
         classes = checkpoint["class_names"]
     train_set, val_set = open_data(config, classes)
     if args.resume is None:
@@ -220,72 +232,74 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _resume_hint(folder: Path) -> str:
-    """How to go on with a run that ended early."""
+    """Return how to resume a run that ended early."""
     if (folder / "last.pt").exists():
-        return f"go on with: detr-fast train --resume {folder}"
+        return f"resume with: detr-fast train --resume {folder}"
     return "nothing was saved yet"
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of :class:`TrainConfig` that were given."""
-    given = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__}
-    if "image_size" in given:
-        given["image_size"] = tuple(given["image_size"])
-    if given.get("backbone_weights") == "none":
-        given["backbone_weights"] = None
-    return given
+    """Return the options of :class:`TrainConfig` that were given."""
+    options = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__}
+    if "image_size" in options:
+        options["image_size"] = tuple(options["image_size"])
+    if options.get("backbone_weights") == "none":
+        options["backbone_weights"] = None
+    return options
 
 
-def _resume(args: argparse.Namespace, given: dict[str, Any]) -> tuple[dict[str, Any], TrainConfig]:
-    """The checkpoint and configuration that --resume names; --workers and --epochs may change."""
-    changed = {name: given.pop(name) for name in ("workers", "epochs") if name in given}
-    others = [*given, *(name for name in ("name", "runs") if getattr(args, name) is not None)]
+def _resume(
+    args: argparse.Namespace, options: dict[str, Any]
+) -> tuple[dict[str, Any], TrainConfig]:
+    """Return --resume's checkpoint and configuration; --workers and --epochs may differ."""
+    changed = {name: options.pop(name) for name in ("workers", "epochs") if name in options}
+    others = [*options, *(name for name in ("name", "runs") if getattr(args, name) is not None)]
     if others:
-        options = ", ".join("--" + name.replace("_", "-") for name in others)
-        raise ValueError(f"--resume goes on with the options of its run: leave out {options}")
+        flags = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise ValueError(f"--resume continues with the options of its run: leave out {flags}")
     if args.resume.name == "last.pt":
         args.resume = args.resume.parent
     if args.resume.is_file():
-        raise ValueError(f"{args.resume} is not the end of a run: --resume the folder it is in")
+        raise ValueError(f"{args.resume} is not a run's last.pt: --resume the run's folder")
     checkpoint = load_checkpoint(args.resume)
     then = TrainConfig.from_dict(checkpoint["config"])
     config = replace(then, **changed)
     if "epochs" in changed:
         done = checkpoint["step"] / checkpoint["steps_per_epoch"]
-        # What has been trained may still have to be evaluated, or be the whole run.
+        # Not an error: what has been trained is still to be evaluated, or is the whole run.
         ends_here = config.epochs == done and checkpoint.get("evaluation_due", False)
         if config.epochs <= done and not ends_here and config.epochs != then.epochs:
             raise ValueError(
                 f"--epochs is {config.epochs}, but {args.resume} has done {done:.4g}: give the "
-                "number of epochs in all"
+                "total number of epochs"
             )
         if processes.rank() == 0 and config.epochs != then.epochs:
             print(
-                f"note   {config.epochs} epochs in all, no longer {then.epochs}: the learning rate "
+                f"note   {config.epochs} epochs in all instead of {then.epochs}: the learning rate "
                 f"follows the {config.schedule} schedule of {config.epochs}"
             )
     return checkpoint, config
 
 
 def _run_to_continue(args: argparse.Namespace) -> Path | None:
-    """The folder that --continue means, if there is something to go on with."""
+    """Return the folder of the run that --continue resumes; None if there is none yet."""
     if args.resume is not None or args.name is None:
-        raise ValueError("--continue starts or goes on with a --name; --resume goes on with a run")
+        raise ValueError("--continue needs --name, and excludes --resume")
     folder = (args.runs or Path("runs")) / args.name
-    # Rank 0 looks, for all: it is the one that writes there.
+    # Rank 0 looks for all processes: it is the one that writes there.
     exists = processes.broadcast((folder / "last.pt").exists())
     return folder if exists else None
 
 
-def _same_config(folder: Path, checkpoint: dict[str, Any], given: dict[str, Any]) -> TrainConfig:
-    """The configuration of the run, if it has the options given; workers and memory may differ.
+def _same_config(folder: Path, checkpoint: dict[str, Any], options: dict[str, Any]) -> TrainConfig:
+    """Return the run's configuration if it has the options given; workers and memory may differ.
 
-    Options that were not given are the run's: their defaults may be other ones by now.
+    Options that were not given are the run's: their defaults may have changed since.
     """
-    now = TrainConfig.create(**given)
+    now = TrainConfig.create(**options)
     then = TrainConfig.from_dict(checkpoint["config"])
     then = replace(then, workers=now.workers, cache_gb=now.cache_gb)
-    asked = {*given, *(["cache"] if now.cache else [])}  # which --cache-gb turns on
+    asked = {*options, *(["cache"] if now.cache else [])}  # which --cache-gb turns on
     other = [
         f"{name} {getattr(then, name)}, not {getattr(now, name)}"
         for name in TrainConfig.__dataclass_fields__
@@ -297,14 +311,14 @@ def _same_config(folder: Path, checkpoint: dict[str, Any], given: dict[str, Any]
 
 
 def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
-    """Make the run's folder: the name given, or one of data and model, numbered if it exists."""
+    """Make the run's folder: ``name``, or data and model, numbered if that exists."""
     if processes.rank() != 0:
         return runs
     if name is not None:
         folder = runs / name
         if (folder / "last.pt").exists():
             raise ValueError(
-                f"{folder} exists: take another --name, --resume it, or say --continue"
+                f"{folder} exists: choose another --name, --resume it, or add --continue"
             )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -322,7 +336,7 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
     crowded = int((counts > config.num_queries).sum())
     warning = (
         f"note   {crowded} training images have more objects (up to {counts.max()}) than there are "
-        f"queries ({config.num_queries}); the others cannot be learned: raise --num-queries"
+        f"queries ({config.num_queries}); the surplus cannot be learned: raise --num-queries"
     )
     caches = {
         name: data.cache.describe()

@@ -44,26 +44,28 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     attention.add_argument("--most", type=count, default=8, help="detections shown; default: 8")
     attention.add_argument(
-        "--layer", default="-1", help="decoder layer from 0, or 'all'; default: -1, the last"
+        "--layer", default="-1", help="decoder layer, from 0, or 'all'; default: -1, the last"
     )
-    attention.add_argument("--head", default="mean", help="a head from 0, 'each' or 'mean'")
+    attention.add_argument("--head", default="mean", help="a head, from 0, or 'each' or 'mean'")
     attention.add_argument(
         "--point",
         type=point,
         action="append",
         metavar="X,Y",
-        help="of the encoder's picture, in pixels, repeatable; default: four detections",
+        help="pixel for the encoder's picture, repeatable; default: four detections",
     )
 
     queries = _add_kind(kinds, "queries", _queries, "what each query has specialised in")
-    queries.add_argument("--images", type=count, default=500, help="the first ones; default: 500")
+    queries.add_argument(
+        "--images", type=count, default=500, help="number of images, from the first; default: 500"
+    )
     queries.add_argument("--most", type=count, default=20, help="queries shown; default: 20")
     queries.add_argument(
         "--threshold", type=score, default=0.0, help="lowest score of the boxes drawn; default: 0"
     )
 
     matching = _add_kind(kinds, "matching", _matching, "what the matcher decided in an image")
-    matching.add_argument("--index", type=int, default=0, help="of the image in the data")
+    matching.add_argument("--index", type=int, default=0, help="index of the image in the data")
     matching.add_argument("--layer", type=int, default=-1, help="decoder layer; default: the last")
 
     for kind in (queries, matching):
@@ -80,7 +82,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw."""
+    """Draw the pictures."""
     if args.draw is not _curves and args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out is {args.out}, a file, expected a folder")
     args.draw(args)
@@ -118,7 +120,7 @@ def _attention(args: argparse.Namespace) -> None:
             args.point,
             head="mean" if head == "each" else head,
         )
-    # First: it needs no detection.
+    # Save it first: it needs no detection.
     _save(args.out, {f"{args.image.stem}-encoder": encoder})
     try:
         with autocast(device, amp):
@@ -141,7 +143,7 @@ def _number(name: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"--{name} is {text!r}, expected a number or a word of --help") from None
+        raise ValueError(f"--{name} is {text!r}, expected a number or a word from --help") from None
 
 
 def _queries(args: argparse.Namespace) -> None:

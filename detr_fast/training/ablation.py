@@ -1,4 +1,4 @@
-"""Ablations: the same training with one thing changed, several times over (paper, section 4.2)."""
+"""Ablations: repeat the same training with one thing changed each time (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from detr_fast.training.logs import read_metrics, read_rows
 
 BASELINE = "baseline"
 RESULTS, CONFIG = "results.jsonl", "config.json"
-RUN = "training"  # the run at work, below the ablation's folder
+RUN = "training"  # the run in progress, a subfolder of the ablation's folder
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ VARIANTS = (
     Variant("no-giou", "matching and loss", {"cost_giou": 0.0, "weight_giou": 0.0}),
     Variant("no-giou-cost", "matching and loss", {"cost_giou": 0.0}),
     Variant("no-giou-loss", "matching and loss", {"weight_giou": 0.0}),
-    # The class loss itself has to stay: nothing else teaches which class a box has.
+    # The class loss itself must stay: nothing else teaches which class a box has.
     Variant("no-class-cost", "matching and loss", {"cost_class": 0.0}),
     Variant("position-at-input", "position encoding", {"position_at": "input"}),
     Variant("no-position", "position encoding", {"position_encoding": "none"}),
@@ -63,7 +63,7 @@ VARIANTS = (
 
 
 def changed_variants(config: TrainConfig, names: Sequence[str] | None = None) -> list[Variant]:
-    """The baseline and the variants that differ from it, or those of them that are named.
+    """Return the baseline and every variant, or every one in ``names``, that differs from it.
 
     Raises:
         ValueError: an unknown name.
@@ -71,7 +71,7 @@ def changed_variants(config: TrainConfig, names: Sequence[str] | None = None) ->
     known = {variant.name: variant for variant in VARIANTS}
     for name in names or ():
         if name not in known:
-            raise ValueError(f"unknown variant {name!r}, there are {', '.join(known)}")
+            raise ValueError(f"unknown variant {name!r}, expected one of {', '.join(known)}")
     effective = config.to_dict() | {"query_mode": query_mode(config)}
     chosen = [known[name] for name in known if not names or name in (BASELINE, *names)]
     return [
@@ -83,13 +83,15 @@ def changed_variants(config: TrainConfig, names: Sequence[str] | None = None) ->
 
 
 def query_mode(config: TrainConfig) -> str:
-    """What queries a configuration's model has."""
+    """Return the kind of queries of a configuration's model, ``"anchor"`` or ``"learned"``."""
     return config.query_mode or ("anchor" if config.model == "tiny" else "learned")
 
 
 def _is_of(then: str, now: str) -> bool:
-    """Whether an ablation's file is of the baseline of another one. What it lacks are options that
-    came later, which are at their defaults in it."""
+    """Return whether two ablations' files, as text, describe the same baseline.
+
+    Options missing from ``then`` were added to the code later: they count as their defaults.
+    """
     try:
         baseline = {**TrainConfig().to_dict(), **json.loads(then)["ablation of"]}
     except (ValueError, KeyError, TypeError):
@@ -98,14 +100,14 @@ def _is_of(then: str, now: str) -> bool:
 
 
 class Ablation:
-    """Trains every variant with every seed, and keeps a row of each in ``results.jsonl``.
+    """Trainings of all variants with all seeds, with a row for each in ``results.jsonl``.
 
-    What is there already is not trained again, so that an interrupted ablation goes on.
+    What has a row already is not trained again, so an interrupted ablation resumes.
 
     Args:
-        config: the baseline; every variant has its budget, and its data in the same order.
-        open_data: a configuration's training and validation data.
-        folder: for results, its own alone; checkpoints are deleted once they are measured.
+        config: the baseline; every variant has the same budget, and its data in the same order.
+        open_data: opens a configuration's training and validation data.
+        folder: for this ablation's results alone; checkpoints are deleted once evaluated.
 
     Raises:
         ValueError: the folder holds something else, or results of another baseline.
@@ -127,19 +129,19 @@ class Ablation:
         path = folder / CONFIG
         if path.exists():
             if not _is_of(path.read_text(), self._config_text):
-                raise ValueError(f"{path} is of another baseline: take another folder")
+                raise ValueError(f"{path} describes another baseline: choose another folder")
         elif folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty, and holds no ablation: take another folder")
+            raise ValueError(f"{folder} is not empty and holds no ablation: choose another folder")
 
     def rows(self) -> list[dict[str, Any]]:
-        """The results so far."""
+        """Return the results so far."""
         return read_results(self.folder)
 
     def run(self, variants: Sequence[Variant], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Train what is missing, all variants of a seed before the next one, and yield its row."""
+        """Train each missing variant and seed, one seed after the other, and yield its row."""
         rows = self.rows()
         done = {(row["variant"], row["seed"]) for row in rows}
-        if rows:  # without a line that was cut off, to which the next would be added
+        if rows:  # drop a line that was cut off: the next one would be appended to it
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (self.folder / RESULTS).write_text(text)
         for seed in seeds:
@@ -157,13 +159,13 @@ class Ablation:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / CONFIG).write_text(self._config_text)
         run = self.folder / RUN
-        shutil.rmtree(run, ignore_errors=True)  # of a training that was interrupted
+        shutil.rmtree(run, ignore_errors=True)  # left by an interrupted training
         trainer = Trainer(config, train_set, val_set, run, self.device, quiet=True)
         row = trainer.run()
         loader = make_eval_loader(val_set, config.batch_size, trainer.workers)
-        found = detect(trainer.eval_model, loader, self.device, trainer.amp)
-        kept = {image: without_duplicates(one) for image, one in found.items()}
-        suppressed, _ = coco_metrics(val_set.coco, kept, val_set.category_ids)
+        detections = detect(trainer.eval_model, loader, self.device, trainer.amp)
+        distinct = {image: without_duplicates(result) for image, result in detections.items()}
+        suppressed, _ = coco_metrics(val_set.coco, distinct, val_set.category_ids)
         curve = [
             {"epoch": r["epoch"], "AP": r["AP"], "AP50": r["AP50"]}
             for r in read_metrics(run / "metrics.jsonl")
@@ -179,14 +181,14 @@ class Ablation:
             "images": trainer.images_seen,
             **{name: row[name] for name in ("AP", "AP50", "AP75", "AR_100")},
             "AP_nms": suppressed["AP"],
-            "duplicates": duplicates_per_image(found),
+            "duplicates": duplicates_per_image(detections),
             "train_seconds": round(trainer.seconds, 1),
             "curve": curve,
         }
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``results.jsonl``; a line cut off by a crash is left out."""
+    """Return the rows of ``results.jsonl``; a line cut off by a crash is left out."""
     return list(read_rows(folder / RESULTS))
 
 
@@ -194,30 +196,30 @@ def without_duplicates(
     found: dict[str, Tensor],  # scores, labels, boxes xyxy of one image
     iou: float = 0.5,
 ) -> dict[str, Tensor]:
-    """What non-maximum suppression per class leaves over; DETR should need none."""
-    kept = batched_nms(found["boxes"], found["scores"], found["labels"], iou)
-    return {name: value[kept] for name, value in found.items()}
+    """Return what non-maximum suppression per class keeps; DETR should need none."""
+    keep = batched_nms(found["boxes"], found["scores"], found["labels"], iou)
+    return {name: value[keep] for name, value in found.items()}
 
 
 def duplicates_per_image(
     detections: dict[int, dict[str, Tensor]], score: float = 0.5, iou: float = 0.5
 ) -> float:
-    """How many detections of an image, on average, repeat a surer one of the same class.
+    """Return how many detections per image, on average, repeat a higher-scored one of their class.
 
     Args:
         detections: image id -> scores, labels, boxes xyxy.
         score: detections below it do not count.
-        iou: overlap from which two boxes are one object.
+        iou: two boxes that overlap by more than this are one object.
     """
     count = 0
-    for found in detections.values():
-        sure = {name: value[found["scores"] >= score] for name, value in found.items()}
+    for result in detections.values():
+        sure = {name: value[result["scores"] >= score] for name, value in result.items()}
         count += len(sure["scores"]) - len(without_duplicates(sure, iou)["scores"])
     return count / max(1, len(detections))
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; 0 of a single value."""
+    """Return mean and sample standard deviation; the latter is 0 for a single value."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, 0.0

@@ -1,4 +1,4 @@
-"""The average of the weights along the training, which is what gets evaluated."""
+"""The running average of the weights during training, which is the model evaluated."""
 
 import copy
 
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """An exponential average of weights and statistics that follows faster at the beginning.
+    """An exponential average of weights and statistics that adapts faster at the beginning.
 
     Unlike torch's ``AveragedModel`` it counts its updates on the host, so that nothing is read back
     from a GPU.
 
     Args:
-        model: what is averaged.
-        decay: share of the average that an update keeps, in the long run.
+        model: the model to average.
+        decay: share of the old average that an update keeps; less in the first updates.
 
     Attributes:
-        module: the model with the averaged weights; before the first update those of ``model``.
-        updates: how many there were.
+        module: the model with the averaged weights; before the first update, a copy of ``model``.
+        updates: how many there have been.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -28,7 +28,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the model's present weights and statistics; its counters are copied."""
+        """Add the model's current weights and statistics to the average; copy its counters."""
         averages, counters = _tensors(self.module)
         values, counts = _tensors(model)
         if self.updates:
@@ -42,7 +42,7 @@ class WeightAverage:
 
 
 def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """A module's weights and statistics, and its counters."""
+    """Return a module's weights and statistics, and its counters."""
     tensors = [*module.parameters(), *module.buffers()]
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
     return floating, [tensor for tensor in tensors if not tensor.is_floating_point()]

@@ -13,7 +13,7 @@ from detr_fast.models.weights import CheckpointError, read_weights
 from detr_fast.training.config import TrainConfig
 
 FORMAT = 1
-ENTRIES = (  # what a checkpoint holds, beside the format
+ENTRIES = (  # what a checkpoint holds besides the format
     *("model", "ema", "ema_updates", "optimizer", "step", "steps_per_epoch", "rng"),
     *("best_ap", "images_seen", "seconds", "config", "model_args", "class_names", "category_ids"),
 )
@@ -30,9 +30,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def copy_checkpoint(source: Path, path: Path) -> None:
-    """The same file under another name, as ``save_checkpoint`` would have written it.
+    """Copy a checkpoint to ``path``, whole or not at all, as ``save_checkpoint`` writes it.
 
-    They share one place on the disk where it can be: neither is ever written into.
+    The copy is a hard link where possible: checkpoints are replaced, never modified in place.
     """
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
@@ -44,11 +44,11 @@ def copy_checkpoint(source: Path, path: Path) -> None:
 
 
 def best_checkpoint_path(path: str | Path) -> Path:
-    """The checkpoint that evaluation, prediction and fine-tuning take.
+    """Return the checkpoint that evaluation, prediction and fine-tuning use.
 
     Args:
-        path: a file, which is itself meant, or a run's folder: ``best.pt`` if there is one, else
-            ``last.pt``.
+        path: a file, which is returned itself, or a run's folder: its ``best.pt`` if there is one,
+            else its ``last.pt``.
     """
     path = Path(path)
     if not path.is_dir():
@@ -61,7 +61,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, with ``weights_only=True``: no code in it is run.
 
     Args:
-        path: the file, or a run's folder, whose ``last.pt`` is meant, from which it goes on.
+        path: the file, or a run's folder: its ``last.pt``, from which the run resumes.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or one of another format.
@@ -83,7 +83,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     unknown = set(map(str, state["config"])) - set(TrainConfig.__dataclass_fields__)
     if unknown:
         what = ", ".join(sorted(unknown))
-        raise CheckpointError(f"{path} is from another version of detr_fast, with {what}")
+        raise CheckpointError(f"{path} is from another version of detr_fast, with options {what}")
     try:
         TrainConfig.from_dict(state["config"])
     except ValueError as error:
@@ -92,14 +92,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(checkpoint: dict[str, Any]) -> nn.Module:
-    """The trained model of a checkpoint, for evaluation: the averaged weights if it has them."""
+    """Return a checkpoint's trained model, in evaluation mode, averaged weights if it has them."""
     model = MODELS[checkpoint["config"]["model"]](**checkpoint["model_args"])
     model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
     return model.eval()
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Where torch's default generators of the CPU and of the device are."""
+    """Return the states of torch's default generators of the CPU and of the device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -107,7 +107,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Put the generators where they were."""
+    """Restore the generators to what ``rng_state`` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -29,7 +29,7 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "num_queries": 100,
     "backbone_weights": "imagenet",
 }
-FINE_TUNING_RATE = 1e-5  # the paper's, of a backbone with weights; without, it learns as the rest
+FINE_TUNING_RATE = 1e-5  # the paper's for a pretrained backbone; one without weights uses lr
 RECIPES = ("small", "detr")
 LOSS_PARTS = ("class", "bbox", "giou")
 # Arguments of the model that only ablations change.
@@ -42,7 +42,7 @@ TYPES = {
     tuple: "(height, width), two whole numbers",
 }
 PATHS = ("backbone_weights", "init_from")
-MIN_IMAGE_SIZE = 32  # the coarsest feature map, at stride 32, has one place then
+MIN_IMAGE_SIZE = 32  # then the coarsest feature map, at stride 32, has one cell
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class TrainConfig:
     """One training run. Rates are per optimizer step, sizes in pixels.
 
     Build it with ``TrainConfig.create``, which fills in the defaults of the model: those of the
-    paper for the ResNets, those of training from scratch for ``tiny``. However it is built, it
-    holds nothing that cannot be, and plain values only: numbers of numpy become Python's, and
-    paths become strings. ``dataclasses.replace`` keeps ``lr_backbone`` and ``cache`` as they were.
+    paper for the ResNets, those of training from scratch for ``tiny``. However it is built, its
+    values are checked, and made plain: numpy numbers become Python's, and paths become strings.
+    ``dataclasses.replace`` keeps ``lr_backbone`` and ``cache`` as they were.
 
     Raises:
-        ValueError: a value that cannot be; the message names the field, the value, what may be.
+        ValueError: an invalid value; the message names the field, the value and what is allowed.
     """
 
     data: str = "shapes"  # see detr_fast.data.open_dataset
@@ -72,14 +72,14 @@ class TrainConfig:
     decoder_self_attention: bool = True
     aux_loss: bool = True  # train every decoder layer
     backbone_weights: str | None = None  # None, "imagenet" or a path
-    boxes: str = "error"  # what becomes of boxes outside their images: "error" or "clip"
-    voc_origin: int = 0  # what Pascal VOC files call the first pixel: 0 or 1
+    boxes: str = "error"  # what to do with boxes outside their images: "error" or "clip"
+    voc_origin: int = 0  # number of the first pixel in Pascal VOC files: 0 or 1
     init_from: str | None = None  # weights of the whole model to start from; see load_initial
     recipe: str = "small"  # image transforms: "small" or "detr"
     image_size: tuple[int, int] | None = None  # (height, width) of the small recipe; None: as is
-    flip_vertical: bool = False  # small recipe: mirror upside down too
-    cache: bool | None = None  # keep decoded images in memory; default: if cache_gb is given
-    cache_gb: float | None = None  # for them, all processes of a machine together; None: half free
+    flip_vertical: bool = False  # small recipe: also flip upside down
+    cache: bool | None = None  # keep decoded images in memory; default: whether cache_gb is given
+    cache_gb: float | None = None  # GB for all processes of a machine; None: half of what is free
     decode: str = "cpu"  # "cuda": training JPEGs are decoded and transformed by the GPU
     draft: bool = True  # decode training JPEGs at a fraction of their size where that is enough
     pad_multiple: int = 1  # height and width of a batch are rounded up to multiples of this
@@ -112,40 +112,40 @@ class TrainConfig:
     log_every: int = 20  # optimizer steps
 
     @classmethod
-    def create(cls, **given: Any) -> "TrainConfig":
-        """A configuration from the options given, with the model's defaults for the others.
+    def create(cls, **options: Any) -> "TrainConfig":
+        """Build a configuration from ``options``, with the model's defaults for the others.
 
         Raises:
-            ValueError: an unknown option, or a value that cannot be.
+            ValueError: an unknown option, or an invalid value.
         """
         known = {field.name for field in fields(cls)}
-        for name in given:
+        for name in options:
             if name not in known:
                 raise ValueError(f"unknown training option {name!r}")
-        resnet = given.get("model", cls.model) != "tiny"
-        values = {**(PAPER_DEFAULTS if resnet else {}), **given}
-        if values.get("init_from") is not None and "backbone_weights" not in given:
-            values["backbone_weights"] = None  # init_from has the backbone's, too
+        resnet = options.get("model", cls.model) != "tiny"
+        values = {**(PAPER_DEFAULTS if resnet else {}), **options}
+        if values.get("init_from") is not None and "backbone_weights" not in options:
+            values["backbone_weights"] = None  # init_from has the backbone's as well
         return cls(**values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
-        """The configuration that ``to_dict`` wrote; what it lacks, as an older one, is default."""
+        """Rebuild a configuration from ``to_dict``; what an older one lacks gets its default."""
         values = dict(values)
         if isinstance(values.get("image_size"), list):
             values["image_size"] = tuple(values["image_size"])
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, as checkpoints and JSON hold them."""
+        """Return plain values only, as checkpoints and JSON hold them."""
         return asdict(self)
 
     def matcher(self) -> FastMatcher:
-        """The matcher of the training."""
+        """Return the matcher used in training."""
         return FastMatcher(self.cost_class, self.cost_bbox, self.cost_giou)
 
     def model_args(self, num_classes: int) -> dict[str, Any]:
-        """The arguments of the model's builder."""
+        """Return the arguments of the model's builder."""
         args: dict[str, Any] = {"num_classes": num_classes, "num_queries": self.num_queries}
         for name in ("query_mode", "dropout"):
             if getattr(self, name) is not None:
@@ -157,7 +157,7 @@ class TrainConfig:
             if self.stride is not None:
                 args["stride"] = self.stride
         else:
-            # Without weights there are no statistics to freeze, and every layer has to learn.
+            # Without weights there are no statistics to freeze, and every layer must learn.
             scratch = self.backbone_weights is None and self.init_from is None
             args["norm"] = "batch" if scratch else "frozen"
             args["trainable_layers"] = 5 if scratch else 3
@@ -186,7 +186,7 @@ class TrainConfig:
             if value is None:  # workers
                 continue
             if value < minimum:
-                raise ValueError(f"{name} is {value!r}, expected a whole number from {minimum} on")
+                raise ValueError(f"{name} is {value!r}, expected a whole number >= {minimum}")
             if value >= 2**63:
                 raise ValueError(f"{name} is {value}, expected less than 2**63")
         costs, weights = ([f"{k}_{part}" for part in LOSS_PARTS] for k in ("cost", "weight"))
@@ -195,7 +195,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         for names in (costs, weights):
             if not any(getattr(self, name) for name in names):
-                raise ValueError(f"{', '.join(names)} are all 0, expected one above 0")
+                raise ValueError(f"{', '.join(names)} are all 0, expected at least one above 0")
         if self.cache_gb is not None and not 0 < self.cache_gb < 1e9:
             raise ValueError(f"cache_gb is {self.cache_gb}, expected more than 0, less than 1e9")
         if self.image_size is not None:
@@ -203,14 +203,14 @@ class TrainConfig:
                 raise ValueError(f"image_size is {self.image_size}, expected {TYPES[tuple]}")
             if min(self.image_size) < MIN_IMAGE_SIZE:
                 raise ValueError(
-                    f"image_size is {self.image_size}, expected at least {MIN_IMAGE_SIZE} each way"
+                    f"image_size is {self.image_size}, expected at least {MIN_IMAGE_SIZE} for both"
                 )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}, expected 0 <= ema < 1")
         if not 0 < self.lr_drop <= 1:
-            raise ValueError(f"lr_drop is {self.lr_drop}, expected a share of the run in 0..1")
+            raise ValueError(f"lr_drop is {self.lr_drop}, expected 0 < lr_drop <= 1")
 
     def _check_choices(self) -> None:
         for name, choices in (
@@ -234,7 +234,7 @@ class TrainConfig:
     def _check_combinations(self) -> None:
         specs = (self.data, self.val_data or "")
         if self.voc_origin and not any(spec.startswith("voc:") for spec in specs):
-            raise ValueError(f"voc_origin is 1, but {self.data} is no Pascal VOC folder")
+            raise ValueError(f"voc_origin is 1, but {self.data} is not a Pascal VOC folder")
         if self.recipe == "detr" and (self.image_size is not None or self.flip_vertical):
             raise ValueError(
                 "image_size and flip_vertical belong to the small recipe; this is the detr recipe"
@@ -243,20 +243,20 @@ class TrainConfig:
             raise ValueError(f"stride is an option of the tiny model, not of {self.model}")
         if self.backbone_weights is not None and self.model == "tiny":
             raise ValueError(
-                "the tiny model has no pretrained backbone: leave backbone_weights out"
+                "the tiny model has no pretrained backbone: leave out backbone_weights"
             )
         if self.backbone_weights is not None and self.init_from is not None:
-            raise ValueError("init_from has the backbone's weights too: leave backbone_weights out")
+            raise ValueError("init_from has the backbone's weights: leave out backbone_weights")
 
 
 def _plain(name: str, value: Any, annotation: Any) -> Any:
-    """The value as its field's own type. Of another kind, it would be misread, or fail far away."""
+    """Return a value as its field's type; refuse others: they would be misread, or fail later."""
     kinds = [get_origin(kind) or kind for kind in get_args(annotation) or (annotation,)]
-    kind = kinds[0]  # the other, if any, is that of None
+    kind = kinds[0]  # the other one, if any, is NoneType
     if value is None:
         if type(None) in kinds:
             return None
-    elif isinstance(value, bool):  # to Python it is an int, too
+    elif isinstance(value, bool):  # in Python a bool is also an int
         if kind is bool:
             return value
     elif kind is float and isinstance(value, Real):
@@ -270,5 +270,5 @@ def _plain(name: str, value: Any, annotation: Any) -> Any:
         return str(os.fsdecode(value))
     elif kind is tuple and isinstance(value, tuple):
         whole = [isinstance(side, Integral) and not isinstance(side, bool) for side in value]
-        return tuple(map(int, value)) if all(whole) else value  # __post_init__ names what is wrong
+        return tuple(map(int, value)) if all(whole) else value  # else _check_numbers reports it
     raise ValueError(f"{name} is {value!r}, expected {TYPES[kind]}")

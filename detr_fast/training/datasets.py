@@ -1,4 +1,4 @@
-"""Which data sets a configuration names, with their transforms and what they keep in memory."""
+"""The data sets that a configuration names, with their transforms and memory limits."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from detr_fast.training.recipes import eval_recipe, train_recipe
 def open_data(
     config: TrainConfig, classes: list[str] | None = None
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """The training and validation data of a configuration, with the same classes."""
+    """Open the training and validation data of a configuration, with the same classes."""
     train_set = open_train_data(config, classes)
     taken = 0 if train_set.cache is None else train_set.cache.bytes
     return train_set, open_val_data(config, train_set.class_names, memory_taken=taken)
 
 
 def open_train_data(config: TrainConfig, classes: list[str] | None = None) -> DetectionDataset:
-    """The training data of a configuration, with its transforms."""
+    """Open the training data of a configuration, with its transforms."""
     return open_dataset(
         config.data,
         config.train_split,
@@ -42,23 +42,24 @@ def open_val_data(
     boxes: str | None = None,
     voc_origin: int | None = None,
 ) -> DetectionDataset:
-    """What a configuration is evaluated on, or other data, with its transforms and classes.
+    """Open what a configuration is evaluated on, or ``data``, with its transforms and ``classes``.
 
-    ``memory_taken``: bytes that the images of the training data may take. ``boxes`` and
-    ``voc_origin``: how its boxes are read, if not as the configuration says.
+    ``memory_taken``: bytes of memory that the training images may take. ``boxes`` and
+    ``voc_origin``: how the boxes are read, if not as the configuration says.
 
     Raises:
-        ValueError: a split of data that names one itself, none where it has to be said, or a
-            ``voc_origin`` of 1 for data that is no Pascal VOC folder.
+        ValueError: a ``split`` for data that names one split itself, a configuration whose training
+            data does so and that has no ``val_data``, or a ``voc_origin`` of 1 for data that is not
+            a Pascal VOC folder.
         DataError: see ``open_dataset``.
     """
     spec = data or config.val_data or config.data
     if voc_origin and not spec.startswith("voc:"):
-        raise ValueError(f"voc_origin is {voc_origin}, but {spec} is no Pascal VOC folder")
+        raise ValueError(f"voc_origin is {voc_origin}, but {spec} is not a Pascal VOC folder")
     if split is not None and _names_one_split(spec):
         raise ValueError(f"{spec} names one split: leave out the split {split!r}")
     if data is None and config.val_data is None and _names_one_split(spec):
-        raise ValueError(f"{spec} names one split: say what to evaluate on with --val-data")
+        raise ValueError(f"{spec} names one split: choose what to evaluate on with --val-data")
     return open_dataset(
         spec,
         split or config.val_split,
@@ -71,7 +72,7 @@ def open_val_data(
 
 
 def _cache_options(config: TrainConfig, taken: int = 0) -> dict[str, Any]:
-    """What a data set may keep in memory in this process, beside what is ``taken``."""
+    """Return the options for what a data set may cache in this process besides ``taken`` bytes."""
     if not config.cache:
         return {}
     limit = available_memory() // 2 if config.cache_gb is None else int(config.cache_gb * 1e9)

@@ -1,4 +1,4 @@
-"""Several processes, as ``torchrun`` starts them: one line each, on top of torch.distributed."""
+"""Training in several processes, as ``torchrun`` starts them: helpers for torch.distributed."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detr_fast.processes import world_size
 
-# torch 2.15 renamed it, and warns of the old name.
+# torch 2.15 renamed the argument, and warns about the old name.
 _SYNC_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -22,7 +22,7 @@ _SYNC_BUFFERS = (
 
 
 class LostProcess(RuntimeError):
-    """Another process of the run is gone, so that nothing more can be computed together."""
+    """Another process of the run is gone, so that the run cannot continue."""
 
 
 def start(device: str | None = None) -> torch.device:
@@ -31,10 +31,10 @@ def start(device: str | None = None) -> torch.device:
     Args:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; default: a GPU if there is one. Under
             torchrun each process takes the GPU of its local rank. Tensors on GPUs are reduced with
-            NCCL, all else with gloo.
+            NCCL, everything else with gloo.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: an unknown device, or one that this machine lacks.
     """
     gpus = torch.cuda.device_count()
     kind, _, index = (device or ("cuda" if gpus else "cpu")).partition(":")
@@ -44,7 +44,9 @@ def start(device: str | None = None) -> torch.device:
     if several and not index:
         index = os.environ.get("LOCAL_RANK", "0")
     if kind == "cuda" and int(index or 0) >= gpus:
-        raise ValueError(f"device {device or 'cuda'} is not here: torch sees {gpus} CUDA devices")
+        raise ValueError(
+            f"device {device or 'cuda'} is not available: torch sees {gpus} CUDA devices"
+        )
     chosen = torch.device("cpu") if kind == "cpu" else torch.device("cuda", int(index or 0))
     if kind == "cuda":
         torch.cuda.set_device(chosen)
@@ -56,9 +58,9 @@ def start(device: str | None = None) -> torch.device:
 def _join(backend: str) -> None:
     store, index, size = next(dist.rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # torchrun keeps its store when it restarts the processes of a machine: the addresses of
-        # those that are gone must not be found again. (With several machines each counts its own
-        # restarts, so that the number is of no use.)
+        # torchrun keeps its store when it restarts the processes of a machine: the prefix hides
+        # the addresses of those that are gone. (With several machines, each counts its own
+        # restarts, so the number is useless.)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"attempt {attempt}", store)
     dist.init_process_group(backend, store=store, rank=index, world_size=size)
@@ -71,16 +73,16 @@ def stop() -> None:
 
 
 def local_world_size() -> int:
-    """How many of them run on this machine, as torchrun says."""
+    """Return how many of the processes run on this machine, according to torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as it is trained: its gradients become the mean over all processes.
+    """Return the model as it is trained: its gradients become the mean over all processes.
 
-    They are reduced while the backward pass goes on, in buckets that are laid out once and for
-    all (``static_graph``), and need no copy of their own. Buffers, such as batch statistics, are
-    left to each process until ``sync_buffers``.
+    They are reduced during the backward pass, in buckets that are laid out once (``static_graph``)
+    and that the gradients are views of, without a copy. Buffers, such as batch statistics, stay
+    separate in each process until ``sync_buffers``.
     """
     if world_size() == 1:
         return model
@@ -96,11 +98,11 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 def no_sync(
     model: nn.Module, wanted: bool, first_step: bool
 ) -> contextlib.AbstractContextManager[None]:
-    """Within it a backward pass only adds to this process's gradients, if that is ``wanted``.
+    """Return a context in which backward passes skip the reduction of gradients, if ``wanted``.
 
-    For all but the last of several passes of one step. In the very first step the passes are
-    reduced each, which gives the same: a static graph is laid out by its first backward pass, and
-    that must not be one without reduction.
+    Use it for all but the last of several passes of one step. In the very first step every pass is
+    reduced, with the same result: the first backward pass lays out the static graph, and must not
+    be one without reduction.
     """
     if wanted and not first_step and isinstance(model, DistributedDataParallel):
         return model.no_sync()
@@ -108,7 +110,7 @@ def no_sync(
 
 
 def sync_buffers(*modules: nn.Module) -> None:
-    """Give every process rank 0's buffers: what is evaluated, saved and resumed is one model."""
+    """Copy rank 0's buffers to all processes, so that one model is evaluated, saved and resumed."""
     if world_size() > 1:
         seen = {id(buffer): buffer for module in modules for buffer in module.buffers()}
         for work in [dist.broadcast(buffer, src=0, async_op=True) for buffer in seen.values()]:
@@ -116,7 +118,7 @@ def sync_buffers(*modules: nn.Module) -> None:
 
 
 def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The means of scalar tensors over all processes, by one reduction."""
+    """Return the means of scalar tensors over all processes, with one reduction."""
     if world_size() == 1:
         return dict(values)
     stacked = torch.stack([value.float() for value in values.values()])
@@ -125,7 +127,7 @@ def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:
-    """Whether each flag is set on any rank, by one reduction."""
+    """Return whether each flag is set on any rank, with one reduction."""
     if world_size() == 1:
         return flags
     votes = torch.tensor(flags, dtype=torch.int32)
@@ -134,18 +136,18 @@ def any_rank(*flags: bool) -> tuple[bool, ...]:
 
 
 def is_process_lost(error: BaseException) -> bool:
-    """Whether this error of torch.distributed means that another process is gone."""
+    """Return whether this error of torch.distributed means that another process is gone."""
     if isinstance(error, (LostProcess, dist.DistBackendError, dist.DistNetworkError)):
         return True
-    # gloo has no error of its own: its file names are in the text.
+    # gloo has no error type of its own; its messages contain its file names.
     several = "WORLD_SIZE" in os.environ
     return isinstance(error, RuntimeError) and several and "gloo/" in str(error)
 
 
 def is_first_to_report(line: str) -> bool:
-    """Whether no other process of the run has said this line: so it is printed once.
+    """Return whether no other process of the run has reported ``line``, so it is printed once.
 
-    Also where processes are gone: torchrun keeps the list.
+    This also works where processes are gone: torchrun keeps the list.
     """
     if world_size() == 1:
         return True
@@ -153,5 +155,5 @@ def is_first_to_report(line: str) -> bool:
         store = dist.distributed_c10d._get_default_store()
         digest = hashlib.sha1(line.encode()).hexdigest()
         return store.add(f"detr_fast/said/{digest}", 1) == 1
-    except Exception:  # whatever it is: better said twice than never
+    except Exception:  # whatever went wrong: better printed twice than never
         return True

@@ -40,7 +40,7 @@ SAVE_MINUTES = 30.0
 class Interrupted(Exception):
     """The run was stopped by Ctrl-C or a termination signal.
 
-    A checkpoint was written, unless the signal took the data workers along in mid-step.
+    A checkpoint was written, unless the signal also ended the data workers in mid-step.
     """
 
 
@@ -53,14 +53,14 @@ class Trainer:
         run: the folder to write to.
         device: where to train.
         checkpoint: the state to resume from, as ``load_checkpoint`` returns it.
-        quiet: no progress bar and no lines.
-        save_minutes: a longer epoch is saved this often, at a step that is logged; 0: at its end
-            alone. The results do not depend on it.
+        quiet: show no progress bar and print nothing.
+        save_minutes: minutes between checkpoints within an epoch, saved at a step that is logged;
+            0: only at its end. The results do not depend on it.
 
     Raises:
-        ValueError: data that cannot be trained on, with what is wrong: no images, no class, or
-            other classes to validate on; or options that do not go with the data or the device.
-        CheckpointError: a checkpoint of a run with other data or processes.
+        ValueError: data that cannot be trained on (no images, no class, or other classes in the
+            validation data), or options that do not fit the data or the device.
+        CheckpointError: a checkpoint of a run with other data or another number of processes.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Trainer:
         if not len(train_set) or not len(val_set):
             raise ValueError(f"{len(train_set)} training and {len(val_set)} validation images")
         if not train_set.class_names:
-            raise ValueError("the training data has no object, and so no class to learn")
+            raise ValueError("the training data has no objects, and so no class to learn")
         _check_same_classes(train_set.class_names, val_set.class_names)
         if not 0 <= save_minutes < math.inf:
             raise ValueError(f"save_minutes is {save_minutes}, expected 0 or more")
@@ -142,7 +142,7 @@ class Trainer:
         self.model.set_checkpointing(config.checkpointing)
         self.watch = MatchingInstability(self.criterion.matcher)
         self.step = 0
-        self.evaluation_due = False  # of the epoch that ended with this step
+        self.evaluation_due = False  # for the epoch that ended with this step
         self.best_ap = -math.inf
         self.images_seen, self.seconds = 0, 0.0
         torch.manual_seed(hash((config.seed, processes.rank())))  # dropout differs by process
@@ -168,17 +168,17 @@ class Trainer:
         return self.model if self.ema is None else self.ema.module
 
     def run(self) -> dict[str, Any]:
-        """Train to the end; returns the last evaluation's row.
+        """Train to the end and return the last evaluation's row.
 
         Raises:
-            Interrupted: on Ctrl-C or SIGTERM, after saving; resuming continues exactly.
-            ValueError: what the criterion finds wrong, predictions that are not finite among it,
-                with the step. The last checkpoint is left as it was. Or an evaluation that runs
-                out of memory; as with any error in it, ``last.pt`` has the training before it.
+            Interrupted: on Ctrl-C or SIGTERM, after saving; resuming continues exactly there.
+            ValueError: an error that the criterion finds, such as predictions that are not finite,
+                with the step; the last checkpoint is left as it was. Or an evaluation that runs
+                out of memory: as after any error in it, ``last.pt`` has the training before it.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
         handlers = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+        if threading.current_thread() is threading.main_thread():  # Python allows it only there
             for number in (signal.SIGINT, signal.SIGTERM):
                 handlers[number] = signal.signal(number, self._on_signal)
         log = RunLog(self.run_dir, self.step, self.evaluation_due) if self.is_main else None
@@ -186,7 +186,7 @@ class Trainer:
         row: dict[str, Any] = {}
         try:
             while self.evaluation_due or self.step < self.total_steps:
-                if not self.evaluation_due:  # it is, if resumed between training and evaluation
+                if not self.evaluation_due:  # due if resumed between training and evaluation
                     self._train_epoch(self.step // self.steps_per_epoch, log, bar)
                 if self.evaluation_due:
                     row = self._finish_epoch(log, bar)
@@ -202,9 +202,9 @@ class Trainer:
                 ) from error
             if "DataLoader worker" not in str(error):
                 raise
-            # In the middle of a step, so that there is nothing whole to save.
-            if self._stop:  # SIGTERM to the whole process group took the workers with it
-                raise Interrupted(f"stopped at step {self.step} with its data workers") from error
+            # In the middle of a step: there is no consistent state to save.
+            if self._stop:  # SIGTERM to the process group ended the workers too
+                raise Interrupted(f"stopped at step {self.step}: its workers ended") from error
             raise ValueError(
                 f"a data worker died at step {self.step}, perhaps for lack of memory (use fewer "
                 f"--workers): {' '.join(str(error).split())}"
@@ -218,7 +218,7 @@ class Trainer:
         return row
 
     def _train_epoch(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> None:
-        """Train to the epoch's end, and save it: whatever happens in its evaluation, it is there.
+        """Train to the epoch's end, and save it, so that no error in its evaluation can lose it.
 
         Raises:
             Interrupted: after saving.
@@ -271,28 +271,28 @@ class Trainer:
                 sums, summed = {}, 0
                 images_then, seconds_then = self.images_seen, self.seconds
                 waited_then = self.prefetcher.data_seconds
-                # Several processes must agree, which they do where they wait anyway.
+                # Several processes must agree: do so here, where they wait for each other anyway.
                 stop, save = distributed.any_rank(self._stop, self._save_is_due())
             else:
                 stop, save = self._stop and processes.world_size() == 1, False
-                if stop:  # nothing is saved that would not train on
+                if stop:  # never save a state from which training cannot continue
                     self._check_finite({name: float(value) for name, value in sums.items()})
             if ends or stop or save:
                 last = self.step == self.total_steps
                 self.evaluation_due = ends and (last or (epoch + 1) % config.eval_every == 0)
                 distributed.sync_buffers(self.model, self.eval_model)
                 self._save("last.pt")
-                clock = time.perf_counter()  # saving is no training
+                clock = time.perf_counter()  # saving does not count as training
             if stop:
                 raise self._interrupted()
 
     def train_on(
         self, batches: list[Batch], mark: Callable[[str], None] = ignore
     ) -> dict[str, Tensor]:
-        """One optimizer step on ``accumulate`` batches, and what follows it; returns the losses.
+        """Run one optimizer step on ``accumulate`` batches and what follows it; return the losses.
 
         Raises:
-            ValueError: bad values, or too little memory; the message names the step.
+            ValueError: invalid values, or too little memory; the message names the step.
         """
         try:
             losses = self._run_step(batches, mark)
@@ -304,7 +304,7 @@ class Trainer:
             failed = True
         else:
             failed = False
-        if failed:  # here the error is gone, and the tensors that it held
+        if failed:  # here the error is released, and the tensors that it held
             largest = max(batches, key=lambda batch: batch[0].numel())
             raise ValueError(
                 f"step {self.step + 1}: {out_of_memory_advice(self.train_step, largest)}"
@@ -322,11 +322,11 @@ class Trainer:
             except ShapeMismatch as error:
                 self.graphed = None
                 if not self.quiet:
-                    print(f"note   going on without a CUDA graph: {error}")
+                    print(f"note   continuing without a CUDA graph: {error}")
         return self.train_step(batches, mark)
 
     def _graphed_step(self) -> GraphedStep | None:
-        """The step as a CUDA graph, or one line that says why not."""
+        """Return the step as a CUDA graph; or None, after printing why not."""
         reason = cuda_graph_obstacle(self.config, self.device, processes.world_size())
         if reason is None:
             most = int(self.train_set.object_counts.sum(1).max())
@@ -340,14 +340,16 @@ class Trainer:
             return None
         recipe = self.train_set.transforms
         if self.device.type != "cuda" or not isinstance(recipe, Recipe):
-            raise ValueError("decode is cuda, which needs a GPU to train on, and a Recipe")
+            raise ValueError(
+                "decode is cuda, which needs a GPU to train on, and a Recipe as training transforms"
+            )
         return DeviceDecoder(recipe, self.device, self.config.pad_multiple)
 
     def _interrupted(self) -> Interrupted:
         return Interrupted(f"stopped at step {self.step} of {self.total_steps}")
 
     def _check_matching(self) -> None:
-        """Raise what the GPU found wrong in matching: replaying a CUDA graph asks for nothing."""
+        """Raise errors that the GPU found in matching: replaying a CUDA graph does not check."""
         try:
             check_faults(self.device)
         except ValueError as error:
@@ -358,11 +360,11 @@ class Trainer:
             if not math.isfinite(means[name]):
                 raise ValueError(
                     f"{name} is {means[name]} by step {self.step}: the training diverged; try a "
-                    "lower learning rate. The checkpoints are of earlier steps"
+                    "lower learning rate. The checkpoints are from earlier steps"
                 )
 
     def _finish_epoch(self, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
-        """Evaluate the epoch just trained, and save what came out."""
+        """Evaluate the epoch just trained, and save a checkpoint."""
         best = self.best_ap
         row = self._evaluate(self.step // self.steps_per_epoch, log, bar)
         self.evaluation_due = False
@@ -408,11 +410,11 @@ class Trainer:
         return row
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._stop:  # asked twice: now
+        if self._stop:  # the second signal: stop at once
             raise KeyboardInterrupt
         self._stop = True
-        if self.is_main and number == signal.SIGINT:  # torchrun sends the other one
-            print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        if self.is_main and number == signal.SIGINT:  # SIGTERM is what torchrun sends
+            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
 
     def _save_is_due(self) -> bool:
         return 0 < 60 * self.save_minutes <= time.monotonic() - self._saved_at
@@ -459,7 +461,7 @@ class Trainer:
             self.ema.updates = checkpoint["ema_updates"]
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
-        self.evaluation_due = checkpoint.get("evaluation_due", False)  # older ones lack it
+        self.evaluation_due = checkpoint.get("evaluation_due", False)  # older checkpoints lack it
         set_step(self.scheduler, self.step)
         self.best_ap = checkpoint["best_ap"]
         self.watch = MatchingInstability(self.criterion.matcher, checkpoint.get("matching"))
@@ -468,7 +470,7 @@ class Trainer:
 
 
 def _check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
-    """A label is a place in this list: the same one in training and in validation."""
+    """Check that a label, an index in this list, means the same class in both data sets."""
     for index, (learned, expected) in enumerate(zip(train, val, strict=False)):
         if learned != expected:
             raise ValueError(

@@ -1,23 +1,23 @@
-"""Freed memory of the process: kept for the next step, instead of handed back after each."""
+"""Keeping a process's freed memory for the next step, instead of returning it after each."""
 
 import ctypes
 import os
 import platform
 
-# glibc's names in malloc.h, and the variables by which a user may have chosen already.
+# glibc's names in malloc.h, and the variables with which a user may have set them already.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _CHOSEN_BY = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep what is freed, until the process ends; returns whether it will.
+    """Make the C library keep freed memory until the process ends; return whether it will.
 
-    A training step on a CPU frees hundreds of megabytes. glibc hands them back to the kernel, which
-    clears each page anew in the next step, in tens of thousands of page faults. For a process of
-    one's own: it concerns all that runs there, and a process forked from it, such as a data worker,
-    gets a copy of what is free if the first one writes there.
+    A training step on a CPU frees hundreds of megabytes. glibc returns them to the kernel, which
+    clears each page again in the next step, in tens of thousands of page faults. Call it only in a
+    process that is yours: it affects everything that runs there, and a process forked from it, such
+    as a data worker, gets copies of the free pages that its parent writes to.
 
-    Does nothing without glibc, and where the environment tunes its allocator already.
+    Does nothing without glibc, or where the environment already tunes its allocator.
     """
     chosen = any(name in os.environ for name in _CHOSEN_BY)
     if chosen or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
@@ -25,5 +25,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    # No heap is trimmed, and large blocks come from the heap too, not from mappings of their own.
+    # Never trim a heap, and take large blocks from the heap too, not from separate mappings.
     return bool(libc.mallopt(_M_TRIM_THRESHOLD, -1) and libc.mallopt(_M_MMAP_MAX, 0))

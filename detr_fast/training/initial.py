@@ -1,4 +1,4 @@
-"""Starting from weights that were trained before. All else starts anew: that is not resuming."""
+"""Starting from trained weights. Everything else starts from scratch: this is not resuming."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from detr_fast.models.weights import CheckpointError, read_weights
 from detr_fast.training.checkpoint import best_checkpoint_path
 
-# What belongs to the data that was trained on: its classes, and how many objects an image had.
-HEAD = "class_embed."  # a row per class, then that of "no object"
+# What depends on the training data: on its classes, and on how many objects an image had.
+HEAD = "class_embed."  # a row per class, then one for "no object"
 DATA_DEPENDENT = (HEAD, "query_embed.")
-COUNTER = ".num_batches_tracked"  # of batch norm, where it is trained; nothing depends on it
+COUNTER = ".num_batches_tracked"  # of trained batch norm; nothing depends on it
 
 
 @dataclass(frozen=True)
 class Initial:
-    """What a model got from a file: the names of its tensors."""
+    """The names of the tensors that a model got from a file, and of those it did not."""
 
     file: Path
     loaded: tuple[str, ...]
     left: tuple[str, ...]  # as they were initialised
-    classes: tuple[int, int] | None = None  # of a head loaded by name: those found, of how many
+    classes: tuple[int, int] | None = None  # of a head loaded by name: how many found, of how many
 
     def __str__(self) -> str:
         left = ", ".join(self.left) or "nothing"
@@ -36,88 +36,89 @@ class Initial:
 def load_initial(
     model: nn.Module, path: str | Path, class_names: Sequence[str] | None = None
 ) -> Initial:
-    """Load into a DETR what another one has learned, on other classes maybe.
+    """Load into a DETR the weights of another one, possibly trained on other classes.
 
-    Where the classes of both are known and are not the same ones in the same order, the class head
-    is loaded row by row: those of classes that both have, by name, and that of "no object"; new
+    If the classes of both are known and differ, or differ in order, the class head is loaded row by
+    row: the rows of classes that both have, by name, and that of "no object"; the rows of new
     classes are left as they are. Otherwise a class head of another number of classes is left as it
-    is, and so are the queries of another number or kind; everything else has to fit by name and
+    is. So are queries of another number or kind, always; everything else must match by name and
     shape.
 
     Args:
         model: a DETR.
-        path: a run's folder or a checkpoint, whose evaluated weights are taken, or a checkpoint of
-            the published code, ``{"model": state dict}``, or a state dict alone. No code in it is
-            run. Checkpoints of runs hold the names of their classes, published ones do not.
+        path: a run's folder or a checkpoint, of which the evaluated weights are used; a checkpoint
+            of the published code, ``{"model": state dict}``; or a state dict alone. No code in it
+            is run. Checkpoints of runs hold the names of their classes, published ones do not.
         class_names: the model's K classes, in the order of the labels.
 
     Raises:
         CheckpointError: no such file, or weights of another model; the message names the file and
             the first tensor that does not fit, or a class head that has no row for each of the
-            file's class names. The model is unchanged then.
-        ValueError: class names that are not as many as the model has classes.
+            file's class names. The model is left unchanged.
+        ValueError: the number of class names is not the model's number of classes.
     """
     file = best_checkpoint_path(path)
     state = read_weights(file)
-    found, ours = _weights(file, state), _without_counters(model.state_dict())
-    for name, tensor in ours.items():
+    source, target = _weights(file, state), _without_counters(model.state_dict())
+    for name, tensor in target.items():
         if name.startswith(DATA_DEPENDENT):
             continue
-        if name not in found:
+        if name not in source:
             raise CheckpointError(f"{file} does not fit the model: it has no {name}")
-        if found[name].shape != tensor.shape:
+        if source[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{file} does not fit the model: {name} is {list(found[name].shape)} there and "
-                f"{list(tensor.shape)} here"
+                f"{file} does not fit the model: {name} is {list(source[name].shape)} in the file "
+                f"and {list(tensor.shape)} in the model"
             )
-    for name in found:
-        if name not in ours and not name.startswith(DATA_DEPENDENT):
+    for name in source:
+        if name not in target and not name.startswith(DATA_DEPENDENT):
             raise CheckpointError(f"{file} does not fit the model, which has no {name}")
-    theirs = state.get("class_names")
-    known = isinstance(theirs, list) and all(isinstance(name, str) for name in theirs)
+    file_classes = state.get("class_names")
+    known = isinstance(file_classes, list) and all(isinstance(name, str) for name in file_classes)
     head, classes = {}, None
-    if known and class_names is not None and theirs != [*class_names]:
-        head = _head_by_name(file, found, theirs, ours, class_names)
-        classes = sum(name in theirs for name in class_names), len(class_names)
-    fits = {n: found[n] for n, t in ours.items() if n in found and found[n].shape == t.shape}
+    if known and class_names is not None and file_classes != [*class_names]:
+        head = _head_by_name(file, source, file_classes, target, class_names)
+        classes = sum(name in file_classes for name in class_names), len(class_names)
+    fits = {n: source[n] for n, t in target.items() if n in source and source[n].shape == t.shape}
     model.load_state_dict(fits | head, strict=False)
     loaded = tuple(name for name in fits if name not in head)
-    left = tuple(name for name in ours if name not in fits and name not in head)
+    left = tuple(name for name in target if name not in fits and name not in head)
     return Initial(file, loaded, left, classes)
 
 
 def _head_by_name(
     file: Path,
-    found: dict[str, Tensor],
-    theirs: Sequence[str],
-    ours: dict[str, Tensor],
+    source: dict[str, Tensor],
+    file_classes: Sequence[str],
+    target: dict[str, Tensor],
     class_names: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Our class head, with the file's rows of the classes that both have, and of "no object"."""
-    source = {name: row for row, name in enumerate(theirs)}
-    rows = [row for row, name in enumerate(class_names) if name in source]
-    found_rows = [source[class_names[row]] for row in rows]
+    """Return the model's class head with the file's rows of shared classes and "no object"."""
+    file_row = {name: row for row, name in enumerate(file_classes)}
+    rows = [row for row, name in enumerate(class_names) if name in file_row]
+    source_rows = [file_row[class_names[row]] for row in rows]
     head = {}
-    for name, tensor in ours.items():
+    for name, tensor in target.items():
         if not name.startswith(HEAD):
             continue
         if len(tensor) != len(class_names) + 1:
             raise ValueError(
                 f"{len(class_names)} class names for a model of {len(tensor) - 1} classes"
             )
-        expected = [len(theirs) + 1, *tensor.shape[1:]]
-        if name not in found or list(found[name].shape) != expected:
-            there = list(found[name].shape) if name in found else "missing"
+        expected = [len(file_classes) + 1, *tensor.shape[1:]]
+        if name not in source or list(source[name].shape) != expected:
+            shape = list(source[name].shape) if name in source else "missing"
             raise CheckpointError(
-                f"{file}: {name} is {there}, expected {expected} for its {len(theirs)} class names"
+                f"{file}: {name} is {shape}, expected {expected} for its {len(file_classes)} class "
+                "names"
             )
         head[name] = tensor.clone()
-        head[name][[*rows, -1]] = found[name][[*found_rows, -1]].to(tensor)
+        head[name][[*rows, -1]] = source[name][[*source_rows, -1]].to(tensor)
     return head
 
 
 def _weights(file: Path, state: dict[Any, Any]) -> dict[str, Tensor]:
-    # Ours have both, as load_model takes them; the published ones, "model" alone.
+    # A run's checkpoint has both: choose as load_model does. Published ones have only "model".
     ema = state.get("ema")
     weights = state.get("model", state) if ema is None else ema
     if not isinstance(weights, dict) or not all(

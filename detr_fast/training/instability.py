@@ -1,6 +1,6 @@
-"""Matching instability: how many targets get another query than at the last evaluation.
+"""Matching instability: the share of targets whose query changed since the last evaluation.
 
-After DN-DETR (Li et al. 2022, section 3.1), on the validation images, which are the same each time.
+As in DN-DETR (Li et al. 2022, section 3.1), on the validation images, the same at each evaluation.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from detr_fast.matching import FastMatcher
 
 
 class MatchingInstability:
-    """Notes which query answers for each validation target, from outputs that exist anyway.
+    """A record of the query matched to each validation target, from outputs that exist anyway.
 
     Args:
-        matcher: that of training.
-        state: what ``state`` gave when the run was saved, to go on from there.
+        matcher: the one used in training.
+        state: what ``state`` returned when the run was saved, to resume from it.
     """
 
     def __init__(self, matcher: FastMatcher, state: dict[str, Tensor] | None = None) -> None:
@@ -36,17 +36,17 @@ class MatchingInstability:
     def observe(self, outputs: dict[str, Any], targets: Sequence[dict[str, Tensor]]) -> None:
         """Match one batch of an evaluation: outputs of the last layer, targets with image ids."""
         layer = {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
-        wanted = [{name: target[name].cpu() for name in ("labels", "boxes")} for target in targets]
-        for target, (queries, index) in zip(targets, self.matcher(layer, wanted), strict=True):
+        copies = [{name: target[name].cpu() for name in ("labels", "boxes")} for target in targets]
+        for target, (queries, index) in zip(targets, self.matcher(layer, copies), strict=True):
             row = torch.full((len(target["labels"]),), -1)
             row[index] = queries
             self._seen[int(target["image_id"])] = row
 
     def finish(self) -> dict[str, float]:
-        """At the end of an evaluation, on every process: ``rematched_epoch``, on rank 0.
+        """Finish an evaluation, on every process; return ``rematched_epoch`` on rank 0.
 
-        The share of the targets of all processes whose query changed; empty after the first
-        evaluation, and without targets.
+        It is the share of the targets of all processes whose query changed. Empty on other ranks,
+        after the first evaluation, and without targets.
         """
         now: dict[int, Tensor] = {}
         for part in processes.gather(self._seen):
@@ -60,7 +60,7 @@ class MatchingInstability:
         return {"rematched_epoch": changed / total} if total else {}
 
     def state(self) -> dict[str, Tensor] | None:
-        """The last evaluation's matching, as tensors for a checkpoint."""
+        """Return the last evaluation's matching as tensors for a checkpoint; None before it."""
         if self._before is None:
             return None
         rows = list(self._before.values())

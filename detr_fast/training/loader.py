@@ -20,8 +20,8 @@ class SeededDataset(Dataset):
     """A data set whose random transforms depend on (seed, epoch, index) alone.
 
     So a sample does not depend on which worker draws it, nor on what was drawn before, and a run
-    resumed in the middle of an epoch sees what the unbroken run would have seen. Its items are
-    asked for by ``(epoch, index)``: workers that live on from epoch to epoch need nothing else.
+    resumed in the middle of an epoch sees what the unbroken run would have seen. Its keys are
+    ``(epoch, index)``: workers that persist from epoch to epoch need nothing else.
 
     Args:
         encoded: items are :class:`Encoded`, for a device to decode and transform.
@@ -42,15 +42,15 @@ class SeededDataset(Dataset):
         if self.encoded:
             return read_encoded(self.dataset, index, seed)
         with torch.random.fork_rng(devices=[]):
-            # Of the CPU alone: torch.manual_seed would seed the GPU's too, and with them dropout.
+            # The CPU's alone: torch.manual_seed would also seed the GPU's, and so dropout.
             torch.default_generator.manual_seed(seed)
             return self.dataset[index]
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Shuffled batches of one epoch for one of several processes, from any batch on.
+    """Shuffled batches of one epoch for one of several processes, starting at any batch.
 
-    The order depends on (seed, epoch), and so do the images of batch k of all processes together.
+    The order depends on (seed, epoch), and so do the images in batch k of all processes together.
     The last, incomplete batch is dropped, unless it is the only one; every process gets the same
     number of batches. Yields lists of ``(epoch, index)``.
     """
@@ -81,15 +81,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 class TrainLoader:
-    """Batches of one epoch at a time, their targets packed. The workers live on between epochs.
+    """Batches of one epoch at a time, with packed targets. Workers persist between epochs.
 
     Args:
         dataset: what to draw from, with its random transforms.
-        batch_size: images of one process.
-        seed: of the order and of the transforms.
-        workers: processes that load; 0: this one does.
-        rank, world_size: which of how many processes this one is.
-        pin_memory: batches in page-locked memory, for a GPU.
+        batch_size: images per process.
+        seed: determines the order and the transforms.
+        workers: processes that load; 0: load in this one.
+        rank, world_size: this process's number, and the number of processes.
+        pin_memory: put batches in page-locked memory, for a GPU.
         pad_to_multiple: H and W of a batch are rounded up to multiples of this.
         encoded: yield lists of :class:`Encoded`, for a :class:`DeviceDecoder`, instead of batches.
     """
@@ -122,9 +122,9 @@ class TrainLoader:
         return self.batches.batches_per_epoch
 
     def epoch(self, epoch: int, first_batch: int = 0) -> DataLoader:
-        """The batches of an epoch, without the first ``first_batch`` of them.
+        """Return the batches of an epoch, without the first ``first_batch`` of them.
 
-        To be iterated over before the next call.
+        Iterate over them before the next call.
         """
         self.batches.epoch = epoch
         self.batches.first_batch = first_batch
@@ -132,10 +132,10 @@ class TrainLoader:
 
 
 def default_workers(device: torch.device) -> int:
-    """How many processes should load images for this one.
+    """Return how many processes should load images for this one.
 
-    None where the step itself runs on the CPU: they would take its cores, and its threads, which
-    wait for each other at every operation, lose more than the loading gains.
+    0 where the step itself runs on the CPU: workers would take its cores, and its threads, which
+    wait for each other at every operation, would lose more than the loading gains.
     """
     if device.type == "cpu":
         return 0

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, metrics as JSON lines, TensorBoard events."""
+"""What a run reports: a progress bar, metrics as JSON lines, TensorBoard events."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 def read_rows(path: Path) -> Iterator[Any]:
-    """The values of a file of JSON lines, if it exists; a line cut off by a crash is left out."""
+    """Yield the values of a file of JSON lines, if it exists, without a line cut off by a crash."""
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
@@ -19,42 +19,42 @@ def read_rows(path: Path) -> Iterator[Any]:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file; a line cut off by a crash is left out."""
+    """Yield the rows of a metrics file, without a line cut off by a crash."""
     for row in read_rows(path):
         if isinstance(row, dict) and {"kind", "step", "epoch"} <= set(row):
             yield row
 
 
 class RunLog:
-    """Writes ``metrics.jsonl`` and TensorBoard events of a run.
+    """The writer of a run's ``metrics.jsonl`` and TensorBoard events.
 
     Every row has ``step`` (optimizer steps done), ``epoch`` and ``kind``, ``"train"`` or ``"val"``.
 
     Args:
         run: the run's folder.
         step: steps already done. Rows beyond it, left by a run that was killed after its last
-            checkpoint, are removed, since the resumed run writes them anew.
-        evaluation_due: whether this step's evaluation is still to come: its row is removed, too.
+            checkpoint, are removed, since the resumed run writes them again.
+        evaluation_due: whether this step's evaluation is still to come; if so, its row is removed.
     """
 
     def __init__(self, run: Path, step: int = 0, evaluation_due: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.path = run / "metrics.jsonl"
-        kept = [
+        rows = [
             row
             for row in read_metrics(self.path)
             if row["step"] < step
             or (row["step"] == step and not (evaluation_due and row["kind"] == "val"))
         ]
         temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         temporary.replace(self.path)
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, Any]) -> None:
-        """Add a row; numbers among ``values``, and in its dicts, go to TensorBoard too."""
+        """Add a row; numbers in ``values`` and in its dicts also go to TensorBoard."""
         row = {"kind": kind, "step": step, "epoch": round(epoch, 4), **values}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -70,7 +70,7 @@ class RunLog:
 
 
 class ProgressBar:
-    """One bar for the whole run; where output is not a terminal, one line per epoch instead."""
+    """One bar for the whole run; if the output is not a terminal, one line per epoch instead."""
 
     def __init__(self, total_steps: int, step: int, quiet: bool) -> None:
         self.quiet = quiet

@@ -1,4 +1,4 @@
-"""What to do when memory runs out: say it in one line, with a batch size to take instead."""
+"""Advice for when memory runs out: one line, with a batch size to use instead."""
 
 import gc
 
@@ -13,7 +13,7 @@ SMALLER = "use smaller images, a smaller model or --checkpointing"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not allocate a tensor, on whatever device."""
+    """Return whether torch could not allocate a tensor, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -23,14 +23,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory_advice(step: TrainStep, batch: Batch) -> str:
-    """One line for the user: the batch that was too large, and what fits instead.
+    """Return one line for the user: the batch that was too large, and what fits instead.
 
     Tries forward and backward passes with half of the images, a quarter, and so on. Gradients are
-    thrown away and no weight is changed, but trained batch norm has counted the images: not to be
-    trained on. Call it when the exception, which holds tensors, is gone.
+    discarded and no weight is changed, but trained batch norm has counted the images: do not
+    continue training. Call it once the exception, which holds tensors, is released.
 
-    One of several processes tries nothing, and names half of the images. The others wait for it in
-    the middle of their step, and would take the gradients of a trial for those of their own batch.
+    With several processes it tries nothing, and suggests half of the images: the others wait for
+    this one in the middle of their step, and would take a trial's gradients for those of its batch.
     """
     images, mask, targets = batch
     if isinstance(targets, PackedTargets):

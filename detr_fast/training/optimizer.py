@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def make_optimizer(
     model: nn.Module, lr: float, lr_backbone: float, weight_decay: float
 ) -> FusedAdamW:
-    """AdamW with one learning rate for the backbone and one for everything else."""
+    """Return AdamW with one learning rate for the backbone and one for everything else."""
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -30,12 +30,12 @@ class FusedAdamW(torch.optim.AdamW):
     """``torch.optim.AdamW`` with the fused kernel, and no copies for channels-last weights.
 
     On a CPU the kernel pairs the entries of parameter, gradient and averages as they lie in memory,
-    and copies what is not contiguous: up to 15 ms for each 3x3 convolution of 512 channels. It is
-    given the same memory as arrays that are, all laid out as the parameter is.
+    and copies what is not contiguous: up to 15 ms for each 3x3 convolution of 512 channels. Here it
+    gets contiguous views of the same memory instead, all in the parameter's layout.
 
-    For that it changes the lists that ``AdamW._init_group`` fills, which is not torch's public
-    interface. Where they do not hold each parameter, its gradient and its state once, it warns once
-    and leaves them alone, at the price of those copies.
+    To that end, this class changes the lists that ``AdamW._init_group`` fills, which is not part of
+    torch's public interface. If they do not hold each parameter, its gradient and its state exactly
+    once, it warns once and leaves them as they are, at the cost of those copies.
     """
 
     _lists_recognised = True
@@ -51,7 +51,7 @@ class FusedAdamW(torch.optim.AdamW):
             state = self.state[parameter]
             for name, value in state.items():
                 state[name] = _laid_out_as(parameter, value)
-        # Fills lists: parameters, gradients, the two averages of each, and others.
+        # This fills lists: of parameters, gradients, their two averages, and others.
         result = super()._init_group(group, *args, **kwargs)
         if on_cpu and self._lists_recognised:
             lists = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, list)]
@@ -59,14 +59,14 @@ class FusedAdamW(torch.optim.AdamW):
         return result
 
     def _use_contiguous_views(self, parameters: list[Tensor], lists: list[list[Tensor]]) -> None:
-        """Replace what is channels-last in the lists, in whatever order they come."""
+        """Replace what is channels-last in the lists, whatever the order of the lists."""
         of_each = [[p, p.grad, *self.state[p].values()] for p in parameters]
         expected = sorted(id(tensor) for tensors in of_each for tensor in tensors)
-        if sorted(id(tensor) for found in lists for tensor in found) != expected:
+        if sorted(id(tensor) for entries in lists for tensor in entries) != expected:
             self._lists_recognised = False
             warnings.warn(
                 f"AdamW of torch {torch.__version__} lists its tensors in a way that FusedAdamW "
-                "does not know: channels-last weights are copied at each step, which takes longer",
+                "does not recognise: channels-last weights are copied at each step: slower",
                 stacklevel=2,
             )
             return
@@ -75,17 +75,17 @@ class FusedAdamW(torch.optim.AdamW):
             alike = [parameter, *(tensor for tensor in others if tensor.dim() == 4)]
             if parameter.is_cpu and all(_is_channels_last(tensor) for tensor in alike):
                 arrays |= {id(tensor): _contiguous_view(tensor.detach()) for tensor in alike}
-        for found in lists:
-            found[:] = [arrays.get(id(tensor), tensor) for tensor in found]
+        for entries in lists:
+            entries[:] = [arrays.get(id(tensor), tensor) for tensor in entries]
 
     @torch.no_grad()
     def clipped_step(self, clip: float) -> Tensor:
-        """``step`` with gradients scaled down to the norm ``clip``, if theirs is larger; 0 = any.
+        """Run ``step`` with gradients scaled down to ``clip`` if their norm is larger; 0 = never.
 
-        As ``clip_grad_norm_`` and ``step`` do it, but the kernel scales what it reads anyway.
+        The same as ``clip_grad_norm_`` and ``step``, but the kernel scales what it reads anyway.
 
         Returns:
-            The gradients' norm before, a scalar on their device.
+            The gradients' norm before clipping, a scalar on their device.
         """
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
         norm = gradient_norm([gradient for gradient in gradients if gradient is not None])
@@ -99,25 +99,25 @@ class FusedAdamW(torch.optim.AdamW):
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all entries of all gradients together, as a scalar on their device."""
+    """Return the Euclidean norm of all gradients' entries together, a scalar on their device."""
     if not gradients:
         return torch.zeros(())
     if all(gradient.is_cpu and gradient.dtype == torch.float32 for gradient in gradients):
-        # In half the time of torch's norm, which reads a tensor with one thread.
+        # Half the time of torch's norm, which reads each tensor with a single thread.
         flat = [_contiguous_view(gradient).reshape(-1) for gradient in gradients]
         return torch.stack([torch.dot(x, x) for x in flat]).sum().sqrt()
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """``value`` in the parameter's layout, if it has its shape: mostly it has both."""
+    """Return ``value`` in the parameter's layout, if it has its shape; usually it has both."""
     if value.stride() == parameter.stride() or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _contiguous_view(tensor: Tensor) -> Tensor:
-    """A channels-last tensor's memory as a contiguous one; any other as it is."""
+    """Return a channels-last tensor's memory as a contiguous view; any other tensor as it is."""
     return tensor.permute(0, 2, 3, 1) if _is_channels_last(tensor) else tensor
 
 

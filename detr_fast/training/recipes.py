@@ -1,7 +1,7 @@
-"""Which image transforms a configuration names, for training and for evaluation.
+"""The image transforms that a configuration names, for training and for evaluation.
 
-With ``normalize=False`` images may come as uint8, to be normalised on the device. A recipe that is
-neither ``"small"`` nor ``"detr"`` is a ValueError.
+With ``normalize=False`` images may come as uint8, to be normalised on the device. A recipe other
+than ``"small"`` and ``"detr"`` raises a ValueError.
 """
 
 from detr_fast.data import Recipe, detr_eval, detr_train, fixed_eval, small_train
@@ -9,7 +9,7 @@ from detr_fast.training.config import RECIPES, TrainConfig
 
 
 def train_recipe(config: TrainConfig, normalize: bool = True) -> Recipe:
-    """The random transforms of training."""
+    """Return the random transforms of training."""
     if config.recipe == "detr":
         return detr_train(normalize=normalize)
     if config.recipe == "small":
@@ -18,7 +18,7 @@ def train_recipe(config: TrainConfig, normalize: bool = True) -> Recipe:
 
 
 def eval_recipe(config: TrainConfig, normalize: bool = True) -> Recipe:
-    """The fixed transforms of evaluation and prediction."""
+    """Return the fixed transforms of evaluation and prediction."""
     if config.recipe == "detr":
         return detr_eval(normalize=normalize)
     if config.recipe == "small":

@@ -11,9 +11,10 @@ SCHEDULES = ("step", "cosine")
 def make_scheduler(
     optimizer: Optimizer, schedule: str, total_steps: int, warmup_steps: int, lr_drop: float
 ) -> LambdaLR:
-    """Linear warm-up, then ``"step"`` (tenfold drop) or ``"cosine"`` (to zero), per step.
+    """Return a schedule of rates per step: linear warm-up, then ``"step"`` or ``"cosine"``.
 
     Args:
+        schedule: ``"step"``: a tenfold drop; ``"cosine"``: down to zero.
         total_steps: optimizer steps of the whole run.
         warmup_steps: capped at a tenth of the run, so that short runs train too.
         lr_drop: share of the run after which the step schedule drops.
@@ -37,9 +38,9 @@ def make_scheduler(
 
 
 def set_step(scheduler: LambdaLR, step: int) -> None:
-    """Put the optimizer's rates where the schedule has them after ``step`` steps.
+    """Set the optimizer's rates to what the schedule gives after ``step`` steps.
 
-    Whatever they were: a run that goes on may have another length than it had.
+    Their previous values do not matter: a resumed run may have another length than before.
     """
     scheduler.last_epoch = step
     groups = scheduler.optimizer.param_groups

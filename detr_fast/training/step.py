@@ -17,26 +17,26 @@ BUCKET = 64  # compiled models see heights and widths that are multiples of this
 
 
 def ignore(phase: str) -> None:
-    """What is told the phases of a step where nobody asks."""
+    """Ignore the end of a phase: the default for ``mark``."""
 
 
 class TrainStep:
-    """What a training loop calls with the batches of each step.
+    """A training step, which a training loop calls with the step's batches.
 
     Args:
-        model: images and mask to outputs; maybe wrapped for distributed training, or compiled.
-        criterion: outputs and targets to losses, in float32 whatever the model runs in.
-        optimizer: of the model's parameters.
+        model: maps images and mask to outputs; may be compiled, or wrapped for several processes.
+        criterion: maps outputs and targets to losses, in float32 whatever the model runs in.
+        optimizer: updates the model's parameters.
         device: where the model is.
         amp: autocast type of the model, None for float32.
         clip: largest gradient norm; 0 = no clipping.
         compile: run model and criterion through ``torch.compile``, on targets packed to powers of
-            two. Batches of the first size that comes (to a resumed run, too) run as they are, so
-            that a training of one size computes what it does otherwise. Those of other sizes are
-            padded to multiples of 64 pixels, for which code for any size is compiled a few times,
-            and not for every size. The mask tells of this padding as of a batch's own, and what
-            padding changes anywhere, it changes here: features at an image's border, and statistics
-            of trained batch norm.
+            two. Batches of the first size that comes (also the first in a resumed run) run as they
+            are, so that training with one size computes the same as without ``compile``. Those of
+            other sizes are padded to multiples of 64 pixels, so that code for any size is compiled
+            a few times, not once for every size. The mask marks this padding like a batch's own,
+            and its effects are those of any padding: on features at an image's border, and on
+            statistics of trained batch norm.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class TrainStep:
     def __call__(
         self, batches: Sequence[Batch], mark: Callable[[str], None] = ignore
     ) -> dict[str, Tensor]:
-        """Train on the batches, whose gradients are averaged.
+        """Train on the batches, with their gradients averaged.
 
         Args:
-            batches: on the device, or what ``data.to_device`` takes there.
-            mark: is told the end of each phase: forward, loss, backward, optimizer.
+            batches: on the device, or anything that ``data.to_device`` can move there.
+            mark: called with each phase's name at its end: forward, loss, backward, optimizer.
 
         Returns:
             The criterion's losses, detached, as means over the batches, and ``grad_norm`` before
@@ -103,13 +103,13 @@ class TrainStep:
         return {name: value.detach() for name, value in losses.items()}
 
     def update(self) -> Tensor:
-        """Clip, step and clear the gradients, whose norm before clipping is returned."""
+        """Clip the gradients, step and clear them; return their norm before clipping."""
         norm = self.optimizer.clipped_step(self.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _ready(self, images: Tensor, mask: Tensor | None, targets: Targets) -> Batch:
-        """The batch on the device; no mask if nothing is padded, here or to a compiled size."""
+        """Return the batch on the device, padded if compiled; drop a CPU mask without padding."""
         if mask is not None and mask.device.type == "cpu" and not mask.any():
             mask = None
         images, mask, targets = to_device(Batch(images, mask, targets), self.device)
@@ -126,9 +126,9 @@ def pad_to_bucket(
     mask: Tensor | None,  # [B, H, W] bool, True = padding
     bucket: int = BUCKET,
 ) -> tuple[Tensor, Tensor]:
-    """The batch at the next multiples of ``bucket`` in height and width.
+    """Pad the batch to the next multiples of ``bucket`` in height and width.
 
-    Always with a mask: with none for some batches, everything would be compiled for both kinds.
+    Always returns a mask: with None for some batches, everything would be compiled for both cases.
     """
     *_, h, w = images.shape
     below, right = -h % bucket, -w % bucket
@@ -138,7 +138,7 @@ def pad_to_bucket(
 
 
 def pack_to_power(targets: Targets) -> PackedTargets:
-    """The targets packed with a power of two as capacity, 64 at least."""
+    """Pack the targets with a power of two, at least 64, as capacity."""
     if isinstance(targets, PackedTargets):
         if targets.counts is None:  # it has a capacity
             return targets
