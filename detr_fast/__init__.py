@@ -1,4 +1,4 @@
-"""detr_fast: DETR for PyTorch, whole and fast. The public names; importing touches no GPU."""
+"""detr_fast: DETR in PyTorch with a compiled matcher. Public names; importing touches no GPU."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ try:
     from detr_fast import _C  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"{Path(__file__).parent} has no compiled module that this Python can load ({error}). In "
-        "the source folder: pip install -e . or start Python elsewhere, to use what is installed"
+        f"{Path(__file__).parent} has no compiled module that this Python can load ({error}). "
+        "In the source folder run pip install -e . or, to use what is installed, start Python in "
+        "another folder"
     ) from error
 
 from detr_fast.faults import check_faults

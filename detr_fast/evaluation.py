@@ -49,13 +49,13 @@ def evaluate(
     amp: torch.dtype | None = None,
     observe: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
-    """COCO figures of a model, and ``per_class``: class name -> AP. Equal on every process.
+    """Return COCO figures of a model, and ``per_class``: class name -> AP, on every process.
 
-    Each process detects in its share of the batches; the figures are those of a single process.
+    Each process runs its share of the batches; the figures equal those of a single process.
     ``observe``: see ``detect``.
 
     Raises:
-        ImportError: pycocotools is not installed; before anything is detected.
+        ImportError: pycocotools is not installed; raised before the model runs.
     """
     import_cocoeval()
     loader = make_eval_loader(
@@ -85,7 +85,7 @@ def detect(
     amp: torch.dtype | None = None,
     observe: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
 ) -> dict[int, dict[str, Tensor]]:
-    """The model's detections of every image of a loader: image id -> scores, labels, boxes xyxy.
+    """Detect in every image of a loader; return image id -> scores, labels, boxes xyxy.
 
     Boxes are in the pixels of the original images. Leaves the model in evaluation mode.
     ``observe``, if given, is called with each batch's logits and boxes, on the CPU, and targets.
@@ -95,8 +95,8 @@ def detect(
     for images, mask, targets in Prefetcher(device).batches(loader):
         original = torch.stack([target["orig_size"] for target in targets])
         watch = None if observe is None else functools.partial(observe, targets=targets)
-        found = detect_batch(model, images, mask, original, amp, observe=watch)
-        for target, result in zip(targets, found, strict=True):
+        results = detect_batch(model, images, mask, original, amp, observe=watch)
+        for target, result in zip(targets, results, strict=True):
             detections[int(target["image_id"])] = result
     return detections
 
@@ -111,14 +111,14 @@ def detect_batch(
     score_threshold: float = 0.0,
     observe: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Detections of a batch, per image ``scores``, ``labels``, ``boxes`` xyxy; on the CPU.
+    """Return a batch's detections, per image ``scores``, ``labels``, ``boxes`` xyxy; on the CPU.
 
     ``observe``, if given, is called with the logits and boxes that they come from.
     """
     with autocast(images.device, amp):
         outputs = model(images, mask)
-    # Two copies for the whole batch, instead of some for each image. Boxes are relative to each
-    # image without its padding, as the position encoding is.
+    # Two copies for the whole batch, instead of several for each image. Boxes are relative to each
+    # image without its padding, as is the position encoding.
     outputs = {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
     if observe is not None:
         observe(outputs)
@@ -128,15 +128,15 @@ def detect_batch(
 def merge_detections(
     parts: Iterable[dict[int, dict[str, Tensor]]], images: int
 ) -> dict[int, dict[str, Tensor]]:
-    """The detections of all processes, in the order of image ids.
+    """Merge the detections of all processes, in the order of image ids.
 
     Args:
-        parts: each process's, as ``detect`` returns them.
+        parts: each process's detections, as ``detect`` returns them.
         images: how many images there are.
 
     Raises:
-        RuntimeError: an image that two processes saw, or one that none did: the figures would not
-            be those of the data.
+        RuntimeError: an image was evaluated by two processes, or by none: the figures would not
+            describe the data.
     """
     merged: dict[int, dict[str, Tensor]] = {}
     for part in parts:
@@ -151,12 +151,12 @@ def merge_detections(
 def coco_metrics(
     truth: "COCO", detections: dict[int, dict[str, Tensor]], category_ids: list[int]
 ) -> tuple[dict[str, float], dict[int, float]]:
-    """COCOeval's figures.
+    """Compute COCOeval's figures.
 
     Args:
         truth: the annotations, crowd regions included.
         detections: as ``detect`` returns them, for the images to be evaluated.
-        category_ids: of label k.
+        category_ids: the category id of each label.
 
     Returns:
         The twelve figures by the names of ``METRICS``, and AP per category id. A figure without
@@ -169,14 +169,14 @@ def coco_metrics(
     rows = [
         np.column_stack(
             [
-                np.full(len(found["scores"]), image_id, dtype=np.float64),
-                found["boxes"][:, :2].double().numpy(),
-                (found["boxes"][:, 2:] - found["boxes"][:, :2]).double().numpy(),
-                found["scores"].double().numpy(),
-                np.asarray(category_ids, dtype=np.float64)[found["labels"].numpy()],
+                np.full(len(result["scores"]), image_id, dtype=np.float64),
+                result["boxes"][:, :2].double().numpy(),
+                (result["boxes"][:, 2:] - result["boxes"][:, :2]).double().numpy(),
+                result["scores"].double().numpy(),
+                np.asarray(category_ids, dtype=np.float64)[result["labels"].numpy()],
             ]
         )
-        for image_id, found in detections.items()
+        for image_id, result in detections.items()
     ]
     results = np.concatenate(rows) if rows else np.empty((0, 7))
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
@@ -196,7 +196,7 @@ def coco_metrics(
 
 
 def import_cocoeval() -> ModuleType:
-    """The module ``pycocotools.cocoeval``, at first use: all but the figures works without it.
+    """Import ``pycocotools.cocoeval`` at first use: only the figures need it.
 
     Raises:
         ImportError: pycocotools is not installed.
@@ -222,7 +222,7 @@ def _load_results(truth: "COCO", results: np.ndarray) -> "COCO":
 def format_metrics(
     figures: dict[str, float], per_class: dict[str, float], boxes_per_class: dict[str, int]
 ) -> str:
-    """The twelve figures as COCOeval prints them, and a table of AP per class."""
+    """Format the twelve figures as COCOeval prints them, and a table of AP per class."""
     lines = [
         f" {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3} ] = {figures[name]:.3f}"
         for name, (title, iou, area, most) in zip(METRICS, _DESCRIPTIONS, strict=True)

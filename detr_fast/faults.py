@@ -1,8 +1,8 @@
-"""Bad input that a GPU found: kept until the host looks, and then raised with its place.
+"""Bad input that a GPU finds: stored until the host looks, then raised as an error with its place.
 
 A kernel cannot raise, and the host does not wait for it. So each matching problem has a slot in
-page-locked memory, which the device writes and the host reads at no cost: at the next call of a
-matcher, and in :func:`check_faults`, which waits for the device first.
+page-locked memory, which the device writes and the host reads without a wait: at the next call of
+a matcher, and in :func:`check_faults`, which waits for the device first.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from detr_fast import _C
 
 
 class Fault(NamedTuple):
-    """As ``_C.match`` returns it."""
+    """A fault, with the fields that ``_C.match`` returns."""
 
     status: _C.Status
-    problem: int  # layer * B + image; for a target's label or box the image
+    problem: int  # layer * B + image; for a target's label or box: the image
     query: int  # -1: none
     target: int
 
@@ -37,7 +37,7 @@ class FaultSlots:
         return self._memory.data_ptr()
 
     def take(self) -> Fault | None:
-        """The first fault, if there is any; all are forgotten then."""
+        """Return the first fault and clear all slots; None if there is no fault."""
         if not self._numbers.any():
             return None
         problem = int(self._numbers.nonzero()[0][0])
@@ -55,18 +55,18 @@ _lock = threading.Lock()
 
 
 def fault_slots(device: torch.device, layers: int, images: int) -> FaultSlots:
-    """The slots of calls of this size. They live as long as the process: CUDA graphs hold their
-    address."""
+    """Return the slots for calls of this size. They live as long as the process, because CUDA
+    graphs hold their address."""
     key = (device.index or 0, layers, images)
-    found = _slots.get(key)
-    if found is None:
+    slots = _slots.get(key)
+    if slots is None:
         with _lock:
-            found = _slots.setdefault(key, FaultSlots(layers, images, pinned=device.type == "cuda"))
-    return found
+            slots = _slots.setdefault(key, FaultSlots(layers, images, pinned=device.type == "cuda"))
+    return slots
 
 
 def raise_pending(device: torch.device, when: str = " in an earlier call") -> None:
-    """Raises what calls on this device have found so far, without waiting for those under way.
+    """Raise a fault that calls on this device have found so far, without waiting for running ones.
 
     Raises:
         ValueError: names the place of the first fault.
@@ -82,14 +82,14 @@ def raise_pending(device: torch.device, when: str = " in an earlier call") -> No
 
 
 def check_faults(device: torch.device | str | int | None = None) -> None:
-    """Waits for a GPU, then raises what it found wrong with the input of a matching.
+    """Wait for a GPU, then raise the first fault that it found in the input of a matching.
 
-    FastMatcher on CUDA tensors never waits: bad labels, boxes or logits leave their problem without
-    a match, and are reported by the next call that finds the report there. This function looks at
-    once. A training loop calls it where it waits for the GPU anyway, to log.
+    By default, FastMatcher does not wait for CUDA tensors: a problem with bad labels, boxes or
+    logits gets no match, and a later call raises the error once the GPU has reported it. This
+    function raises it now. Call it where a training loop waits for the GPU anyway, to log.
 
     Args:
-        device: a CUDA device, by default the current one. On any other there is nothing to find.
+        device: a CUDA device, by default the current one. For any other device this does nothing.
 
     Raises:
         ValueError: names the layer, image and entry of the first fault.
@@ -106,9 +106,9 @@ def check_faults(device: torch.device | str | int | None = None) -> None:
 
 
 _REASONS = {
-    _C.Status.invalid_label: "is not one of the classes that the logits have",
+    _C.Status.invalid_label: "is not one of the classes of the logits",
     _C.Status.invalid_target_box: "must be finite, and its width and height not negative",
-    _C.Status.invalid_logits: "has no class cost: it holds NaN, or for a softmax inf or only -inf",
+    _C.Status.invalid_logits: "has no class cost: it holds NaN or, with softmax, inf or only -inf",
     _C.Status.invalid_box: "must be finite, and its width and height not negative",
     _C.Status.invalid_pair_cost: "overflow",
 }

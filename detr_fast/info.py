@@ -1,4 +1,4 @@
-"""What was built and what is here: ``python -m detr_fast.info``, for bug reports."""
+"""Describe the build and the machine for bug reports: ``python -m detr_fast.info``."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,8 @@ import torchvision
 import detr_fast
 from detr_fast import _C
 
-# The compiled ops, under their names in ``_C``; their GPU forms have the same in ``_C.cuda``.
+# The compiled ops that have a GPU form, by their names in ``_C`` and, if built, in ``_C.cuda``. The
+# compiled dropout, which is for CPUs only, is not listed.
 OPS = (
     "linear_sum_assignment",
     "match",
@@ -22,9 +23,9 @@ OPS = (
 
 
 def report() -> str:
-    """A text for people: this package, torch, driver, devices, and each op's forms.
+    """Return a readable text on this package, torch, driver, devices, and each op's forms.
 
-    It initialises no device beyond what torch does to name them, and needs no driver.
+    It needs no driver, and initialises devices only as far as torch does to name them.
     """
     cuda = "not built"
     if _C.cuda_version:
@@ -55,14 +56,14 @@ def report() -> str:
 
 
 def code_for(
-    capability: tuple[int, int],  # of a device
-    architectures: str,  # what was built: "8.0 9.0+PTX"
+    capability: tuple[int, int],  # a device's
+    architectures: str,  # those built, as in "8.0 9.0+PTX"
 ) -> str | None:
-    """Which of the built architectures the device runs, or None if it runs none of them.
+    """Return which of the built code the device runs, or None if it runs none of it.
 
-    Machine code runs on devices of the same major version that are not older; PTX is compiled for
-    any that is not older, when it is first loaded. Code with a letter (9.0a) runs on exactly that
-    version, and its PTX too; the letter f means the family, which is the major version.
+    Machine code runs on devices of the same major version that are not older. PTX is compiled, when
+    first loaded, for any device that is not older. Code with the letter a (9.0a), including its
+    PTX, runs on exactly that version; the letter f means the family: the same major version.
     """
     best = None
     for name in architectures.split():
@@ -105,7 +106,7 @@ def _devices() -> dict[str, str]:
 
 
 def _forms(op: str) -> str:
-    """Where an op runs without leaving the device its tensors are on."""
+    """Return the devices for which this build has a compiled form of the op."""
     return "CPU, CUDA" if hasattr(getattr(_C, "cuda", None), op) else "CPU"
 
 

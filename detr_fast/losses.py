@@ -17,15 +17,15 @@ from detr_fast.packing import Matches, PackedTargets
 class SetCriterion(nn.Module):
     """Class, L1 and GIoU loss over optimally matched queries, summed over decoder layers.
 
-    Every decoder layer is matched anew, all of them in one call of the matcher, and its three
-    losses are added with the same weights (paper, "auxiliary decoding losses"). With a
-    ``FastMatcher`` nothing here makes the host wait for a GPU.
+    Each decoder layer gets its own matching, all of them from one call of the matcher if it can,
+    and its three losses are added with the same weights (paper, "auxiliary decoding losses"). With
+    the default ``FastMatcher`` nothing here makes the host wait for a GPU.
 
     Args:
         num_classes: K, without "no object", which is class K.
-        matcher: a ``FastMatcher`` with the softmax cost, or anything with its ``match_packed`` or
-            ``match_layers``, or that is called like it. It gives each target one query at most, and
-            each query one target at most: a query has one class. Default: FastMatcher().
+        matcher: a ``FastMatcher`` with the softmax cost, or any module with its ``match_packed``,
+            its ``match_layers`` or its call. It must match each target to at most one query and
+            each query to at most one target, since a query has one class. Default: FastMatcher().
         eos_coef: weight of "no object" in the cross-entropy.
         weight_class, weight_bbox, weight_giou: weights of the three losses in the total.
         box_loss: ``"l1"`` (the paper) or ``"smooth_l1"``.
@@ -59,10 +59,10 @@ class SetCriterion(nn.Module):
                 raise ValueError(f"{name} is {weight}, expected a finite weight of 0 or more")
         if box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss is {box_loss!r}, expected one of {', '.join(BOX_LOSSES)}")
-        if getattr(matcher, "class_cost", "softmax") == "focal":  # other projects' is a weight
+        if getattr(matcher, "class_cost", "softmax") == "focal":  # other projects: a weight
             raise ValueError(
-                "the matcher's class_cost is 'focal', which knows no class 'no object'; the "
-                "cross-entropy of this loss has one, and needs 'softmax'"
+                "the matcher's class_cost is 'focal', which has no class 'no object'; the "
+                "cross-entropy of this loss has one, so the matcher needs 'softmax'"
             )
         self.num_classes = num_classes
         self.matcher = FastMatcher() if matcher is None else matcher
@@ -82,23 +82,23 @@ class SetCriterion(nn.Module):
         # B times {"labels" [M], "boxes" [M, 4] cxcywh}; or packed, for a FastMatcher
         targets: Sequence[dict[str, Tensor]] | PackedTargets,
     ) -> dict[str, Tensor]:
-        """The losses of a batch.
+        """Return the losses of a batch.
 
         Returns:
-            ``loss``, the weighted total to differentiate; every part unweighted: ``loss_ce``,
-            ``loss_bbox``, ``loss_giou`` of the last decoder layer and the same with ``_0``,
-            ``_1``, ... of the earlier ones; and without gradient ``class_error`` (percent of
-            matched queries of the last layer whose best class is wrong), ``cardinality_error``
-            (mean over images of | number of non-empty predictions - number of targets |),
-            ``no_object_matched`` and ``no_object_unmatched`` (mean probability of "no object" of
-            the last layer's queries with and without a target) and, numbered as the losses are,
-            ``rematched_0``, ``rematched_1``, ... of all layers but the last (share of the targets
-            to which the next layer gives another query). A mean over nothing is 0.
+            ``loss``, the weighted total to differentiate. Without gradient: the unweighted parts
+            ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder layer, and the same with
+            ``_0``, ``_1``, ... of the earlier ones; ``class_error`` (percent of the last layer's
+            matched queries whose best class is wrong); ``cardinality_error`` (mean over images of
+            | number of non-empty predictions - number of targets |); ``no_object_matched`` and
+            ``no_object_unmatched`` (mean probability of "no object" of the last layer's queries
+            with and without a target); and, numbered like the losses, ``rematched_0``,
+            ``rematched_1``, ... of all layers but the last (share of the targets that get another
+            query in the next layer). A mean over nothing is 0.
 
         Raises:
-            ValueError: what the matcher finds wrong with the outputs or targets, with its place;
-                lists of a matcher that give a query or target twice, or one that there is not; or
-                logits that do not have K + 1 classes.
+            ValueError: bad outputs or targets that the matcher finds, with their place; a matcher's
+                lists with a query or target that occurs twice or does not exist; logits that do
+                not have K + 1 classes; or no image.
         """
         layers = [*outputs.get("aux_outputs", ()), outputs]
         if outputs["pred_logits"].shape[-1] != self.num_classes + 1:
@@ -107,20 +107,20 @@ class SetCriterion(nn.Module):
                 f"{self.num_classes} and one for 'no object'"
             )
         if not len(targets):
-            raise ValueError("there is no image: targets is empty")
+            raise ValueError("targets is empty, expected at least one image")
         matches = self._match(layers, targets)
-        wanted = matches.targets
+        packed = matches.targets
         logits = torch.stack([layer["pred_logits"] for layer in layers]).float()  # [L, B, N, K+1]
         boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, N, 4]
         if boxes.dtype == torch.float64:
             boxes = boxes.float()  # half precision is widened as it is read
         classes = target_classes(
-            matches.query_index, wanted.labels, wanted.offsets, logits.shape[2], self.num_classes
+            matches.query_index, packed.labels, packed.offsets, logits.shape[2], self.num_classes
         )  # [L, B, N]
         l1, giou = box_losses(
-            boxes, wanted.boxes, matches.query_index, wanted.offsets, self.box_loss
+            boxes, packed.boxes, matches.query_index, packed.offsets, self.box_loss
         )  # [L] each
-        num_boxes = _mean_over_processes(wanted.offsets[-1].float()).clamp(min=1)
+        num_boxes = _mean_over_processes(packed.offsets[-1].float()).clamp(min=1)
         parts = {
             "loss_ce": self._class_loss(logits, classes),
             "loss_bbox": l1 / num_boxes,
@@ -130,8 +130,8 @@ class SetCriterion(nn.Module):
         for name, part in parts.items():
             losses[name] = part[-1].detach()
             losses |= {f"{name}_{i}": part[i].detach() for i in range(len(layers) - 1)}
-        losses |= _diagnostics(logits[-1], classes[-1], wanted.offsets)
-        losses |= _instability(matches.query_index, wanted.offsets)
+        losses |= _diagnostics(logits[-1], classes[-1], packed.offsets)
+        losses |= _instability(matches.query_index, packed.offsets)
         return losses
 
     def _match(
@@ -153,12 +153,12 @@ class SetCriterion(nn.Module):
         logits: Tensor,  # [L, B, N, K+1]
         classes: Tensor,  # [L, B, N]
     ) -> Tensor:  # [L]
-        """Cross-entropy, averaged by class weight: "no object" counts ``eos_coef``."""
+        """Return cross-entropy averaged by class weight, ``eos_coef`` for "no object"."""
         loss = F.cross_entropy(
             logits.flatten(0, 2), classes.flatten(), self.class_weights, reduction="none"
         )
         weight = self.class_weights[classes].flatten(1).sum(1)
-        # No weight at all: without objects, and with an eos_coef of 0 or without queries.
+        # The weights sum to 0 without queries, or without objects if eos_coef is 0.
         return loss.view(len(logits), -1).sum(1) / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
@@ -168,43 +168,44 @@ def _pack_matches(
     num_queries: int,
     device: torch.device,
 ) -> Matches:
-    """The lists that published matchers return, as ``FastMatcher.match_packed`` returns them.
+    """Convert the lists that published matchers return to what ``match_packed`` returns.
 
     Raises:
-        ValueError: what is not a matching, with its place.
+        ValueError: lists that are not a matching; names the place.
     """
     for layer, images in enumerate(matches):
         if len(images) != len(targets):
             raise ValueError(
-                f"layer {layer}: the matcher gave matches of {len(images)} images, and there are "
-                f"{len(targets)}"
+                f"layer {layer}: the matcher returned matches for {len(images)} images, but there "
+                f"are {len(targets)}"
             )
         for image, (query, target) in enumerate(images):
             if len(query) != len(target):
                 raise ValueError(
-                    f"layer {layer}, image {image}: the matcher gave {len(query)} queries and "
+                    f"layer {layer}, image {image}: the matcher returned {len(query)} queries, but "
                     f"{len(target)} targets"
                 )
-    # All on the CPU with one transfer, however many layers and images.
+    # One transfer to the CPU, however many layers and images.
     pairs = [pair for images in matches for pair in images]
     sizes = [len(query) for query, _ in pairs]
     query, target = torch.stack(
         [torch.cat(column).long() for column in zip(*pairs, strict=True)]
     ).cpu()
-    counts = torch.tensor([len(each["labels"]) for each in targets], device="cpu")
-    # Of each pair: layer * B + image.
+    counts = torch.tensor([len(image["labels"]) for image in targets], device="cpu")
+    # For each pair: layer * B + image.
     place = torch.repeat_interleave(torch.tensor(sizes, device="cpu"))
     layer, image = place // len(targets), place % len(targets)
 
     def refuse(wrong: Tensor, what: str) -> None:
         if wrong.any():
             i = int(wrong.nonzero()[0])
-            given = what.format(query=query[i], target=target[i], count=counts[image[i]])
-            raise ValueError(f"layer {layer[i]}, image {image[i]}: the matcher gave {given}")
+            fault = what.format(query=query[i], target=target[i], count=counts[image[i]])
+            raise ValueError(f"layer {layer[i]}, image {image[i]}: the matcher assigned {fault}")
 
     refuse(
         (query < 0) | (query >= num_queries) | (target < 0) | (target >= counts[image]),
-        f"query {{query}} to target {{target}}, of {num_queries} queries and {{count}} targets",
+        f"query {{query}} to target {{target}}, but there are {num_queries} queries and {{count}} "
+        "targets",
     )
     ends = counts.cumsum(0)
     row = layer * ends[-1] + (ends - counts)[image] + target
@@ -217,9 +218,9 @@ def _pack_matches(
 
 
 def _mean_over_processes(
-    number: Tensor,  # a scalar; changed
+    number: Tensor,  # a scalar; overwritten
 ) -> Tensor:
-    """The mean of a number over all processes of a distributed run."""
+    """Return the mean of a number over all processes of a distributed run."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(number)
         number /= dist.get_world_size()
@@ -232,17 +233,17 @@ def _diagnostics(
     classes: Tensor,  # [B, N]
     offsets: Tensor,  # [B + 1]
 ) -> dict[str, Tensor]:
-    """What tells how the last layer's classes come along, to be read, not trained."""
+    """Return statistics of the last layer's classes, for logs only."""
     best, no_object = logits.argmax(-1), logits.shape[-1] - 1
     matched = classes != no_object
     wrong = (matched & (best != classes)).sum()
-    found = (best != no_object).sum(1)
+    detected = (best != no_object).sum(1)
     count = matched.sum()
     empty = logits.softmax(-1)[..., -1]
     of_matched = (empty * matched).sum()
     return {
         "class_error": 100 * wrong / count.clamp(min=1),
-        "cardinality_error": (found - offsets.diff()).abs().float().mean(),
+        "cardinality_error": (detected - offsets.diff()).abs().float().mean(),
         "no_object_matched": of_matched / count.clamp(min=1),
         "no_object_unmatched": (empty.sum() - of_matched) / (matched.numel() - count).clamp(min=1),
     }
@@ -253,6 +254,6 @@ def _instability(
     query_index: Tensor,  # [L, T]; rows of padding are -1 in every layer
     offsets: Tensor,  # [B + 1]
 ) -> dict[str, Tensor]:
-    """How many targets change their query from each layer to the next."""
+    """Return the share of targets whose query changes from each layer to the next."""
     changed = (query_index[1:] != query_index[:-1]).sum(1) / offsets[-1].clamp(min=1)
     return {f"rematched_{layer}": share for layer, share in enumerate(changed.unbind())}

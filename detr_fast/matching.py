@@ -1,11 +1,12 @@
-"""The matching of DETR: which query answers for which target.
+"""The matching of DETR: which query is assigned to which target.
 
 Carion et al., "End-to-End Object Detection with Transformers" (2020), section 3.1: among all
 one-to-one pairings of an image's queries and targets, the one of least total cost
 
     cost = cost_class * class cost(label) + cost_bbox * |box - box'|_1 - cost_giou * GIoU(box, box')
 
-Letters: B images, N queries, K classes (without "no object"), M targets of one image, T of all.
+Letters: B images, N queries, K classes (without "no object"), M targets of one image, T of all
+images.
 """
 
 import math
@@ -38,23 +39,23 @@ _DEFAULTS = {
 class FastMatcher(nn.Module):
     """Optimal one-to-one matching of predictions and targets, by compiled code.
 
-    A drop-in for the published ``HungarianMatcher``: same arguments, same result. (The defaults are
-    the weights that the published training passes, 1, 5 and 2; that class's own are 1, 1 and 1.)
+    A drop-in for the published ``HungarianMatcher``: same arguments, same result. (The default
+    weights are those of the published training, 1, 5 and 2; that class defaults to 1, 1 and 1.)
 
-    Each image's own N x M costs are computed, never the whole batch's, and all images and all
-    decoder layers are matched in one call of compiled code that releases the GIL and uses as many
-    threads as ``torch.get_num_threads()`` says, if the work is worth it. No gradient flows through
-    it.
+    Only each image's N x M costs are computed, never those of all pairs in the batch. All images
+    and decoder layers are matched in one call of compiled code, which releases the GIL and uses up
+    to ``torch.get_num_threads()`` threads, as the amount of work justifies. No gradient flows
+    through it.
 
     Contiguous CPU predictions are read in place whatever their precision. Costs are computed in
-    float32 (in float64 if a prediction is float64, so that near-ties may fall differently than in
-    half-precision arithmetic) and the assignment is solved in float64.
+    float32 (float64 if a prediction is float64), so near-ties between half-precision predictions
+    may be decided differently than in half precision. The assignment is solved in float64.
 
     CUDA predictions are matched on their GPU, on the current stream, and the host waits for
-    nothing: indices stay there, targets on the CPU are taken there by one asynchronous copy, and
-    bad values are reported by a later call (see ``validate``). Tensors of other devices, and CUDA
-    tensors of a build without CUDA kernels, are copied to the CPU in one transfer per call, their
-    indices back. Under ``torch.compile`` the whole matching is one operator.
+    nothing: the indices stay on the GPU, targets on the CPU get there by one asynchronous copy, and
+    bad values are reported by a later call (see ``validate``). Tensors on other devices, and CUDA
+    tensors in a build without CUDA kernels, are copied to the CPU in one transfer per call, and the
+    indices copied back. Under ``torch.compile`` the whole matching is one operator.
 
     Args:
         cost_class: weight of the class cost.
@@ -66,23 +67,24 @@ class FastMatcher(nn.Module):
                 -alpha * (1 - p)**gamma * log(p + eps) + (1 - alpha) * p**gamma * log(1 - p + eps)
 
             With ``"focal"`` the logits have K entries: none stands for "no object".
-        focal_alpha, focal_gamma, focal_eps: of the focal cost.
+        focal_alpha, focal_gamma, focal_eps: parameters of the focal cost.
         giou_guard: how GIoU divides by an area x, either of the union or of the hull. ``"none"``:
-            by x, and 0/0 counts as 0. ``"eps"``: by x + giou_eps. ``"clamp"``: by
+            by x, where 0/0 counts as 0. ``"eps"``: by x + giou_eps. ``"clamp"``: by
             max(x, giou_eps).
-        giou_eps: of ``giou_guard``.
-        nonfinite: what to do where a pair has no finite cost (NaN or inf among the predictions, a
-            predicted box of negative width or height, or an overflow). ``"raise"`` a ValueError, or
-            put such pairs ``"last"``: as few of them are matched as possible.
+        giou_eps: epsilon of ``giou_guard``.
+        nonfinite: what to do if a pair has no finite cost (NaN or inf among the predictions, a
+            predicted box of negative width or height, or an overflow): ``"raise"`` a ValueError, or
+            match such pairs ``"last"``, that is as few of them as possible.
         index_device: ``"cpu"`` for indices on the CPU, as the published matcher returns them. For
-            CUDA predictions this makes the host wait. Default: where the predictions are.
-        validate: when bad values in CUDA tensors are reported. ``"deferred"``: by the next call
-            that finds the report there, or by :func:`detr_fast.check_faults`; the image's targets
-            have no match then, and its lists pair query k with target k. ``"sync"``: at once, at
-            the price of a wait. CPU tensors are always checked at once.
+            CUDA predictions this makes the host wait. Default: on the predictions' device.
+        validate: when bad values in CUDA tensors are reported. ``"deferred"``: by a later
+            call, once the GPU has reported them, or by :func:`detr_fast.check_faults`; the call
+            itself gives the image's targets no match, and its lists pair query k with target k.
+            ``"sync"``: at once, but the host waits. CPU tensors are always checked at once. Replays
+            of a captured CUDA graph call nothing here: only ``check_faults`` reports theirs.
 
     Raises:
-        ValueError: if all weights are 0, one is not finite, or an option has no meaning.
+        ValueError: if all weights are 0, one is not finite, or an option is invalid.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class FastMatcher(nn.Module):
             if not math.isfinite(cost):
                 raise ValueError(f"{name} is {cost}, but must be finite")
         if cost_class == cost_bbox == cost_giou == 0:
-            raise ValueError("all costs can't be 0: cost_class, cost_bbox and cost_giou are")
+            raise ValueError("all costs can't be 0, but cost_class, cost_bbox and cost_giou are")
         for name, choice, choices in (
             ("class_cost", class_cost, ("softmax", "focal")),
             ("giou_guard", giou_guard, ("none", "eps", "clamp")),
@@ -119,8 +121,8 @@ class FastMatcher(nn.Module):
             ("validate", validate, ("deferred", "sync")),
         ):
             if choice not in choices:
-                wanted = ", ".join(map(str, choices))
-                raise ValueError(f"{name} is {choice!r}, but must be one of {wanted}")
+                allowed = ", ".join(map(str, choices))
+                raise ValueError(f"{name} is {choice!r}, but must be one of {allowed}")
         if not 0 <= focal_alpha <= 1:
             raise ValueError(f"focal_alpha is {focal_alpha}, but must be in 0..1")
         if not 0 <= focal_gamma < math.inf:
@@ -147,7 +149,7 @@ class FastMatcher(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(self, outputs: Mapping[str, Tensor], targets: Targets) -> Pairs:
-        """Matches one decoder layer's predictions.
+        """Match one decoder layer's predictions.
 
         Args:
             outputs: ``{"pred_logits": [B, N, K + 1], "pred_boxes": [B, N, 4] cxcywh}``, the logits
@@ -164,12 +166,12 @@ class FastMatcher(nn.Module):
                 label outside 0..K-1, a target box that is not finite or has a negative side, and,
                 unless ``nonfinite="last"``, a prediction for which no cost exists (NaN, inf, a
                 negative side). The message names the place. Predictions of images without targets
-                are not looked at.
+                are not checked.
         """
         return self._match([outputs], ["outputs"], targets)[0]
 
     def match_layers(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> list[Pairs]:
-        """Matches several decoder layers' predictions, each on its own, in one compiled call.
+        """Match several decoder layers' predictions, each separately, in one compiled call.
 
         Args:
             layers: L dicts like ``outputs`` of :meth:`forward`, all of one shape, for example
@@ -185,12 +187,12 @@ class FastMatcher(nn.Module):
         return self._match(layers, None, targets) if layers else []
 
     def match_packed(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> Matches:
-        """As :meth:`match_layers`, with a result in one tensor that needs no sizes from the host.
+        """Match like :meth:`match_layers`; the result, one tensor, needs no sizes from the host.
 
         Args:
             layers: as in :meth:`match_layers`, at least one.
-            targets: as in :meth:`forward`, or ``PackedTargets`` of a fixed capacity, which this
-                method alone takes: for CUDA graphs.
+            targets: as in :meth:`forward`, or ``PackedTargets`` of a fixed capacity, for CUDA
+                graphs: on a GPU, and under ``torch.compile``, only this method accepts those.
 
         Returns:
             The query of each target, and the targets packed, on the predictions' device.
@@ -237,23 +239,23 @@ class FastMatcher(nn.Module):
             names = names or layer_names(layers)
             if isinstance(targets, PackedTargets) and targets.counts is None:
                 raise ValueError(
-                    "targets were packed with a capacity, so that the host does not know the sizes "
-                    "of lists: use match_packed"
+                    "targets were packed with a capacity, so the host does not know the lengths of "
+                    "the lists: use match_packed"
                 )
-            _, index, given = self._solve_packed(layers, names, targets)
+            _, index, placed = self._solve_packed(layers, names, targets)
             n = layers[0]["pred_logits"].shape[1]
-            sizes = [min(n, m) for m in given.counts]
+            sizes = [min(n, m) for m in placed.counts]
             if self.index_device == "cpu":
                 index = index.cpu()  # waits, so that faults are known
-                faults.raise_pending(given.labels.device, when="")
+                faults.raise_pending(placed.labels.device, when="")
         else:
             if isinstance(targets, PackedTargets):
                 targets = targets.unpack()
             index, sizes = matching_cpu.solve(layers, names, targets, self._options())
             if self.index_device != "cpu":
                 index = index.to(layers[0]["pred_logits"].device)
-        # For each layer and image the queries, then the targets. "Unsafe" is this split for
-        # gradients alone, and a quarter faster.
+        # For each layer and image the queries, then the targets. This split is "unsafe" only for
+        # gradients, and a quarter faster.
         parts = index.unsafe_split_with_sizes(
             [size for size in sizes for _ in range(2)] * len(layers)
         )
@@ -263,23 +265,23 @@ class FastMatcher(nn.Module):
 
     def _solve_packed(
         self, layers: Sequence[Mapping[str, Tensor]], names: Sequence[str], targets: Targets
-    ) -> tuple[Tensor, Tensor, matching_cuda.DeviceTargets]:  # as matching_cuda.launch
+    ) -> tuple[Tensor, Tensor, matching_cuda.DeviceTargets]:  # from launch, and its targets
         logits, boxes = matching_cuda.read_layers(layers, names)
         device = logits[0].device
         real = compute_dtype(boxes[0].dtype)
-        given = matching_cuda.read_targets(targets, len(logits[0]), device, real)
+        placed = matching_cuda.read_targets(targets, len(logits[0]), device, real)
         solve = matching_traced.match if torch.compiler.is_compiling() else matching_cuda.launch
-        query_index, index = solve(logits, boxes, given, self._options())
+        query_index, index = solve(logits, boxes, placed, self._options())
         if self.validate == "sync" and device.type == "cuda":
             faults.check_faults(device)
-        return query_index, index, given
+        return query_index, index, placed
 
 
 def _uses_packed_path(layers: Sequence[Mapping[str, Tensor]]) -> bool:
-    """Whether targets are wanted in one tensor: by the GPU, and by an operator."""
+    """Return whether targets are needed in one tensor: on a GPU, and under ``torch.compile``."""
     if torch.compiler.is_compiling():
         return True
     try:
         return has_kernels(layers[0]["pred_logits"])
     except (KeyError, IndexError, TypeError, AttributeError):
-        return False  # the CPU's path says what is wrong
+        return False  # the CPU path reports what is wrong

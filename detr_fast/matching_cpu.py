@@ -1,4 +1,4 @@
-"""FastMatcher's work on the CPU: one call of compiled code, and its faults as errors."""
+"""FastMatcher on the CPU: one call of compiled code, whose faults are raised as errors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,27 +17,27 @@ def solve(
     targets: Sequence[Mapping[str, Tensor]],
     options: CostOptions,
 ) -> tuple[Tensor, list[int]]:
-    """Matches every layer and image.
+    """Match every layer and image.
 
     Returns:
-        For each layer, for each image its min(N, M) queries, ascending, and then their targets, one
-        after the other: int64. And for each image min(N, M).
+        One int64 tensor: for each layer, for each image its min(N, M) queries, ascending, and then
+        their targets. And min(N, M) of each image.
 
     Raises:
         ValueError: as ``FastMatcher.forward``.
     """
-    given = read(layers, names, targets)
-    n = given.shape[1]
-    sizes = [min(n, m) for m in given.counts]
+    inputs = read(layers, names, targets)
+    n = inputs.shape[1]
+    sizes = [min(n, m) for m in inputs.counts]
     index = torch.empty(2 * sum(sizes) * len(layers), dtype=torch.int64, device=_CPU)
     fault = _C.match(
-        logits=given.logits,
-        boxes=given.boxes,
-        shape=given.shape,
-        dtypes=given.dtypes,
-        labels=given.labels,
-        target_boxes=given.target_boxes,
-        counts=given.counts,
+        logits=inputs.logits,
+        boxes=inputs.boxes,
+        shape=inputs.shape,
+        dtypes=inputs.dtypes,
+        labels=inputs.labels,
+        target_boxes=inputs.target_boxes,
+        counts=inputs.counts,
         cost=options[:4],
         nonfinite_last=options.nonfinite_last,
         index=index.data_ptr(),
@@ -45,7 +45,7 @@ def solve(
     )
     if fault[0] != _C.Status.ok:
         names = names or layer_names(layers)
-        _raise_fault(fault, names, given, layers, targets, options.focal)
+        _raise_fault(fault, names, inputs, layers, targets, options.focal)
     return index, sizes
 
 
@@ -55,7 +55,7 @@ def query_index(
     counts: Sequence[int],  # targets of each image
     total: int,  # T
 ) -> Tensor:  # [L, T]
-    """The query of each target, -1 for none."""
+    """Return the query of each target, -1 for none."""
     result = index.new_full((len(index), total), -1)
     begin = offset = 0
     for size, count in zip(sizes, counts, strict=True):
@@ -72,7 +72,7 @@ _BOX_RULE = "but cx, cy, w, h must be finite and w, h not negative"
 def _raise_fault(
     fault: tuple,
     names: Sequence[str],
-    given: MatchingInput,
+    inputs: MatchingInput,
     layers: Sequence[Mapping[str, Tensor]],
     targets: Sequence[Mapping[str, Tensor]],
     focal: bool,
@@ -81,7 +81,7 @@ def _raise_fault(
     if status == _C.Status.out_of_memory:
         raise MemoryError("no memory for the costs of one image's queries x targets")
     if status == _C.Status.invalid_label:
-        classes = given.shape[2] - (not focal)
+        classes = inputs.shape[2] - (not focal)
         raise ValueError(
             f"targets[{problem}]['labels'][{m}] is {int(targets[problem]['labels'][m])}, but "
             f"logits have {classes} classes (0..{classes - 1})"
@@ -89,7 +89,7 @@ def _raise_fault(
     if status == _C.Status.invalid_target_box:
         box = targets[problem]["boxes"][m].tolist()
         raise ValueError(f"targets[{problem}]['boxes'][{m}] is {box}, {_BOX_RULE}")
-    layer, b = divmod(problem, given.shape[0])
+    layer, b = divmod(problem, inputs.shape[0])
     name = names[layer]
     if status == _C.Status.invalid_logits:
         reason = (

@@ -1,4 +1,4 @@
-"""FastMatcher's work on CUDA tensors: everything is launched, nothing waited for."""
+"""FastMatcher on CUDA tensors: it launches kernels and waits for nothing."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -21,19 +21,20 @@ class DeviceTargets(NamedTuple):
 
     labels: Tensor  # [T] int64
     boxes: Tensor  # [T, 4] cxcywh, float32; float64 on a CPU if the predictions are
-    counts: Sequence[int] | None  # B times M; None: in offsets alone
+    counts: Sequence[int] | None  # M of each image; None: only in offsets
     offsets: Tensor | None  # [B + 1] int32
-    most: int  # targets of one image, at most
+    most: int  # upper bound of M
 
 
 def read_layers(
     layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The layers' logits [B, N, C] and boxes [B, N, 4], contiguous, of a dtype that kernels read
-    (on a CPU float64, if any of them is).
+    """Return the layers' logits [B, N, C] and boxes [B, N, 4], contiguous, in a dtype that kernels
+    read (on a CPU all in float64, if any of them is).
 
     Raises:
-        ValueError: as :func:`check_layers`, for tensors of several devices, and for float64.
+        ValueError: as :func:`check_layers`, for tensors on several devices, and for float64 on a
+            GPU.
     """
     check_layers(layers, names)
     logits = [layer["pred_logits"].detach() for layer in layers]
@@ -47,8 +48,8 @@ def read_layers(
                 )
             if tensor.is_cuda and tensor.dtype == torch.float64:
                 raise ValueError(
-                    f"{layer}[{name!r}] is float64, which the CPU alone matches: pass .float(), or "
-                    "copies on the CPU"
+                    f"{layer}[{name!r}] is float64, which only the CPU can match: pass .float(), "
+                    "or copies on the CPU"
                 )
     if any(tensor.dtype == torch.float64 for tensor in (*logits, *boxes)):
         return [t.double().contiguous() for t in logits], [t.double().contiguous() for t in boxes]
@@ -68,10 +69,10 @@ def read_targets(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> DeviceTargets:
-    """Brings targets to the device, without a wait if they are packed, there, or on the CPU.
+    """Copy targets to the device; no wait if they are packed, there already, or on the CPU.
 
     Args:
-        dtype: of the boxes, unless they are packed.
+        dtype: of the boxes of a list that is there already; others are float32.
 
     Raises:
         ValueError: as :func:`check_targets`.
@@ -106,15 +107,15 @@ def launch(
     targets: DeviceTargets,
     options: CostOptions,
 ) -> tuple[Tensor, Tensor]:  # [L, T] int64, [L * 2 * sum of min(N, M)] int64
-    """Matches every layer and image on the current stream.
+    """Match every layer and image on the current stream.
 
     Returns:
-        The query of each target, -1 for none; and if sizes are known to the host, for each layer,
-        for each image its min(N, M) queries, ascending, and then their targets (otherwise an empty
+        The query of each target, -1 for none; and, if the host knows the sizes, for each layer, for
+        each image its min(N, M) queries, ascending, and then their targets (otherwise an empty
         tensor).
 
     Raises:
-        ValueError: what earlier calls found.
+        ValueError: a fault that an earlier call found.
     """
     device = logits[0].device
     if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
@@ -127,9 +128,9 @@ def launch(
     pair_index = torch.empty(pairs, dtype=torch.int64, device=device)
     if b and total:
         rows, cols = min(n, targets.most), max(n, targets.most)
-        # Rounded up, so that few sizes are asked for.
+        # Rows are rounded up, so that fewer different sizes are looked up.
         workspace = layers * b * _workspace(device.index or 0, -(-rows // 64) * 64, cols)
-        costs = -(-layers * total * n * 4 // 16) * 16  # bytes; what follows is of wider numbers
+        costs = -(-layers * total * n * 4 // 16) * 16  # bytes, aligned for wider numbers
         scratch = torch.empty(costs + workspace, dtype=torch.uint8, device=device)
         address = scratch.data_ptr()
         _C.cuda.match(
@@ -154,7 +155,7 @@ def launch(
             stream=current_stream(device),
         )
     else:
-        query_index.fill_(-1)  # there may be padding, if there is no image
+        query_index.fill_(-1)  # without images, targets can only be padding
     return query_index, pair_index
 
 

@@ -1,4 +1,4 @@
-"""What FastMatcher is given, checked and brought to where compiled code can read it."""
+"""FastMatcher's input: checked, and copied where compiled code cannot read it in place."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,12 +10,12 @@ _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64:
 
 
 class CostOptions(NamedTuple):
-    """As ``_C.match`` takes them, with ``nonfinite_last``."""
+    """The ``cost`` argument of ``_C.match``, followed by its ``nonfinite_last``."""
 
     weights: tuple[float, float, float]  # class, L1, GIoU
     focal: bool
     focal_options: tuple[float, float, float]  # alpha, gamma, eps
-    giou_divisor: tuple[float, float]  # added, lowest
+    giou_divisor: tuple[float, float]  # eps to add, lower limit
     nonfinite_last: bool
 
 
@@ -28,8 +28,8 @@ class MatchingInput(NamedTuple):
     dtypes: tuple[int, int]  # codes of the logits' and boxes' dtype
     labels: list[int]  # B of [M] int64
     target_boxes: list[int]  # B of [M, 4], float64 if the predictions are, else float32
-    counts: list[int]  # B times M
-    keep: tuple  # the tensors, so that the addresses stay theirs
+    counts: list[int]  # M of each image
+    keep: tuple  # the tensors, whose addresses stay valid with them
 
 
 def layer_names(layers: Sequence[object]) -> list[str]:
@@ -42,26 +42,26 @@ def read(
     names: Sequence[str] | None,  # what to call each layer in an error; None: "layers[k]"
     targets: Sequence[Mapping[str, Tensor]],
 ) -> MatchingInput:
-    """Takes the tensors as they are where that is possible, and converted copies otherwise.
+    """Return the addresses of the tensors as they are if possible, otherwise of converted copies.
 
     Raises:
-        ValueError: for a missing key or a wrong shape or dtype. Values are not looked at.
+        ValueError: for a missing key or a wrong shape or dtype. Values are not checked.
     """
-    given = _read_in_place(layers, targets)
-    if given is None:
+    inputs = _read_in_place(layers, targets)
+    if inputs is None:
         check_layers(layers, names or layer_names(layers))
         check_targets(targets, len(layers[0]["pred_logits"]))
-        given = _read_in_place(*_convert(layers, targets))
-        assert given is not None
-    return given
+        inputs = _read_in_place(*_convert(layers, targets))
+        assert inputs is not None
+    return inputs
 
 
 def _read_in_place(
     layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
 ) -> MatchingInput | None:
-    """The quick way, for what callers nearly always pass. None if anything needs a closer look.
+    """Take the fast path, for what callers nearly always pass. None if anything else is found.
 
-    At the smallest sizes this is most of the call, hence one plain loop and no helper functions.
+    At the smallest sizes this is most of the call, hence plain loops and no helper functions.
     """
     try:
         logits, boxes = layers[0]["pred_logits"], layers[0]["pred_boxes"]
@@ -116,7 +116,7 @@ def _read_in_place(
 def _convert(
     layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
 ) -> tuple[list[dict], list[dict]]:
-    """Contiguous CPU tensors of one dtype each: what the quick way takes."""
+    """Return contiguous CPU tensors, each kind of one dtype: what the fast path takes."""
     sizes = [len(target["labels"]) for target in targets]
     logits = [layer["pred_logits"] for layer in layers]
     boxes = [layer["pred_boxes"] for layer in layers]
@@ -148,7 +148,7 @@ def _convert(
 
 
 def _same_dtype(tensors: list[Tensor]) -> list[Tensor]:
-    """Unchanged if all are of one dtype that compiled code reads, otherwise in float32."""
+    """Return the tensors unchanged if all have one dtype that compiled code reads, else float32."""
     dtype = tensors[0].dtype
     if dtype in _DTYPES and all(t.dtype == dtype for t in tensors):
         return tensors
@@ -156,13 +156,13 @@ def _same_dtype(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _cat(parts: Sequence[Tensor], empty_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Concatenates the images' parts, those without an element left out whatever their shape."""
+    """Concatenate the images' parts, leaving out empty ones, whatever their shape."""
     parts = [part.to(dtype) for part in parts if part.numel()]
     return torch.cat(parts) if parts else torch.empty(empty_shape, dtype=dtype, device="cpu")
 
 
 def _to_cpu(tensors: list[Tensor]) -> list[Tensor]:
-    """The contiguous tensors on the CPU: those there untouched, all others by one transfer."""
+    """Return contiguous tensors on the CPU: those there as they are, the others by one transfer."""
     away = [k for k, t in enumerate(tensors) if t.device.type != "cpu"]
     # Wider elements first, to stay aligned in the packed buffer.
     away.sort(key=lambda k: -tensors[k].element_size())
@@ -176,14 +176,14 @@ def _to_cpu(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def pack_and_copy(tensors: list[Tensor]) -> list[Tensor]:
-    """CPU copies of tensors of one device, by one transfer. Wider elements must come first."""
+    """Copy tensors of one device to the CPU in one transfer. Wider elements must come first."""
     packed = torch.cat([t.flatten().view(torch.uint8) for t in tensors]).cpu()
     parts = packed.split_with_sizes([t.numel() * t.element_size() for t in tensors])
     return [part.view(t.dtype).view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
 def check_layers(layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
-    """Raises ValueError for a missing key, and for shapes or dtypes that do not fit."""
+    """Raise ValueError for a missing key, and for shapes or dtypes that do not fit."""
     for layer, name in zip(layers, names, strict=True):
         for key in ("pred_logits", "pred_boxes"):
             if key not in layer:
@@ -217,7 +217,7 @@ def _check_tensor(value: object, name: str) -> None:
 
 
 def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> None:
-    """Raises ValueError for a missing key, and for shapes or dtypes that do not fit."""
+    """Raise ValueError for a missing key, and for shapes or dtypes that do not fit."""
     if len(targets) != images:
         raise ValueError(f"predictions for {images} images, but {len(targets)} targets")
     for b, target in enumerate(targets):
@@ -230,7 +230,7 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> None:
             raise ValueError(
                 f"targets[{b}]['labels'] has shape {list(labels.shape)}, but must be [M]"
             )
-        # torch.tensor([]) has shape [0] and dtype float32: a common way to say "no target".
+        # torch.tensor([]) has shape [0] and dtype float32: a common form of "no target".
         empty = labels.numel() == 0 and boxes.numel() == 0
         if boxes.shape != (len(labels), 4) and not empty:
             raise ValueError(

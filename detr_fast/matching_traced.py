@@ -1,5 +1,5 @@
 """The matching as one operator, ``torch.ops.detr_fast.match``: for ``torch.compile``, which cannot
-look into compiled code. Eager calls do without it and its dispatch."""
+trace compiled code. Eager calls bypass it and its dispatch."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def match(
     targets: matching_cuda.DeviceTargets,
     options: CostOptions,
 ) -> tuple[Tensor, Tensor]:  # as matching_cuda.launch; pairs if counts are known
-    """Calls the operator."""
+    """Call the operator."""
     return torch.ops.detr_fast.match(
         list(logits),
         list(boxes),

@@ -1,4 +1,4 @@
-"""A batch's targets in flat tensors, and its matches likewise: what a GPU can use without waiting.
+"""A batch's targets and matches in flat tensors, which a GPU can use without a wait of the host.
 
 Letters: B images, N queries, M targets of one image, T of all images, L decoder layers.
 """
@@ -17,38 +17,38 @@ from detr_fast.matching_input import check_targets
 
 @dataclass(frozen=True)
 class PackedTargets:
-    """The targets of B images, one after the other, in one buffer: one copy takes them to a GPU.
+    """The targets of B images, one after the other, in one buffer: one copy moves them to a GPU.
 
-    Made by :meth:`pack`, from the list of dicts that DETR code passes around. ``pin_memory`` and
-    ``to`` are what ``DataLoader`` and training loops call.
+    :meth:`pack` makes them from the list of dicts that DETR code passes around. ``DataLoader`` and
+    training loops call ``pin_memory`` and ``to``.
 
     With a ``capacity`` the tensors have that many rows whatever the batch, the last of them
-    padding, and sizes are known to the device alone: so a CUDA graph that was captured with one
-    batch can be replayed with others, copied into the same memory by :meth:`copy_`.
+    padding, and only the device knows the sizes. A CUDA graph that was captured with one batch can
+    then be replayed with others, copied into the same memory by :meth:`copy_`.
     """
 
     buffer: Tensor  # uint8; the others are views of it
     labels: Tensor  # [T] int64
     boxes: Tensor  # [T, 4] float32 cxcywh
     offsets: Tensor  # [B + 1] int32: where each image's targets begin, and the last one's end
-    counts: tuple[int, ...] | None  # M of each image; None: known to the device alone
-    most: int  # targets of one image, at most
+    counts: tuple[int, ...] | None  # M of each image; None: only the device knows
+    most: int  # upper bound of M
 
     @classmethod
     def pack(
         cls, targets: Sequence[Mapping[str, Tensor]], capacity: int | None = None
     ) -> PackedTargets:
-        """Packs targets where they are, on the CPU if they are not all on one device.
+        """Pack targets on their device, or on the CPU if they are not all on one device.
 
         Args:
             targets: B dicts ``{"labels": [M] integers, "boxes": [M, 4] cxcywh}``; other entries are
                 left out.
-            capacity: T of the result, if not the number of targets.
+            capacity: T of the result; default: the number of targets.
 
         Raises:
             ValueError: for a missing key, a wrong shape or dtype, or more targets than
                 ``capacity``.
-            RuntimeError: targets on a GPU, during the capture of a CUDA graph.
+            RuntimeError: for targets on a GPU while a CUDA graph is captured.
         """
         check_targets(targets, len(targets))
         counts = tuple(len(target["labels"]) for target in targets)
@@ -80,21 +80,21 @@ class PackedTargets:
         return self.buffer.device
 
     def pin_memory(self) -> PackedTargets:
-        """The same in page-locked memory, from which copies to a GPU need no wait."""
+        """Return the same in page-locked memory, from which copies to a GPU need no wait."""
         return self._of(self.buffer.pin_memory())
 
     def to(
         self, device: torch.device | str, non_blocking: bool = True, copy: bool = False
     ) -> PackedTargets:
-        """The same on another device, by one copy, through page-locked memory to a GPU.
+        """Return the same on another device, by one copy; to a GPU through page-locked memory.
 
         A copy to the CPU is complete when this returns, whatever ``non_blocking`` says.
 
         Args:
-            copy: whether to copy what is on that device already.
+            copy: whether to copy even if the targets are on that device already.
 
         Raises:
-            RuntimeError: a copy from the CPU during the capture of a CUDA graph.
+            RuntimeError: for a copy from the CPU to a GPU while a CUDA graph is captured.
         """
         device = torch.device(device)
         if device == self.device and not copy:
@@ -104,23 +104,24 @@ class PackedTargets:
         return self._of(buffer.to(device, non_blocking=non_blocking, copy=copy))
 
     def copy_(self, other: PackedTargets) -> None:
-        """Takes over another batch of the same capacity and number of images, without a wait.
+        """Overwrite this with a batch of the same capacity and number of images, without a wait.
 
         Raises:
-            ValueError: if either differs, or if one of both was packed without a capacity.
+            ValueError: if either differs, or if one of the two was packed without a capacity.
+            RuntimeError: as :meth:`to`.
         """
-        mine, theirs = ((len(t), len(t.labels), t.counts is None) for t in (self, other))
-        if mine != theirs or self.counts is not None:
+        room, needed = ((len(t), len(t.labels), t.counts is None) for t in (self, other))
+        if room != needed or self.counts is not None:
             raise ValueError(
-                f"{theirs[0]} images with room for {theirs[1]} targets do not fit into {mine[0]} "
-                f"images with room for {mine[1]}: pack both with the same capacity"
+                f"{needed[0]} images with room for {needed[1]} targets do not fit into {room[0]} "
+                f"images with room for {room[1]}: pack both with the same capacity"
             )
         source = _page_locked(other.buffer) if self.buffer.is_cuda else other.buffer
         self.buffer.copy_(source, non_blocking=True)
 
     def unpack(self) -> list[dict[str, Tensor]]:
-        """The B dicts ``{"labels": [M], "boxes": [M, 4]}``, views of this. Waits for sizes that are
-        known to the device alone."""
+        """Return the B dicts ``{"labels": [M], "boxes": [M, 4]}``, views of this. Waits for sizes
+        that only the device knows."""
         offsets = self.offsets.tolist() if self.counts is None else _offsets(self.counts)
         return [
             {"labels": self.labels[begin:end], "boxes": self.boxes[begin:end]}
@@ -133,13 +134,13 @@ class PackedTargets:
 
 
 def _page_locked(tensor: Tensor) -> Tensor:
-    """A tensor from which a copy to a GPU needs no wait: itself, or a copy of it."""
+    """Return the tensor, or a copy of it in page-locked memory, to copy to a GPU without a wait."""
     if not tensor.is_cpu or torch.compiler.is_compiling():  # which cannot trace what follows
         return tensor
     if torch.cuda.is_current_stream_capturing():  # every replay would read this memory again
         raise RuntimeError(
             "targets are copied from the CPU while a CUDA graph is captured: pack them with a "
-            "capacity and take them to the GPU before"
+            "capacity and move them to the GPU before the capture"
         )
     return tensor if tensor.is_pinned() else tensor.pin_memory()
 
@@ -164,7 +165,7 @@ def _offsets(counts: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Matches:
-    """Which query answers for which target, for all layers and images.
+    """Which query is assigned to which target, for all layers and images.
 
     With more targets than queries some targets have none.
     """

@@ -8,14 +8,14 @@ AMP = ("auto", "none", "bf16")
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type, or None for float32.
+    """Return the autocast dtype, or None for float32.
 
     Args:
         amp: ``"none"``, ``"bf16"``, or ``"auto"``: bfloat16 where the hardware multiplies matrices
             in it, on GPUs from Ampere on and CPUs with AMX.
 
     Raises:
-        ValueError: another word.
+        ValueError: any other value.
     """
     if amp not in AMP:
         raise ValueError(f"amp is {amp!r}, expected one of {', '.join(AMP)}")

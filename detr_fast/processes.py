@@ -1,4 +1,4 @@
-"""Which of several processes this one is, and what they tell each other; or it alone."""
+"""The rank of this process, and exchange between processes; also for a single process."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ import torch.distributed as dist
 
 
 def rank() -> int:
-    """This process's number; 0 is the one that writes files."""
+    """Return this process's number; process 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Return rank 0's value on every rank."""
     if world_size() == 1:
         return value
     values = [value]
@@ -25,7 +25,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on rank 0; an empty list on the others."""
+    """Return all ranks' values, in the order of ranks, on rank 0; an empty list on the others."""
     if world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * world_size() if rank() == 0 else None

@@ -1,7 +1,9 @@
-"""The slow, obviously right twin of every compiled op, in torch and SciPy.
+"""Slow, obviously right twins of the compiled ops, the matcher and the loss, in torch and SciPy.
 
-It is the tests' oracle and the ops' documentation; nothing here is meant for training. SciPy comes
-with the extra ``test``: ``pip install "detr-fast[test]"``.
+They are the tests' oracle and the ops' documentation. (Dropout has none: its random numbers are not
+torch's.) None is meant for training, except that the slow paths of the drop-in matchers, and the
+figures of a matching, take their costs from :func:`matching_cost`. What solves an assignment here
+needs SciPy, which comes with the extra ``test``: ``pip install "detr-fast[test]"``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,7 @@ def _scipy_solver():
 
 
 def linear_sum_assignment(cost: Any, maximize: bool = False) -> Any:
-    """Twin of :func:`detr_fast.linear_sum_assignment`, one problem after the other, NumPy only.
+    """Twin of :func:`detr_fast.linear_sum_assignment`: one problem at a time, NumPy only.
 
     A matrix [R, C] gives ``(row_index, col_index)``, [min(R, C)] each; a batch [P, R, C] gives
     [P, min(R, C)] each; a list of 2-D arrays gives a list of pairs.
@@ -95,7 +97,7 @@ def box_losses(
     image_offsets: Tensor,  # [B + 1]
     box_loss: str = "l1",
 ) -> tuple[Tensor, Tensor]:  # [L], [L]
-    """Twin of :func:`detr_fast.ops.box_losses`: one pair after the other. Differentiable."""
+    """Twin of :func:`detr_fast.ops.box_losses`: one pair at a time. Differentiable."""
     distance = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[box_loss]
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
     target_boxes = target_boxes.to(boxes.dtype)
@@ -134,7 +136,7 @@ def target_classes(
     return classes.to(query_index.device)
 
 
-# The keywords of matching_cost, and FastMatcher's attributes of the same names.
+# The keyword options of matching_cost; FastMatcher has attributes of the same names.
 COST_OPTIONS = ("class_cost", "focal_alpha", "focal_gamma", "focal_eps", "giou_guard", "giou_eps")
 
 
@@ -154,11 +156,12 @@ def matching_cost(
     giou_guard: str = "none",
     giou_eps: float = 1e-6,
 ) -> Tensor:  # [N, M]
-    """The cost of every pair of one image (Carion et al. 2020, section 3.1 and appendix A.2).
+    """Return the cost of every pair of one image (Carion et al. 2020, sections 3.1 and A.2).
 
-    The class term is minus the probability, not its logarithm, to be of the boxes' magnitude; the 1
-    of ``1 - p`` and of ``1 - GIoU`` changes no matching and is left out. The options are those of
-    :class:`detr_fast.FastMatcher`.
+    The class term is minus the probability, not its logarithm, so that its magnitude is comparable
+    to the boxes' terms; the 1 of ``1 - p`` and ``1 - GIoU`` changes no matching and is left out.
+    The options are those of :class:`detr_fast.FastMatcher`, except that for ``giou_guard="none"``
+    0/0 is NaN.
     """
     if class_cost == "focal":
         p, q = logits[:, labels].sigmoid(), (-logits[:, labels]).sigmoid()  # q = 1 - p
@@ -178,7 +181,7 @@ def matching_cost(
 
 
 def _guarded_giou(a: Tensor, b: Tensor, guard: str, eps: float) -> Tensor:
-    """GIoU of xyxy boxes [N, 4] and [M, 4], its divisors guarded: [N, M]."""
+    """Return GIoU [N, M] of xyxy boxes [N, 4] and [M, 4], with guarded divisors."""
 
     def divisor(area: Tensor) -> Tensor:
         return area + eps if guard == "eps" else area.clamp(min=eps)
@@ -195,9 +198,9 @@ class HungarianMatcher(nn.Module):
 
     Called as ``matcher(outputs, targets)`` with ``{"pred_logits": [B, N, K + 1], "pred_boxes":
     [B, N, 4]}`` and B dicts ``{"labels": [M], "boxes": [M, 4]}``; returns B pairs ``(index_i,
-    index_j)`` of int64 CPU tensors, index_i ascending, of length min(N, M). SciPy's ValueError
-    reports NaN, unless ``nonfinite="last"``: then as few pairs as possible whose cost is not finite
-    are matched. Other options as for :func:`matching_cost`.
+    index_j)`` of int64 CPU tensors, index_i ascending, of length min(N, M). NaN raises
+    SciPy's ValueError, unless ``nonfinite="last"``: then as few pairs without a finite cost as
+    possible are matched. Other options as for :func:`matching_cost`.
     """
 
     def __init__(
@@ -256,7 +259,7 @@ def set_criterion(
     matcher: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """Twin of :class:`detr_fast.losses.SetCriterion` in one process: one layer, one image, one pair
-    after the other (Carion et al. 2020, section 3.1, equations 2 and 3).
+    at a time (Carion et al. 2020, section 3.1, equations 2 and 3).
 
     Returns ``loss`` and the unweighted ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last layer,
     and with ``_0``, ``_1``, ... of the earlier ones; all differentiable.
@@ -271,10 +274,10 @@ def set_criterion(
         l1 = giou = boxes.sum() * 0
         for b, (query_index, target_index) in enumerate(matcher(layer, targets)):
             for i, j in zip(query_index.tolist(), target_index.tolist(), strict=True):
-                wanted = targets[b]["boxes"][j]
+                target = targets[b]["boxes"][j]
                 classes[b, i] = targets[b]["labels"][j]
-                l1 = l1 + (boxes[b, i] - wanted).abs().sum()
-                pair = [box_convert(box[None], "cxcywh", "xyxy") for box in (boxes[b, i], wanted)]
+                l1 = l1 + (boxes[b, i] - target).abs().sum()
+                pair = [box_convert(box[None], "cxcywh", "xyxy") for box in (boxes[b, i], target)]
                 giou = giou + 1 - torchvision_ops.generalized_box_iou(*pair).squeeze()
         log_probability = logits.log_softmax(-1).gather(-1, classes[..., None])[..., 0]
         weight = torch.where(classes == num_classes, eos_coef, 1.0)

@@ -268,7 +268,7 @@ def test_faults_are_named_and_harm_nothing_else(name, when) -> None:
 
 
 def test_float64_is_refused() -> None:
-    with pytest.raises(ValueError, match="float64, which the CPU alone matches"):
+    with pytest.raises(ValueError, match="float64, which only the CPU can match"):
         FastMatcher()(on_gpu(predictions(1, 5, dtype=torch.float64)), targets_of([2]))
 
 

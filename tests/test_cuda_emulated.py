@@ -62,6 +62,7 @@ from detr_fast import (
     FastMatcher,
     PackedTargets,
     faults,
+    info,
     linear_sum_assignment,
     matching_cuda,
     ops,
@@ -114,7 +115,7 @@ def gpu(emulated, monkeypatch):
     monkeypatch.setattr(_C, "cuda", emulated, raising=False)
     monkeypatch.setattr(_C, "cuda_version", "emulated")
     for module in (matched, pairwise):
-        monkeypatch.setattr(module, "compiled", lambda op, _: (getattr(emulated, op), (0, 0)))
+        monkeypatch.setattr(module, "kernel_for", lambda op, _: (getattr(emulated, op), (0, 0)))
     monkeypatch.setattr(torch.Tensor, "cuda", to_gpu)
     matching_cuda._workspace.cache_clear()
     yield emulated
@@ -240,6 +241,86 @@ def test_faults_are_named_and_harm_nothing_else(name, when, monkeypatch):
     test_cuda.test_faults_are_named_and_harm_nothing_else(name, when)
 
 
+class OnGpu0(OnGpu):
+    """Says which GPU it is on, too."""
+
+    device = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def waits(gpu, monkeypatch):
+    """FastMatcher sees predictions on a GPU; how many launches each of its waits came after.
+
+    What allocates is told of the CPU, where the tensors are.
+    """
+    found, before = [], gpu.launches()
+    read_layers, read_targets, launch = (
+        getattr(matching_cuda, name) for name in ("read_layers", "read_targets", "launch")
+    )
+
+    def as_kind(tensors, kind):
+        return [tensor.as_subclass(kind) for tensor in tensors]
+
+    def launch_here(logits, boxes, *others):
+        return launch(as_kind(logits, torch.Tensor), as_kind(boxes, torch.Tensor), *others)
+
+    def synchronize(device):
+        assert device == torch.device("cuda", 0)
+        found.append(gpu.launches() - before)
+
+    for name, value in {
+        "read_layers": lambda *given: tuple(as_kind(part, OnGpu0) for part in read_layers(*given)),
+        "read_targets": lambda targets, images, device, real: read_targets(
+            targets, images, torch.device("cpu"), real
+        ),
+        "launch": launch_here,
+    }.items():
+        monkeypatch.setattr(matching_cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    return found
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("method", ["forward", "match_layers", "match_packed"])
+def test_with_sync_the_same_call_waits_and_raises(name, method, waits):
+    message, spoil = FAULTS[name]
+    good, good_targets = predictions(3, 20), targets_of([4, 5, 6])
+    outputs, targets = on_gpu(good), on_gpu(good_targets)
+    spoil(outputs, targets)
+    matcher = FastMatcher(validate="sync")
+
+    def match(outputs, targets):
+        return getattr(matcher, method)(outputs if method == "forward" else [outputs], targets)
+
+    with pytest.raises(ValueError, match=message) as error:
+        match(outputs, targets)
+    assert "earlier call" not in str(error.value)
+    assert waits == [2]  # behind the costs and the assignment
+    match(on_gpu(good), on_gpu(good_targets))
+    assert waits == [2, 4]
+
+
+def test_without_sync_the_same_call_neither_waits_nor_raises(waits):
+    outputs, targets = on_gpu(predictions(3, 20)), on_gpu(targets_of([4, 5, 6]))
+    message, spoil = FAULTS["box"]
+    spoil(outputs, targets)
+    FastMatcher()(outputs, targets)
+    assert waits == []
+    with pytest.raises(ValueError, match=f"{message}.*earlier call"):
+        FastMatcher()(outputs, targets)
+    assert waits == []
+
+
+def test_the_report_names_every_op_of_these_bindings(gpu):
+    """These are the bindings of a build with CUDA kernels; what is in _C alone is for the CPU."""
+    forms = {name for name in dir(gpu) if not name.startswith("_") and hasattr(_C, name)}
+    assert {"match", "box_losses_backward"} <= forms <= set(info.OPS)
+    lines = info.report().partition("\ncompiled ops\n")[2].splitlines()
+    found = dict(line.split(maxsplit=1) for line in lines)
+    assert found == {op: "CPU, CUDA" if op in forms else "CPU" for op in info.OPS}
+
+
 @pytest.mark.parametrize("shape", [(300, 5, 9), (150, 9, 5)])
 def test_a_batch_is_one_launch(shape, gpu):
     costs = torch.rand(shape, generator=torch.Generator().manual_seed(2))
@@ -275,7 +356,7 @@ def test_the_whole_criterion(capacity, kernels, monkeypatch):
             if not on_gpu_now:
                 patch.setattr("detr_fast.matching._uses_packed_path", lambda layers: False)
                 for module in (matched, pairwise):
-                    patch.setattr(module, "compiled", lambda op, _: (getattr(_C, op), ()))
+                    patch.setattr(module, "kernel_for", lambda op, _: (getattr(_C, op), ()))
             given = targets if capacity is None else PackedTargets.pack(targets, capacity)
             before = kernels.calls
             losses = SetCriterion(5)(outputs, given)
@@ -291,7 +372,7 @@ def test_another_device_is_made_current_for_the_call_alone(gpu, monkeypatch):
     expected = ops.box_iou(boxes, boxes)
     for device, message in ((1, None), (7, "cudaSetDevice.*cudaErrorInvalidDevice")):
         monkeypatch.setattr(
-            pairwise, "compiled", lambda op, _, device=device: (getattr(gpu, op), (device, 0))
+            pairwise, "kernel_for", lambda op, _, device=device: (getattr(gpu, op), (device, 0))
         )
         if message is None:
             assert torch.equal(ops.box_iou(boxes, boxes), expected)

@@ -71,7 +71,7 @@ def test_pixels_without_a_scale_are_refused_not_blackened(tmp_path):
     Image.fromarray(np.full((3, 4), 0.5, dtype=np.float32)).save(tmp_path / "float.tif")
     Image.fromarray(np.full((3, 4), 2**20, dtype=np.int32)).save(tmp_path / "large.tif")
     for name in ("float.tif", "large.tif"):
-        with pytest.raises(DataError, match=rf"{name}: .*no scale"):
+        with pytest.raises(DataError, match=rf"{name}: .*no defined white level"):
             read_image(tmp_path / name)
 
 
@@ -118,7 +118,7 @@ def test_unreadable_files_are_named(tmp_path):
         message = str(caught.value)
         assert message.startswith(f"{path}: cannot read the image (") and "\n" not in message
         assert message.count(str(path)) == 1
-    with pytest.raises(DataError, match=r"text\.jpg: cannot read the image \(of no format"):
+    with pytest.raises(DataError, match=r"text\.jpg: cannot read the image \(not in a format"):
         image_size(text)
     with pytest.raises(DataError, match=r"empty\.jpg: cannot read the image \(the file is empty"):
         image_size(empty)

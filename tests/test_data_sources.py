@@ -83,7 +83,7 @@ def test_wrong_paths_and_splits_are_named(tmp_path):
         with pytest.raises(DataError) as caught:
             open_dataset(spec, "train")
         assert words in str(caught.value)
-    with pytest.raises(DataError, match="unknown split 'trian', there are train, val, test"):
+    with pytest.raises(DataError, match="unknown split 'trian', expected train, val, test"):
         open_dataset("shapes", "trian")
 
 

@@ -201,12 +201,13 @@ def test_missing_pieces_are_named(tmp_path):
     root = voc_folder(
         tmp_path, {"a": [], "b": []}, splits={"train": ["a", "b"], "val": ["b"], "test": []}
     )
-    with pytest.raises(DataError, match=r"trian\.txt: no such split, there are test, train, val"):
+    with pytest.raises(DataError, match=r"trian\.txt: no such split, expected test, train, val"):
         VocDetection(root, "trian")
     with pytest.raises(DataError, match=r"test\.txt: the split lists no images"):
         VocDetection(root, "test")
     (root / "JPEGImages" / "b.jpg").unlink()
-    with pytest.raises(DataError, match=r"b\.jpg: no such image file, the split 'train' lists it"):
+    message = r"b\.jpg: no such image file, but the split 'train' lists it"
+    with pytest.raises(DataError, match=message):
         VocDetection(root)
     (root / "Annotations" / "a.xml").write_text("<annotation><object>")
     with pytest.raises(DataError, match=r"a\.xml: cannot read the annotation"):

@@ -100,5 +100,5 @@ def test_registered_ops(op):
     torch.library.opcheck(getattr(module, op), (x, seed, 0.25))
     with pytest.raises(ValueError, match=r"seed is torch\.float32 on cpu"):
         getattr(module, op)(x, torch.ones(1), 0.25)
-    with pytest.raises(ValueError, match=r"with p 1\.0"):
+    with pytest.raises(ValueError, match=r"x is torch\.float32 and p 1\.0"):
         getattr(module, op)(x, seed, 1.0)

@@ -151,7 +151,7 @@ def test_rfdetr_refuses_what_it_has_no_cost_for():
     matcher = rfdetr.HungarianMatcher()
     for key in ("masks", "valid"):
         spoilt = [targets[0], {**targets[1], key: torch.zeros(2)}]
-        with pytest.raises(ValueError, match=rf"^targets\[1\] has '{key}', which this matcher"):
+        with pytest.raises(ValueError, match=rf"^targets\[1\] has '{key}', for which this mat"):
             matcher(outputs, spoilt)
     points = [{**target, "keypoints": torch.zeros(1)} for target in targets]
     assert_same(matcher(outputs, points), matcher(outputs, targets))  # as there: not predicted

@@ -309,7 +309,7 @@ def test_refuses_another_transformers(monkeypatch):
     with monkeypatch.context() as context:
         context.setattr(loss_for_object_detection, "HungarianMatcher", HungarianMatcher)
         message = (
-            r"^patch_transformers knows the matchers of transformers 5, but in [\d.]+ "
+            r"^patch_transformers replaces the matchers of transformers 5, but in [\d.]+ "
             r"transformers\.loss\.loss_for_object_detection\.HungarianMatcher\.forward takes "
             r"\(self, outputs, targets, masks\), not \(self, outputs, targets\)$"
         )

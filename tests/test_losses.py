@@ -145,7 +145,7 @@ def test_an_image_without_objects_may_come_as_an_empty_tensor():
 def test_nothing_to_learn_from_is_a_loss_of_zero():
     outputs, targets = predictions(2, 2, 5), some_targets([0, 0])
     assert SetCriterion(K, eos_coef=0)(outputs, targets)["loss"] == 0
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="targets is empty, expected at least one image"):
         SetCriterion(K)(outputs, [])
 
 
@@ -188,20 +188,24 @@ def test_matches_that_are_none_are_named():
     def several(matches):
         return [matches[0], (torch.arange(2), torch.tensor([1, 1]))]
 
-    with pytest.raises(ValueError, match=r"layer 0, image 1: .* gave several queries to target 1$"):
+    message = r"layer 0, image 1: .* assigned several queries to target 1$"
+    with pytest.raises(ValueError, match=message):
         SetCriterion(K, Lists(several))(outputs, targets)
     for query, target in ((0, 3), (0, -1), (7, 2), (-1, 2)):
         pair = torch.tensor([query]), torch.tensor([target])
-        place = f"layer 0, image 1: the matcher gave query {query} to target {target}, of 7 queries"
-        with pytest.raises(ValueError, match=f"{place} and 3 targets"):
+        place = f"layer 0, image 1: the matcher assigned query {query} to target {target}"
+        with pytest.raises(ValueError, match=f"{place}, but there are 7 queries and 3 targets"):
             SetCriterion(K, Lists(lambda m, pair=pair: [m[0], pair]))(outputs, targets)
     twice = torch.tensor([6, 2, 2]), torch.tensor([0, 1, 2])
-    with pytest.raises(ValueError, match=r"layer 0, image 1: .* gave query 2 to several targets"):
+    message = r"layer 0, image 1: .* assigned query 2 to several targets"
+    with pytest.raises(ValueError, match=message):
         SetCriterion(K, Lists(lambda m: [m[0], twice]))(outputs, targets)
     uneven = [torch.arange(1), torch.arange(1)], [torch.arange(3), torch.arange(2)]
-    with pytest.raises(ValueError, match=r"layer 0, image 1: the matcher gave 3 queries and 2 tar"):
+    message = r"layer 0, image 1: the matcher returned 3 queries, but 2 targets$"
+    with pytest.raises(ValueError, match=message):
         SetCriterion(K, Lists(lambda m: uneven))(outputs, targets)
-    with pytest.raises(ValueError, match=r"layer 0: the matcher gave matches of 3 images, .* 2$"):
+    message = r"layer 0: the matcher returned matches for 3 images, .* 2$"
+    with pytest.raises(ValueError, match=message):
         SetCriterion(K, Lists(lambda m: [*m, m[0]]))(outputs, targets)
 
 
@@ -216,7 +220,8 @@ def test_place_of_a_match_in_a_later_layer():
         calls.append(matches)
         return [right, none, right if len(calls) == 1 else (right[0] + 1, right[1])]
 
-    with pytest.raises(ValueError, match="layer 1, image 2: the matcher gave query 7 to target 1"):
+    message = "layer 1, image 2: the matcher assigned query 7 to target 1"
+    with pytest.raises(ValueError, match=message):
         SetCriterion(K, Lists(change))(outputs, targets)
 
 

@@ -23,12 +23,12 @@ def test_training_loop():
         }
         return {**layer, "aux_outputs": [layer, layer]}
 
-    def set_loss(outputs, targets, pairs):
+    def your_set_loss(outputs, targets, pairs):
         calls.append(pairs)
         return outputs["pred_logits"].sum()
 
     target = {"labels": torch.tensor([1]), "boxes": torch.full((1, 4), 0.4)}
-    names = {"loader": [(None, [target])] * 2, "model": model, "set_loss": set_loss}
+    names = {"loader": [(None, [target])] * 2, "model": model, "your_set_loss": your_set_loss}
     exec(code, names | {"optimizer": torch.optim.SGD([weight], lr=0.1)})
     assert len(calls) == 6 and all(len(pairs[0][0]) == 1 for pairs in calls)
     assert weight.item() == pytest.approx(-2 * 0.1 * 36)

@@ -91,7 +91,7 @@ def test_faults_are_named():
         with pytest.raises(ValueError, match="no forward pass"):
             record.decoder_attention()
         detr(torch.randn(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="decoder layer 3, but there are 3, counted from 0"):
+    with pytest.raises(ValueError, match="no decoder layer 3: there are 3, counted from 0"):
         record.decoder_attention(3)
     with pytest.raises(ValueError, match=r"cells\[1\] is \(8, 0\), the map is 8 x 8"):
         record.encoder_attention(torch.tensor([[0, 0], [8, 0]]))
@@ -224,7 +224,7 @@ class TestFigures:
         image, picture = torch.randn(3, 60, 80), Image.new("RGB", (80, 60))
         for options, message in (
             ({"threshold": 1.0}, "no detection reaches 1.0, the best is 0"),
-            ({"threshold": 0, "head": 4}, "head 4, but there are 4"),
+            ({"threshold": 0, "head": 4}, "no head 4: there are 4"),
             ({"threshold": 0, "layer": 5}, "decoder layer 5"),
             ({"threshold": 0, "layer": "all", "head": "each"}, "either all layers or each head"),
         ):

@@ -82,7 +82,7 @@ def test_queries_and_matching(run, voc_folder, tmp_path, capsys):
     assert main(["visualize", "matching", str(run), "--index", "6"]) == 2
     assert "images 0..5" in capsys.readouterr().err
     assert main(["visualize", "matching", str(run), "--layer", "9"]) == 2
-    assert "decoder layer 9, but there are outputs of 3, counted from 0" in capsys.readouterr().err
+    assert "no decoder layer 9: there are outputs of 3, counted from 0" in capsys.readouterr().err
     file = tmp_path / "queries.png"
     assert main(["visualize", "queries", str(run), "--out", str(file)]) == 2
     assert f"error: --out is {file}, a file, expected a folder" in capsys.readouterr().err

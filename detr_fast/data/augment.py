@@ -1,14 +1,14 @@
-"""The single steps that recipes are made of: ``step(image, target) -> (image, target)``.
+"""The individual steps that recipes consist of: ``step(image, target) -> (image, target)``.
 
 Images are ``tv_tensors.Image`` [3, H, W], uint8 until :class:`ColorJitter` or :class:`Finish`;
 boxes are ``tv_tensors.BoundingBoxes`` xyxy in pixels until :class:`Finish`; ``target`` may be None.
-They are plain callables: the classes of transforms v2 changed their hooks between releases.
+The steps are plain callables: the classes of transforms v2 changed their hooks between releases.
 
 Pixels may be on any device; boxes and random numbers are on the CPU.
 
-Steps with a ``useful_size`` also take an :class:`ImageFile`, which they decode no larger than they
-need it. ``useful_size(height, width)`` is the size to which an image of that size may be shrunk
-beforehand: the result is the same where the step resizes to one size, nearly so otherwise.
+Steps with a ``useful_size`` also accept an :class:`ImageFile` and decode it no larger than needed.
+``useful_size(height, width)`` is the size to which an image of (height, width) may be shrunk
+beforehand: the result is the same where the step resizes to one size, and nearly so otherwise.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _LUMA = (0.299, 0.587, 0.114)
 def decode(
     image: Tensor | ImageFile, target: Target | None, at_least: tuple[int, int] | None = None
 ) -> Pair:
-    """Pixels for a file, of 1/2, 1/4 or 1/8 of its size where that leaves ``at_least``.
+    """Decode a file, at 1/2, 1/4 or 1/8 of its size where that leaves ``at_least``.
 
-    Boxes follow. What is decoded already comes back as it is.
+    Boxes are scaled with the pixels. An image that is already decoded is returned unchanged.
     """
     if isinstance(image, Tensor):
         return image, target
@@ -68,11 +68,11 @@ class Resize:
 
 
 class ResizeShortSide:
-    """Resize the shorter side to one of ``sizes``, less where the longer would pass ``longest``.
+    """Resize the shorter side to one of ``sizes``, or less if the longer would exceed ``longest``.
 
-    The published DETR's rule, to the pixel; torchvision's differs. The longer side follows from the
-    rounded shorter one, so that it may pass ``longest``: by a pixel or two, unless the image is
-    very thin.
+    This is the published DETR's rule, to the pixel; torchvision's differs. The longer side is
+    computed from the rounded shorter one, so it may exceed ``longest``: by a pixel or two, or by
+    more if the image is very thin.
     """
 
     def __init__(self, sizes: Sequence[int], longest: int | None = None) -> None:
@@ -84,11 +84,11 @@ class ResizeShortSide:
         return _resize(image, target, self.new_size(image.shape[-2], image.shape[-1], short))
 
     def new_size(self, height: int, width: int, short: int) -> tuple[int, int]:
-        """(height, width) of the result."""
+        """Return (height, width) of the result."""
         low, high = min(height, width), max(height, width)
         long = int(short * high / low)
         if self.longest is not None and high / low * short > self.longest:
-            # Where the published rule rounds to no pixel at all, it is one, and 2 * longest long.
+            # Where the published rule rounds the short side to 0, use 1 and 2 * longest.
             short = max(1, round(self.longest * low / high))
             long = min(int(short * high / low), 2 * self.longest)
         return (short, long) if height <= width else (long, short)
@@ -122,11 +122,12 @@ class RandomSizeCrop:
 
 
 class RandomZoom:
-    """Enlarge a random part, or shrink the whole onto a plain ground, in one resize.
+    """Enlarge a random part, or shrink the whole onto a plain background, in one resize.
 
-    A window of ``1 / zoom`` of the image's sides is laid at a random place (overlapping the image
-    as far as it can) and becomes the result, of ``size`` (height, width) or the image's own.
-    Boxes follow; those with less than ``min_visible`` of their area left go, with their labels.
+    A window of ``1 / zoom`` of the image's sides is put at a random place (overlapping the image
+    as far as possible) and becomes the result, of ``size`` (height, width) or the image's own.
+    Boxes move with the pixels; those with less than ``min_visible`` of their area left are removed,
+    with their labels.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class RandomZoom:
         min_visible: float,
     ) -> None:
         if not 0 < zoom[0] <= zoom[1] or stretch < 0:
-            raise ValueError(f"zoom {zoom} must be (low, high) above 0, stretch {stretch} >= 0")
+            raise ValueError(f"zoom {zoom} must be 0 < low <= high, and stretch {stretch} >= 0")
         self.size, self.zoom = size, zoom
         self.stretch, self.min_visible = stretch, min_visible
 
@@ -186,7 +187,7 @@ class RandomZoom:
 
 
 class OneOf:
-    """One of several chains of steps, drawn anew each time; the first step of each decodes."""
+    """One of several chains of steps, drawn for each image; the first step of each decodes."""
 
     def __init__(self, *chains: Sequence[Callable]) -> None:
         self.chains = [list(chain) for chain in chains]
@@ -222,8 +223,8 @@ class Sanitize:
 class ColorJitter:
     """Random brightness, contrast, saturation and hue; uint8 or float in, float32 0..1 out.
 
-    All four are linear in the colour, so they are one 3 x 3 matrix and an offset, applied to the
-    pixels once: some ten times cheaper than torchvision's, whose hue goes through HSV.
+    All four are linear in the colour, so they combine to one 3 x 3 matrix and an offset, applied to
+    the pixels once: about ten times cheaper than torchvision's, whose hue goes through HSV.
     """
 
     def __init__(self, brightness: float, contrast: float, saturation: float, hue: float) -> None:
@@ -237,7 +238,7 @@ class ColorJitter:
         saturation = _uniform(max(0.0, 1 - self.saturation), 1 + self.saturation)
         angle = 2 * math.pi * _uniform(-self.hue, self.hue)
         luma = torch.tensor(_LUMA)
-        # luma @ matrix stays luma * gain, and greys stay grey: only chroma is scaled and turned.
+        # luma @ matrix stays luma * gain, and greys stay grey: only chroma is scaled and rotated.
         to_grey = luma.expand(3, 3)
         chroma = torch.eye(3) - to_grey
         matrix = to_grey + saturation * chroma @ _turn(angle) @ chroma
@@ -252,9 +253,9 @@ class ColorJitter:
 
 
 class Finish:
-    """What every recipe ends with: normalised float image, cxcywh boxes in 0..1, ``size``.
+    """The last step of every recipe: normalised float image, cxcywh boxes in 0..1, ``size``.
 
-    With ``normalize=False`` an image that still is uint8 stays so.
+    With ``normalize=False`` an image that is still uint8 stays uint8.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], normalize: bool = True) -> None:
@@ -289,7 +290,7 @@ def _resize(image: Tensor | ImageFile, target: Target | None, size: tuple[int, i
 
 
 def _smaller(size: tuple[int, int], other: tuple[int, int] | None) -> tuple[int, int]:
-    """Of two sizes the one with fewer pixels."""
+    """Return the size with fewer pixels; ``size`` if ``other`` is None."""
     return size if other is None or math.prod(size) <= math.prod(other) else other
 
 
@@ -300,7 +301,7 @@ def _keep_visible(
     canvas_size: tuple[int, int],
     min_visible: float,
 ) -> Target:
-    """The target with ``boxes`` cut to ``edges``, without those that (nearly) vanish."""
+    """Return the target with ``boxes`` cut to ``edges``, without those that (nearly) vanish."""
     cut = torch.minimum(torch.maximum(boxes, edges[:2].repeat(2)), edges[2:].repeat(2))
     sides, full = cut[:, 2:] - cut[:, :2], boxes[:, 2:] - boxes[:, :2]
     keep = (sides > 0).all(1) & (sides.prod(1) >= min_visible * full.prod(1))
@@ -311,8 +312,8 @@ def _keep_visible(
 
 
 def _window(extent: int, window: float, out: int) -> tuple[int, int, int, int]:
-    """Along one axis: pixels [a, b) of the image to be resized into pixels [c, d) of the result."""
-    start = _uniform(0, 1) * (extent - window)  # negative when the window is the larger
+    """Return a, b, c, d: on this axis pixels [a, b) of the image become [c, d) of the result."""
+    start = _uniform(0, 1) * (extent - window)  # negative when the window is larger
     scale = out / window
     if window <= extent:
         first = min(round(start), extent - 1)
@@ -322,7 +323,7 @@ def _window(extent: int, window: float, out: int) -> tuple[int, int, int, int]:
 
 
 def _turn(angle: float) -> Tensor:
-    """Rotation of RGB space by ``angle`` around the grey axis, [3, 3]."""
+    """Return the rotation of RGB space by ``angle`` around the grey axis, [3, 3]."""
     cos, third = math.cos(angle), (1 - math.cos(angle)) / 3
     sin = math.sin(angle) / math.sqrt(3)
     a, b, c = cos + third, third - sin, third + sin
@@ -334,5 +335,5 @@ def _uniform(low: float, high: float) -> float:
 
 
 def _randint(low: int, high: int) -> int:
-    """A whole number from ``low`` to ``high``, both included."""
+    """Draw a whole number from ``low`` to ``high``, both included."""
     return int(torch.randint(low, high + 1, ()))

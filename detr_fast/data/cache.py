@@ -14,18 +14,18 @@ from torch import Tensor
 
 
 class ImageCache:
-    """Room for one uint8 [3, H, W] image per index, filled by whoever decodes it first.
+    """Room for one uint8 [3, H, W] image per index, filled by the process that decodes it first.
 
     The memory is one anonymous shared mapping: forked workers write into the same pages, and unlike
     ``Tensor.share_memory_`` it does not count against a container's small ``/dev/shm``. Pages that
     are never written cost nothing. Two workers that decode the same image write the same bytes, and
-    the flag is set after the pixels, so no lock is needed. Pickling (spawned workers, copies) keeps
-    the layout and starts empty.
+    the flag is set after the pixels, so no lock is needed. A pickled cache (spawned workers,
+    copies) keeps the layout and starts empty.
 
     Args:
         sizes: ``(height, width)`` of each image.
-        limit: bytes of pixels to keep at most; None: all. The first images that fit are kept, the
-            others never.
+        limit: largest number of bytes of pixels to keep; None: all. The first images that fit are
+            kept, the others never.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], limit: int | None = None) -> None:
@@ -49,37 +49,37 @@ class ImageCache:
 
     @property
     def bytes(self) -> int:
-        """What it takes when all images that have room are kept."""
+        """The bytes of pixels when all images that have room are kept."""
         return len(self._pixels)
 
     def size(self, index: int) -> tuple[int, int]:
-        """``(height, width)`` that image ``index`` is kept at."""
+        """Return ``(height, width)`` that image ``index`` is kept at."""
         height, width = self._sizes[index]
         return int(height), int(width)
 
     def has_room(self, index: int) -> bool:
-        """Whether image ``index`` is one of those to keep."""
+        """Return whether image ``index`` is one of those to keep."""
         return index < self.room
 
     def get(self, index: int) -> Tensor | None:
-        """A copy of image ``index``, uint8 [3, H, W]; None when it is not kept (yet)."""
+        """Return a copy of image ``index``, uint8 [3, H, W]; None when it is not kept (yet)."""
         if not self.has_room(index) or not self._filled[index]:
             return None
         return torch.from_numpy(self._view(index).copy()).permute(2, 0, 1)
 
     def put(self, index: int, image: Tensor) -> None:
-        """Keep ``image``, uint8 [3, H, W] of exactly the size announced for ``index``."""
+        """Keep ``image``, uint8 [3, H, W] of exactly the size set for ``index``."""
         self._view(index)[...] = image.permute(1, 2, 0).numpy()
         self._filled[index] = 1
 
     def describe(self) -> str:
-        """One line: what is kept, and what does not fit."""
+        """Describe in one line what is kept, and what does not fit."""
         line = f"{len(self):,} images in {_gigabytes(self.wanted)}"
         if self.room == len(self):
             return line + ", all kept in memory once decoded"
         return (
             f"{line} do not fit: {self.room:,} are kept, in {_gigabytes(self.bytes)}; the others "
-            "are decoded anew each time (raise the limit with --cache-gb)"
+            "are decoded again each time (raise the limit with --cache-gb)"
         )
 
     def _view(self, index: int) -> np.ndarray:
@@ -96,7 +96,7 @@ class ImageCache:
 
 
 def available_memory() -> int:
-    """Bytes that this machine, or the container this runs in, can still give."""
+    """Return the bytes still available on this machine, or in the container this runs in."""
     free = _read_number(Path("/proc/meminfo"), "MemAvailable:") * 1024
     if not free:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -114,7 +114,7 @@ def available_memory() -> int:
 
 
 def _read_number(file: Path, word: str = "") -> int:
-    """The number after ``word`` in a file; 0 where there is none."""
+    """Return the number after ``word`` in a file; 0 where there is none."""
     try:
         for line in file.read_text().splitlines():
             if line.startswith(word):

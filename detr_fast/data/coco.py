@@ -1,4 +1,4 @@
-"""COCO json: ``{"images": [...], "annotations": [...], "categories": [...]}`` beside a folder."""
+"""COCO json: ``{"images": [...], "annotations": [...], "categories": [...]}`` and a folder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class CocoDetection(DetectionDataset):
     * ``iscrowd`` regions and boxes without area are left out of the targets and counted in
       ``dropped``; crowd regions stay in the ground truth ``coco``.
     * Images without objects are kept, in the order of the file.
-    * A box may overhang its image by one pixel and is clipped: COCO itself has rounding of that
-      kind. More is an error, unless ``boxes`` says otherwise.
+    * A box that overhangs its image by up to one pixel is clipped: COCO itself has rounding of that
+      kind. More is an error, unless ``boxes`` is "clip".
 
-    Everything is checked here, at construction, but the pixels: a file that is no image is found
+    Everything except the pixels is checked at construction: a file that is not an image is detected
     when it is decoded.
 
     Args:
@@ -34,9 +34,9 @@ class CocoDetection(DetectionDataset):
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint. Names
             that the file lacks have no boxes; an annotation of any other category is an error.
-        boxes: what becomes of a box further outside its image. "error": mostly it tells of
-            annotations that are for other pictures, or of another form. "clip": it is cut, as in
-            the published code, and counted in ``clipped``.
+        boxes: what to do with a box further outside its image. "error": raise, as this usually
+            means annotations for other pictures or in another format. "clip": cut it, as the
+            published code does, and count it in ``clipped``.
         **options: ``cache_images`` and others of :class:`DetectionDataset`.
 
     Raises:
@@ -74,11 +74,11 @@ class CocoDetection(DetectionDataset):
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
     try:
-        with open(file, encoding="utf-8-sig") as stream:  # a byte order mark is no fault
+        with open(file, encoding="utf-8-sig") as stream:  # a byte order mark is allowed
             content = json.load(stream)
     except FileNotFoundError:
         raise DataError(f"{file}: no such annotation file") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no json, or no text
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not json, or not text
         raise DataError(f"{file}: cannot read the annotations ({error})") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -104,7 +104,7 @@ def _require_int(file: Path, entry: Mapping[str, Any], key: str, place: str) -> 
 
 
 def _to_float(number: float) -> float:
-    """As float; json has integers that a float cannot hold, which count as infinite."""
+    """Convert to float; integers in json that a float cannot hold count as infinite."""
     try:
         return float(number)
     except OverflowError:
@@ -114,7 +114,7 @@ def _to_float(number: float) -> float:
 def _categories(
     file: Path, content: dict[str, list[dict[str, Any]]], classes: Sequence[str] | None
 ) -> tuple[list[int], list[str]]:
-    """Category id and name of each label."""
+    """Return the category id and the name of each label."""
     by_id: dict[int, str] = {}
     for position, entry in enumerate(content["categories"]):
         place = f"categories[{position}]"
@@ -143,7 +143,7 @@ def _categories(
 def _records(
     file: Path, folder: Path, content: dict[str, list[dict[str, Any]]]
 ) -> dict[int, Record]:
-    """A record without boxes for each image, by image id."""
+    """Return a record without boxes for each image, by image id."""
     records: dict[int, Record] = {}
     listings: dict[Path, set[str]] = {}  # one directory read instead of a stat for each image
     for position, entry in enumerate(content["images"]):
@@ -161,7 +161,7 @@ def _records(
             present = path.parent.is_dir()
             listings[path.parent] = set(os.listdir(path.parent)) if present else set()
         if path.name not in listings[path.parent]:
-            raise DataError(f"{path}: no such image file, {place} of {file} names it")
+            raise DataError(f"{path}: no such image file, but {place} of {file} names it")
         records[image_id] = Record(image_id, path, width, height)
     return records
 
@@ -175,9 +175,9 @@ def _fill(
     classes_given: bool,
     outside: str,
 ) -> tuple[dict[str, int], int]:
-    """Check all annotations and hand each record its boxes.
+    """Check all annotations and set each record's boxes.
 
-    Returns what was dropped, and how many boxes were clipped.
+    Return the numbers of dropped annotations, and how many boxes were clipped.
     """
     annotations = content["annotations"]
     count = len(annotations)
@@ -227,10 +227,10 @@ def _fill(
     zero = (box_areas <= 0) & ~crowd
     order = np.argsort(image_ids, kind="stable")
     present, starts = np.unique(image_ids[order], return_index=True)
-    for image_id, mine in zip(present, np.split(order, starts[1:]), strict=False):
+    for image_id, rows in zip(present, np.split(order, starts[1:]), strict=False):
         record = records[int(image_id)]
-        kept, crowds = mine[~crowd[mine] & ~zero[mine]], mine[crowd[mine]]
-        record.boxes, record.labels, record.areas = boxes[kept], labels[kept], areas[kept]
+        objects, crowds = rows[~crowd[rows] & ~zero[rows]], rows[crowd[rows]]
+        record.boxes, record.labels, record.areas = boxes[objects], labels[objects], areas[objects]
         record.crowd_boxes, record.crowd_labels = boxes[crowds], labels[crowds]
     return {"crowd": int(crowd.sum()), "zero_area": int(zero.sum())}, clipped
 

@@ -1,4 +1,4 @@
-"""A batch from single images: padding at the bottom and the right, and the mask that tells."""
+"""Batches of images: padding at the bottom and the right, and the mask that marks it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ Target = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """What a loader yields: B images, where they are padded, and their targets."""
+    """What a loader yields: B images, the mask of their padding, and their targets."""
 
     images: Tensor  # [B, 3, H, W], float32 normalised, or uint8 as decoded
-    mask: Tensor | None  # bool [B, H, W], True = padding; None: there is none
+    mask: Tensor | None  # bool [B, H, W], True = padding; None: no padding
     targets: list[Target] | PackedTargets
 
 
 def collate(
     batch: Sequence[tuple[Tensor, Target]], pad_to_multiple: int = 1, pack: bool = False
 ) -> Batch:
-    """For ``DataLoader(collate_fn=collate)``.
+    """Make a batch; for ``DataLoader(collate_fn=collate)``.
 
     Args:
         batch: B pairs of an image ``[3, H_b, W_b]``, float32 or uint8, and its target.
         pad_to_multiple: H and W of the batch are rounded up to multiples of this.
-        pack: the targets as :class:`PackedTargets`: labels and boxes, in one piece of memory.
+        pack: return the targets as :class:`PackedTargets`: labels and boxes, in one buffer.
 
     Returns:
         images ``[B, 3, H, W]``, padded with 0 at the bottom and the right, the three colours of a
         pixel side by side in memory (``torch.channels_last``); mask bool ``[B, H, W]``, True =
-        padding, or None where nothing is padded: seen here, from the sizes, so that nobody has to
-        read it; the B targets, unchanged, or packed.
+        padding, or None where nothing is padded: decided here, from the sizes, so that later code
+        need not read the mask; the B targets, unchanged, or packed.
     """
     images, targets = zip(*batch, strict=True)
     padded, mask = pad_images(list(images), pad_to_multiple)

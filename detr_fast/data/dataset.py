@@ -25,9 +25,9 @@ from detr_fast.data.transforms import Recipe
 Target = dict[str, Tensor]
 Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
-MAX_OVERHANG = 1.0  # pixels a box may reach outside its image and be clipped: rounding, not a fault
-BOXES = ("error", "clip")  # what may become of boxes that reach further
-_SHOWN = 5  # how many of them an error names
+MAX_OVERHANG = 1.0  # boxes up to this many pixels outside are clipped: rounding, not an error
+BOXES = ("error", "clip")  # what to do with boxes that reach further
+_SHOWN = 5  # how many of them an error message lists
 
 
 def _no_boxes() -> np.ndarray:
@@ -70,13 +70,13 @@ class DetectionDataset(Dataset):
         dropped: how many ``"crowd"`` and ``"zero_area"`` annotations are not in the targets.
         clipped: how many boxes that reached outside their images were cut to them.
         cache_images: keep each decoded image in memory (uint8, 3*H*W bytes), no larger than
-            ``transforms`` have use for, if they are a :class:`Recipe`. Workers started by fork
-            fill and share one cache; with spawn each worker has its own.
-        cache_limit: bytes that this may take; images beyond it are decoded each time. None: no
-            limit.
+            ``transforms`` need it, if they are a :class:`Recipe`. Workers started by fork fill and
+            share one cache; with spawn each worker has its own.
+        cache_limit: bytes that the cache may take; images that do not fit are decoded each time.
+            None: no limit.
         scaled_decoding: decode JPEG files at 1/2, 1/4 or 1/8 of their size where ``transforms``
             shrink them further anyway. Faster, and a little different from the whole image resized
-            in one step. Only where ``transforms`` are a :class:`Recipe`.
+            in one step. Takes effect only if ``transforms`` are a :class:`Recipe`.
 
     Raises:
         DataError: from ``dataset[i]``, when the image cannot be read or its size is not the one
@@ -124,12 +124,11 @@ class DetectionDataset(Dataset):
         return image, target
 
     def read(self, index: int, lazily: bool = False) -> tuple[Tensor | ImageFile, Target]:
-        """The image and its target before ``transforms``.
+        """Return the image and its target before ``transforms``.
 
         Args:
-            lazily: an image that is neither kept in memory nor generated comes as its
-                :class:`ImageFile`, not decoded yet; if ``transforms`` are a :class:`Recipe`, which
-                can make use of it.
+            lazily: return an image that is neither cached nor generated as its :class:`ImageFile`,
+                not decoded yet; only if ``transforms`` are a :class:`Recipe`, which accepts it.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a dataset of {len(self)} images")
@@ -151,11 +150,11 @@ class DetectionDataset(Dataset):
         return tv_tensors.Image(image) if isinstance(image, Tensor) else image, target
 
     def record(self, index: int) -> Record:
-        """The annotations of one image, without decoding it."""
+        """Return the annotations of one image, without decoding it."""
         return self.records[index]
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the data which epoch begins; only generated data makes use of it."""
+        """Set the epoch that begins; only generated data uses it."""
 
     @functools.cached_property
     def object_counts(self) -> np.ndarray:
@@ -165,11 +164,11 @@ class DetectionDataset(Dataset):
         return np.array(rows, dtype=np.int64).reshape(len(self), classes)
 
     def boxes_per_class(self) -> dict[str, int]:
-        """Class name -> number of boxes."""
+        """Return class name -> number of boxes."""
         return dict(zip(self.class_names, self.object_counts.sum(0).tolist(), strict=True))
 
     def describe(self) -> str:
-        """One line: images, boxes, classes, and what was left out."""
+        """Describe in one line the images, boxes, classes, and what was left out."""
         counts = self.object_counts.sum(1)
         names = self.class_names
         shown = ", ".join(names if len(names) <= 10 else [*names[:3], "...", names[-1]])
@@ -192,16 +191,16 @@ class DetectionDataset(Dataset):
         """The ground truth as ``pycocotools.coco.COCO``, for COCOeval; built at first use.
 
         It holds every image, the boxes of the targets in original pixels, and the crowd regions
-        (``iscrowd`` 1), which targets leave out but the evaluation has to know.
+        (``iscrowd`` 1), which targets leave out but the evaluation needs.
         """
         if self._coco is None:
             self._coco = _to_coco(self)
         return self._coco
 
     def _load(self, index: int) -> tuple[Tensor | ImageFile, Record]:
-        """Pixels, uint8 [3, H, W], or the file they are in, and their record.
+        """Return the pixels, uint8 [3, H, W], or the file they are in, and the record.
 
-        A source that generates images overrides it.
+        A source that generates images overrides this.
         """
         record = self.records[index]
         size = (record.height, record.width)
@@ -210,9 +209,9 @@ class DetectionDataset(Dataset):
         pixels = self.cache.get(index)
         if pixels is None:
             pixels = read_image(record.path, size)
-            kept = self.cache.size(index)
-            if pixels.shape[-2:] != kept:
-                pixels = F.resize(pixels, list(kept), antialias=True)
+            cached_size = self.cache.size(index)
+            if pixels.shape[-2:] != cached_size:
+                pixels = F.resize(pixels, list(cached_size), antialias=True)
             self.cache.put(index, pixels)
         return pixels, record
 
@@ -224,17 +223,17 @@ def fit_boxes(
     where: str | Path,
     name: Callable[[int], str],
 ) -> tuple[np.ndarray, int]:
-    """The boxes cut to their images, and how many of them had more outside than an overhang.
+    """Return the boxes cut to their images, and how many overhung by more than ``MAX_OVERHANG``.
 
     Args:
-        outside: what such boxes are: an "error", or something to "clip".
-        where: the file or folder that the boxes come from, for errors.
-        name: what errors call box k.
+        outside: what to do with the latter: "error" or "clip".
+        where: the file or folder that the boxes come from, for error messages.
+        name: returns what error messages call box k.
 
     Raises:
-        ValueError: another ``outside``.
-        DataError: boxes that are not finite, have a negative size or, with "error", are outside:
-            how many, and what is wrong with the first ones.
+        ValueError: ``outside`` is neither of these.
+        DataError: boxes are not finite, have a negative size or, with "error", are outside; the
+            message counts them and says what is wrong with the first ones.
     """
     if outside not in BOXES:
         raise ValueError(f"boxes is {outside!r}, expected one of {', '.join(BOXES)}")

@@ -1,4 +1,4 @@
-"""JPEG files decoded by the GPU: workers only read them, all else happens where the model is."""
+"""JPEG files decoded by the GPU: workers only read them, the rest is done on the model's device."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from detr_fast.data.transforms import Recipe
 class Encoded(NamedTuple):
     """An image on its way to a device that decodes it."""
 
-    data: Tensor  # uint8 [n], a JPEG file; or [3, H, W], pixels of an image that is none
+    data: Tensor  # uint8: [n], a JPEG file; or [3, H, W], the pixels of any other image
     path: Path | None
     target: Target  # as before the transforms
     seed: int  # of its random transforms
 
 
 def read_encoded(dataset: DetectionDataset, index: int, seed: int) -> Encoded:
-    """What :class:`DeviceDecoder` needs of an image.
+    """Return what :class:`DeviceDecoder` needs of an image.
 
-    Images that are generated or kept in memory are pixels already; so are files that other
-    decoders than Pillow may show differently: PNGs, pictures to be turned, CMYK.
+    Images that are generated or kept in memory come as pixels; so do files that decoders other
+    than Pillow may decode differently: PNGs, pictures that must be turned, CMYK.
 
     Raises:
         DataError: as ``dataset[index]``.
@@ -45,18 +45,18 @@ def read_encoded(dataset: DetectionDataset, index: int, seed: int) -> Encoded:
 
 
 class DeviceDecoder:
-    """Makes a batch of encoded images: decoded, transformed and padded on a device.
+    """Makes a batch of encoded images: decodes, transforms and pads them on a device.
 
-    Random transforms are those of ``seed``, whatever the state of the random numbers here. Pixels
+    Random transforms depend on each image's ``seed``, not on the state of torch's generator. Pixels
     differ by rounding from those that Pillow decodes.
 
     Args:
         recipe: the transforms.
-        device: where to work. On a GPU nvJPEG decodes the whole batch at once.
+        device: where to do this. On a GPU nvJPEG decodes the whole batch at once.
         pad_to_multiple: as for ``collate``.
 
     Raises:
-        ValueError: this torchvision cannot decode JPEG files there.
+        ValueError: this torchvision cannot decode JPEG files on ``device``.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, pad_to_multiple: int = 1) -> None:
@@ -73,7 +73,7 @@ class DeviceDecoder:
             ) from error
 
     def __call__(self, batch: Sequence[Encoded]) -> Batch:
-        """The batch as ``collate`` makes it, targets packed, images on the device.
+        """Return the batch as ``collate`` makes it, targets packed, images on the device.
 
         Raises:
             DataError: a file that cannot be decoded.
@@ -91,8 +91,8 @@ class DeviceDecoder:
         if not files:
             return [item.data.to(self.device, non_blocking=True) for item in batch]
         if self.device.type == "cuda":
-            # torchvision decodes on a stream of its own, which does not wait for this one: the
-            # memory that it writes may still be read here, as the images of the batch before.
+            # torchvision decodes on a separate stream, which does not wait for this one: the memory
+            # that it writes may still be read here, as the images of the previous batch.
             torch.cuda.current_stream(self.device).synchronize()
         try:
             decoded = decode_jpeg(
@@ -100,7 +100,7 @@ class DeviceDecoder:
             )
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError:  # which does not say where: Pillow reads the file, or names it
+        except RuntimeError:  # it names no file: Pillow decodes each, or names the bad one
             decoded = [read_image(item.path).to(self.device) for item in files]
         rest = iter(decoded)
         return [

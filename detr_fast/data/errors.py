@@ -8,7 +8,7 @@ _WORKER_PREFIX = "Caught "
 class DataError(ValueError):
     """Something is wrong with the data on disk; ``str(error)`` is one line naming file and entry.
 
-    A DataLoader worker cannot hand its exception over: torch re-creates it in the main process as
+    A DataLoader worker cannot pass on its exception: torch re-creates it in the main process as
     ``type(error)("Caught DataError in DataLoader worker process 0.\\nOriginal Traceback ...")``.
     The constructor recognises that text and keeps only the original line, so the message is the
     same with and without workers. The worker's traceback stays in ``worker_traceback``.
@@ -22,7 +22,7 @@ class DataError(ValueError):
 
 
 def clean_message(error: BaseException) -> str:
-    """The single line to show a person for ``error``, without any worker's traceback.
+    """Return the single line to show a person for ``error``, without any worker's traceback.
 
     For a :class:`DataError` it is the message itself; for any other exception it is
     ``"TypeName: message"``, with the text of a worker's traceback reduced to its last line.
@@ -38,7 +38,7 @@ def clean_message(error: BaseException) -> str:
 
 
 def _line_from_worker(text: str) -> str | None:
-    """The exception's own message inside a re-raised worker traceback; None for ordinary text."""
+    """Return the exception's message from a worker's traceback; None for ordinary text."""
     if not (text.startswith(_WORKER_PREFIX) and "Traceback (most recent call last)" in text):
         return None
     # The traceback ends with "package.module.DataError: message" (a chained cause comes earlier);

@@ -3,14 +3,14 @@
 Rules, the same everywhere:
 
 * Grey, palette and CMYK images become RGB; an alpha channel is dropped, not blended; 16-bit grey
-  is scaled to 8 bits; of an animation the first frame counts.
-* EXIF orientation is applied, because that is how the picture was seen by whoever drew the boxes.
-  Where the annotations state a size that fits only the picture as stored, it stays as stored.
-* A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, which leaves out most of the work: the
-  inverse cosine transform then makes fewer pixels of each block of 8 x 8.
+  is scaled to 8 bits; of an animation only the first frame is used.
+* EXIF orientation is applied, because whoever drew the boxes saw the picture that way. If the
+  annotations state a size that fits only the picture as stored, it stays as stored.
+* A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, which saves most of the work: the inverse
+  cosine transform then computes fewer pixels of each block of 8 x 8.
 
 Pixels lie in memory as decoders write them, the three colours of a pixel side by side: resizing
-such tensors is two to four times faster than resizing planes.
+such tensors is two to four times faster than resizing separate colour planes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from detr_fast.data.errors import DataError
 
 _EXIF_ORIENTATION = 0x0112
-_TO_UPRIGHT = {  # what undoes each EXIF orientation
+_TO_UPRIGHT = {  # the operation that undoes each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -36,15 +36,15 @@ _TO_UPRIGHT = {  # what undoes each EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPPING = frozenset({5, 6, 7, 8})  # those that exchange width and height
+_SWAPPING = frozenset({5, 6, 7, 8})  # orientations that exchange width and height
 
 
 class ImageFile:
-    """A picture that is decoded when its pixels are needed, and at the scale they are needed at.
+    """A picture that is decoded only when its pixels are needed, and at the scale needed.
 
     Args:
         path: the image file, in any format Pillow reads.
-        size: ``(height, width)`` of the whole picture, as :func:`read_image` takes it.
+        size: ``(height, width)`` of the whole picture, as for :func:`read_image`.
     """
 
     def __init__(self, path: str | Path, size: tuple[int, int]) -> None:
@@ -52,16 +52,16 @@ class ImageFile:
         self.shape = (3, *size)
 
     def read(self, at_least: tuple[int, int] | None = None) -> tuple[Tensor, int]:
-        """Decode it; see :func:`read_scaled`."""
+        """Decode the file; see :func:`read_scaled`."""
         return read_scaled(self.path, self.shape[1:], at_least)
 
     def read_jpeg(self) -> Tensor | None:
-        """The file's bytes, uint8 [n], if it is an upright grey or RGB JPEG, else None.
+        """Return the file's bytes, uint8 [n], if it is an upright grey or RGB JPEG, else None.
 
-        That is, if any JPEG decoder gives the same picture as :meth:`read`.
+        Of such a file any JPEG decoder gives the same picture as :meth:`read`.
 
         Raises:
-            DataError: as :func:`read_image`, as far as the header tells.
+            DataError: as :func:`read_image`, for faults that the header shows.
         """
         with _errors_named(self.path), Image.open(self.path) as opened:
             turn = _check_size(opened, self.shape[1:])
@@ -75,14 +75,14 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
 
     Args:
         path: the image file, in any format Pillow reads.
-        size: ``(height, width)`` the annotations state, or None when nothing states it. It decides
-            whether EXIF orientation is applied (see above) and must then fit the picture.
+        size: ``(height, width)`` stated by the annotations, or None if not stated. It decides
+            whether EXIF orientation is applied (see above), and must fit the picture.
 
     Returns:
         uint8 ``[3, H, W]``, RGB, a view of ``[H, W, 3]``.
 
     Raises:
-        DataError: the file is missing, is no image, is cut off, or is not ``size`` large.
+        DataError: the file is missing, is not an image, is cut off, or is not of ``size``.
     """
     return read_scaled(path, size, None)[0]
 
@@ -94,13 +94,13 @@ def read_scaled(
 
     Args:
         path, size: as for :func:`read_image`.
-        at_least: ``(height, width)``, neither of which the result may fall below, unless the whole
-            picture does. None, and any file that is not a JPEG: decoded whole.
+        at_least: smallest ``(height, width)`` of the result, unless the whole picture is smaller.
+            With None, and for any file that is not a JPEG, the picture is decoded at full size.
 
     Returns:
-        The pixels as of :func:`read_image`, and the divisor 1, 2, 4 or 8: pixel (y, x) shows the
-        pixels from (divisor * y, divisor * x) on of the whole. H and W are rounded up, so the last
-        row and column may reach beyond the picture.
+        The pixels as from :func:`read_image`, and the divisor 1, 2, 4 or 8: pixel (y, x) shows the
+        pixels of the whole picture from (divisor * y, divisor * x) on. H and W are rounded up, so
+        the last row and column may reach beyond the picture.
 
     Raises:
         DataError: as :func:`read_image`.
@@ -114,7 +114,7 @@ def read_scaled(
                 at_least = at_least[::-1]
             divisor = _divisor(stored, at_least, whole=turn is not None)
             drafted = opened.draft(None, (stored[1] // divisor, stored[0] // divisor))
-            # What Pillow will do, rather than what it was asked to.
+            # The scale that Pillow will use, which may not be the one requested.
             divisor = 1 if drafted is None else round(stored[1] / drafted[1][2])
         image = _to_rgb(opened)
         if turn is not None:
@@ -124,7 +124,7 @@ def read_scaled(
 
 
 def _check_size(opened: Image.Image, size: tuple[int, int] | None) -> Image.Transpose | None:
-    """How to turn the picture upright for annotations that state ``size``, if it has to be."""
+    """Return how to turn the picture for annotations that state ``size``; None: not at all."""
     oriented = _oriented_size(opened)
     if size is not None and size not in (oriented, (opened.height, opened.width)):
         raise DataError(
@@ -135,7 +135,7 @@ def _check_size(opened: Image.Image, size: tuple[int, int] | None) -> Image.Tran
 
 @contextlib.contextmanager
 def _errors_named(path: str | Path) -> Iterator[None]:
-    """Whatever goes wrong with a file becomes a :class:`DataError` that names it."""
+    """Turn any exception about a file into a :class:`DataError` that names the file."""
     try:
         yield
     except DataError as error:
@@ -147,10 +147,10 @@ def _errors_named(path: str | Path) -> Iterator[None]:
 
 
 def _divisor(stored: tuple[int, int], at_least: tuple[int, int], whole: bool) -> int:
-    """The largest of 8, 4, 2, 1 by which ``stored`` may be divided.
+    """Return the largest of 8, 4, 2, 1 by which ``stored`` may be divided.
 
-    ``whole``: only without remainder, as for a picture that is turned afterwards: what its last
-    row shows beyond the picture would come first, and shift everything.
+    ``whole``: only without remainder. A picture that is turned afterwards needs this: the part of
+    its last row beyond the picture would come first, and shift everything.
     """
     for divisor in (8, 4, 2):
         sides = list(zip(stored, at_least, strict=True))
@@ -162,13 +162,13 @@ def _divisor(stored: tuple[int, int], at_least: tuple[int, int], whole: bool) ->
 
 
 def image_size(path: str | Path, stated: tuple[int, int] | None = None) -> tuple[int, int]:
-    """``(height, width)`` that :func:`read_image` would return, from the file's header alone.
+    """Return ``(height, width)`` as :func:`read_image` would, from the file's header alone.
 
     ``stated`` is the size in the annotations, if any: where it fits the picture as stored but not
     as its EXIF orientation shows it, the stored size is returned.
 
     Raises:
-        DataError: the file is missing or is no image.
+        DataError: the file is missing or is not an image.
     """
     with _errors_named(path), Image.open(path) as opened:
         stored = (opened.height, opened.width)
@@ -193,11 +193,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode == "F":
-        raise DataError("floating point pixels have no scale that says what is white")
+        raise DataError("floating point pixels have no defined white level")
     if image.mode.startswith("I"):  # 16-bit grey: convert("RGB") would clip at 255
         grey = np.asarray(image).astype(np.int64)
         if image.mode == "I" and (grey.min() < 0 or grey.max() > 0xFFFF):
-            raise DataError("32-bit pixels have no scale that says what is white")
+            raise DataError("32-bit pixels have no defined white level")
         if image.mode != "I" or grey.max() > 0xFF:  # mode I may hold 8 bits as well as 16
             grey >>= 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
@@ -207,10 +207,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception, path: str | Path) -> str:
-    """Pillow's words, without the path that our message already starts with."""
+    """Return Pillow's message, without the path that our message already starts with."""
     if isinstance(error, UnidentifiedImageError):
         empty = Path(path).stat().st_size == 0
-        return "the file is empty" if empty else "of no format that Pillow knows"
+        return "the file is empty" if empty else "not in a format that Pillow reads"
     text = str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")
     return text or type(error).__name__
 

@@ -1,4 +1,4 @@
-"""A DataLoader for every purpose, and the batches of an evaluation."""
+"""The DataLoader of training and evaluation, and the batches of an evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detr_fast.data.collate import collate
 class EvalBatches(Sampler[list[int]]):
     """The batches of one process in an evaluation: every image in exactly one batch of one process.
 
-    Whole batches are dealt out, so that each image is padded as in a single process, and every
+    Whole batches are distributed, so that each image is padded as in a single process, and every
     detection is the same. Some processes may get one batch fewer, or none.
     """
 
@@ -33,13 +33,13 @@ class EvalBatches(Sampler[list[int]]):
 def make_loader(
     dataset: Dataset, workers: int, collate_fn: Callable = collate, **options: Any
 ) -> DataLoader:
-    """A DataLoader whose workers leave Ctrl-C to the main process; ``options`` are for it."""
+    """Return a DataLoader (with ``options``) whose workers leave Ctrl-C to the main process."""
     return DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=collate_fn,
         worker_init_fn=_leave_interrupts_alone,
-        generator=torch.Generator(),  # else it would draw from the random numbers of training
+        generator=torch.Generator(),  # else it would draw from the generator of training
         **options,
     )
 
@@ -52,7 +52,7 @@ def make_eval_loader(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """The batches of one process in an evaluation, see :class:`EvalBatches`."""
+    """Return a loader of one process's batches in an evaluation, see :class:`EvalBatches`."""
     batches = EvalBatches(len(dataset), batch_size, rank, world_size)
     return make_loader(dataset, workers, batch_sampler=batches, pin_memory=pin_memory)
 

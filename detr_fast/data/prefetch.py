@@ -1,4 +1,4 @@
-"""Batches on their way to the model: copied and normalised while the step before is computed."""
+"""Batches on their way to the model: copied and normalised while the previous step runs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from detr_fast.packing import PackedTargets
 
 
 class Prefetcher:
-    """Makes a loader's batches ready on the device, and measures how long they were waited for.
+    """Prepares a loader's batches on the device, and measures how long they were waited for.
 
-    On a GPU copying and normalising run on a stream of their own, beside the step that was queued
-    last. On the CPU each batch is made ready when it is asked for.
+    On a GPU copying and normalising run on a separate stream, in parallel with the step that was
+    queued last. On the CPU each batch is prepared when it is requested.
 
     Args:
         device: where the model is.
-        decoder: makes a batch of what the loader yields, if that is not one yet.
+        decoder: makes a batch of what the loader yields, if that is not yet a batch.
 
     Attributes:
         data_seconds: how long this process has waited for batches so far. Where that is most of
-            the time, the loader is the bottleneck; where it is next to nothing, the step is.
+            the time, the loader is the bottleneck; where it is close to zero, the step is.
     """
 
     def __init__(self, device: torch.device, decoder: DeviceDecoder | None = None) -> None:
@@ -36,16 +36,16 @@ class Prefetcher:
         self.data_seconds = 0.0
 
     def batches(self, loader: Iterable[Batch | list[Encoded]]) -> Iterator[Batch]:
-        """The loader's batches as :func:`to_device` gives them.
+        """Yield the loader's batches as :func:`to_device` returns them.
 
         Args:
-            loader: yields what ``collate`` makes, in page-locked memory, if the device is a GPU and
-                nothing is to wait; or, with a decoder, lists of ``Encoded``.
+            loader: yields what ``collate`` makes (in page-locked memory, if the device is a GPU and
+                nothing should wait for it) or, with a decoder, lists of ``Encoded``.
         """
         source = iter(loader)
         while True:
             started = time.perf_counter()
-            # Asked for after the caller has queued its step: so the GPU has work meanwhile.
+            # Requested after the caller has queued its step, so the GPU has work meanwhile.
             batch = next(source, None)
             if batch is not None:
                 batch = self._ready(batch)
@@ -63,8 +63,8 @@ class Prefetcher:
             batch = self._on_device(batch)
         current.wait_stream(side)  # the GPU's stream waits, not this process
         for tensor in _tensors(batch):
-            # Allocated on the side stream, used on this one: its memory may go to a later batch
-            # only when what will be queued here is done.
+            # Allocated on the side stream, used on this one: its memory may be reused for a later
+            # batch only when the work that will be queued here is done.
             tensor.record_stream(current)
         return batch
 
@@ -72,7 +72,7 @@ class Prefetcher:
         return to_device(batch if self.decoder is None else self.decoder(batch), self.device)
 
 
-@functools.cache  # each stream has a memory pool of its own
+@functools.cache  # each stream has its own memory pool
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
@@ -82,7 +82,7 @@ def _tensors(batch: Batch) -> Iterator[Tensor]:
     if batch.mask is not None:
         yield batch.mask
     if isinstance(batch.targets, PackedTargets):
-        yield batch.targets.buffer  # the others are views of it
+        yield batch.targets.buffer  # the other tensors are views of it
     else:
         for target in batch.targets:
             yield target["labels"]
@@ -90,13 +90,13 @@ def _tensors(batch: Batch) -> Iterator[Tensor]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch where the model is, its images float32 and normalised.
+    """Return the batch on ``device``, its images float32 and normalised.
 
-    From page-locked memory nothing here waits for a GPU. What is already there is left as it is.
+    From page-locked memory nothing here waits for a GPU. Tensors already there stay as they are.
 
     Args:
-        batch: as :func:`collate` makes it. Of targets that are a list only labels and boxes go
-            along.
+        batch: as :func:`collate` makes it. If the targets are a list, only labels and boxes are
+            copied to the device.
     """
     images, mask, targets = batch
     images = images.to(device, non_blocking=True, memory_format=torch.channels_last)

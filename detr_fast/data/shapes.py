@@ -32,8 +32,8 @@ class Shapes(DetectionDataset):
     ``image_size`` 96 and grow with it. Labels: 0 circle, 1 square, 2 triangle.
 
     Image ``i`` depends on ``(seed, i)`` only; with ``fresh=True`` on ``(seed, epoch, i)``, so that
-    after each ``set_epoch`` there are new images, the same ones whenever training is repeated.
-    The epoch lies in shared memory: workers that live on over epochs see it too.
+    each ``set_epoch`` gives new images, but the same ones whenever training is repeated. The epoch
+    is in shared memory, so that workers that persist between epochs see it.
 
     Args:
         num_images: length of the data set.
@@ -76,7 +76,7 @@ class Shapes(DetectionDataset):
         return self._load(index)[1]
 
     def _load(self, index: int) -> tuple[Tensor, Record]:
-        # A plain set and every epoch of a fresh one have streams of their own: 0 and 1 + epoch.
+        # A plain set and each epoch of a fresh one have separate streams: 0 and 1 + epoch.
         stream = 1 + int(self._epoch) if self.fresh else 0
         rng = np.random.default_rng((self.seed, stream, index))
         pixels, boxes, labels = _draw(rng, self.image_size)
@@ -85,7 +85,7 @@ class Shapes(DetectionDataset):
 
 
 def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """uint8 [3, size, size] pixels, float64 [M, 4] xyxy boxes, int64 [M] labels."""
+    """Return uint8 [3, size, size] pixels, float64 [M, 4] xyxy boxes, int64 [M] labels."""
     dice = _dice(rng)
     canvas, mean = _background(rng, size)
     count = 1 + int(next(dice) * _MAX_OBJECTS)
@@ -115,7 +115,7 @@ def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _dice(rng: np.random.Generator) -> Iterator[float]:
-    """Uniform numbers in [0, 1): drawn in bulk, as single draws cost a microsecond each."""
+    """Yield uniform numbers in [0, 1), drawn in bulk: single draws cost a microsecond each."""
     while True:
         yield from rng.random(64).tolist()
 
@@ -125,7 +125,7 @@ def _grain_strength(u: float) -> float:
 
 
 def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Soft clouds around a muted colour: float32 [3, size, size], and the mean colour [3]."""
+    """Return soft clouds around a muted colour, float32 [3, size, size], and the mean [3]."""
     blend = _cloud_weights(size)  # [size, G]
     grid = blend.shape[1]
     mean = rng.uniform(50, 200) + rng.uniform(-20, 20, 3)
@@ -136,7 +136,7 @@ def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 
 @lru_cache(maxsize=8)
 def _cloud_weights(size: int, grid: int = 6) -> np.ndarray:
-    """Row y: the weights of ``grid`` knots at pixel y, a smooth curve through them."""
+    """Return, in row y, the weights of ``grid`` knots at pixel y, for a smooth curve."""
     position = (np.arange(size) + 0.5) / size * (grid - 1)
     weights = np.exp(-((position[:, None] - np.arange(grid)) ** 2) / 0.5)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
@@ -148,9 +148,9 @@ def _pixel_centres(size: int) -> np.ndarray:
 
 
 def _coverage(label: int, side: float, turn: float) -> np.ndarray:
-    """How much of each pixel the shape covers, float32 [h, w] in 0..1, in its own small window.
+    """Return how much of each pixel the shape covers, float32 [h, w] in 0..1, in a small window.
 
-    It is half at a pixel whose centre is on the edge, and falls off over one pixel around it.
+    It is 0.5 at a pixel whose centre is on the edge, and falls from 1 to 0 over one pixel around.
     """
     if label == 0:
         extent = math.ceil(side)
@@ -186,7 +186,7 @@ def _free_place(
     size: int,
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[int, int] | None:
-    """A corner (x, y) where a [h, w] window keeps its distance from all boxes, if one is found."""
+    """Return a corner (x, y) of a [h, w] window clear of all boxes; None if none is found."""
     height, width = shape
     for _ in range(_TRIES):
         x = int(next(dice) * (size - width + 1))
@@ -202,7 +202,7 @@ def _free_place(
 
 
 def _colour(dice: Iterator[float], background: np.ndarray) -> tuple[float, float, float]:
-    """A strong colour that differs from the background."""
+    """Return a strong colour that differs from the background."""
     while True:
         red, green, blue = colorsys.hsv_to_rgb(
             next(dice), 0.55 + 0.45 * next(dice), 0.5 + 0.5 * next(dice)

@@ -1,4 +1,4 @@
-"""From the words on a command line to a data set: ``shapes``, ``voc:PATH``, ``coco:...``."""
+"""Data sets as a command line names them: ``shapes``, ``voc:PATH``, ``coco:...``."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def open_dataset(
 
     Args:
         spec: see above.
-        split: "train", "val" or "test"; of a VOC folder the name of any of its splits.
+        split: "train", "val" or "test"; for a VOC folder, the name of any of its splits.
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint.
-        boxes: what becomes of boxes outside their images: "error" or "clip".
-        voc_origin: ``origin`` of :class:`VocDetection`; without effect on other data.
+        boxes: what to do with boxes outside their images: "error" or "clip".
+        voc_origin: ``origin`` of :class:`VocDetection`; no effect on other data.
         **options: for the data set's constructor: ``cache_images``, ``cache_limit`` and
-            ``scaled_decoding`` (without effect on shapes); for shapes ``num_images``,
+            ``scaled_decoding`` (no effect on shapes); for shapes ``num_images``,
             ``image_size``, ``seed``, ``fresh``.
 
     Raises:
@@ -60,7 +60,7 @@ def open_dataset(
     if kind == "coco" and rest:
         images, annotations = _coco_paths(rest, split)
         return CocoDetection(images, annotations, transforms, classes, boxes, **options)
-    raise DataError(f"cannot make out the data '{spec}', expected {FORMS}")
+    raise DataError(f"the data '{spec}' is not recognised, expected {FORMS}")
 
 
 def _open_shapes(
@@ -75,13 +75,13 @@ def _open_shapes(
     **options: Any,
 ) -> Shapes:
     if split not in SPLITS:
-        raise DataError(f"shapes: unknown split '{split}', there are {', '.join(SPLITS)}")
+        raise DataError(f"shapes: unknown split '{split}', expected {', '.join(SPLITS)}")
     if classes is not None and tuple(classes) != CLASS_NAMES:
         raise DataError(
             f"shapes: the classes are {', '.join(CLASS_NAMES)}, but the classes asked for are "
             f"{', '.join(classes)}"
         )
-    # Seeds 3s, 3s + 1, 3s + 2: splits stay apart from each other whatever seeds are chosen.
+    # Seeds 3s, 3s + 1, 3s + 2: no two splits share a seed, whatever seeds are chosen.
     defaults = {"num_images": _SHAPES_COUNT[split], "fresh": split == "train"}
     return Shapes(
         seed=len(SPLITS) * seed + SPLITS.index(split), transforms=transforms, **defaults | options

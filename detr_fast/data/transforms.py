@@ -1,18 +1,19 @@
-"""Recipes: from a decoded image and its pixel boxes to what the model and the criterion take.
+"""Recipes: make of an image and its pixel boxes what the model and the criterion need.
 
-Each function returns a :class:`Recipe`, called as ``recipe(image, target)``. Whatever comes before,
-it ends with::
+Each function returns a :class:`Recipe`, called as ``recipe(image, target)``. Whatever
+its steps are, it returns::
 
     image   float32 [3, H, W], scaled to 0..1, then ImageNet's mean and std
     target  boxes      float32 [M, 4], cxcywh in 0..1 of this image
             labels     int64 [M]
-            image_id, orig_size   as they came
+            image_id, orig_size   unchanged
             size       int64 [2], (height, width) of this image
 
 Random numbers come from torch's global generator, which DataLoader seeds in each worker.
 
-With ``normalize=False`` the image stays uint8 where no step needs it in float: a quarter of the
-memory on its way to the model, and :func:`normalize` does the rest for a batch, on the device.
+With ``normalize=False`` the image stays uint8 unless a step needs it in float. It then takes a
+quarter of the memory on its way to the model, and :func:`normalize` does the rest for a whole batch
+on the device.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ Size = int | tuple[int, int] | None
 
 
 class Recipe:
-    """Steps applied in turn. ``recipe(image)`` without a target serves for prediction.
+    """Steps applied in turn. For prediction, call ``recipe(image)`` without a target.
 
     ``image`` is uint8 ``[3, H, W]`` RGB, ``target`` as :class:`DetectionDataset` makes it, or None.
     Neither is changed in place. An :class:`ImageFile` is decoded by the first step, at a fraction
-    of its size if that step shrinks it further; so pixels differ a little from those of the whole.
+    of its size if that step shrinks it further; pixels then differ a little from the image decoded
+    at full size.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -71,10 +73,10 @@ class Recipe:
         return image, target
 
     def useful_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size, (height, width), beyond which it has no use for the pixels of such an image.
+        """Return the size, (height, width), beyond which the recipe needs no pixels of the image.
 
-        An image that was shrunk to it beforehand gives the same result where the recipe resizes to
-        one size, and nearly the same where size or zoom are random.
+        An image shrunk to it beforehand gives the same result if the recipe resizes to one size,
+        and nearly the same if size or zoom are random.
         """
         return self.steps[0].useful_size(height, width) if self._decodes() else (height, width)
 
@@ -86,9 +88,9 @@ class Recipe:
 
 
 def detr_train(*, normalize: bool = True) -> Recipe:
-    """The published training recipe: resize, or resize, crop and resize; and flip.
+    """Return the published training recipe: resize, or resize, crop and resize; then flip.
 
-    (Published with the flip first, which comes to the same and would decode the whole image.)
+    (The published one flips first: this is equivalent, but would decode the image at full size.)
     """
     resize = ResizeShortSide(_SHORT_SIDES, longest=1333)
     crop = [ResizeShortSide((400, 500, 600)), RandomSizeCrop(384, 600), resize]
@@ -98,7 +100,7 @@ def detr_train(*, normalize: bool = True) -> Recipe:
 
 
 def detr_eval(short: int = 800, longest: int | None = 1333, *, normalize: bool = True) -> Recipe:
-    """The published evaluation recipe: the shorter side to ``short``, the longer <= ``longest``."""
+    """Return the published evaluation recipe: shorter side ``short``, longer <= ``longest``."""
     return Recipe([ResizeShortSide((short,), longest), _finish(normalize)])
 
 
@@ -116,19 +118,19 @@ def small_train(
     hue: float = 0.02,
     normalize: bool = True,
 ) -> Recipe:
-    """Training on small images of one size: zoom and shift, flip, colour jitter.
+    """Return a recipe for training on small images: zoom and shift, flip, colour jitter.
 
     Args:
-        size: of the result, ``(height, width)`` or one number for both; None keeps each image's.
+        size: of all results, ``(height, width)`` or one number for both; None keeps each image's.
         flip: mirror half of the images left to right.
-        vertical: also mirror half of them upside down, for pictures that have no upside.
+        vertical: also mirror half of them upside down, for pictures without an up and down.
         zoom: range of the scale, drawn log-uniformly: above 1 a part of the image is enlarged,
-            below 1 the image is shrunk onto a grey ground. ``(1, 1)`` switches it off.
-        stretch: width against height changes by up to this fraction, either way.
-        min_visible: a box of which less than this fraction of its area is left is removed.
+            below 1 the image is shrunk onto a grey background. ``(1, 1)`` switches it off.
+        stretch: the ratio of width to height changes by up to this fraction, either way.
+        min_visible: a box with less than this fraction of its area left is removed.
         brightness: factor in ``1 +- brightness``; likewise ``contrast`` and ``saturation``.
-        hue: turn of the colour circle, in ``+- hue`` full turns.
-        normalize: see above; without effect on the float images that a change of colours makes.
+        hue: rotation of the colour circle, within ``+- hue`` full turns.
+        normalize: see above; no effect if a change of colours has made the image float.
     """
     steps: list[Step] = [RandomZoom(_pair(size), zoom, stretch, min_visible)]
     if flip:
@@ -141,7 +143,7 @@ def small_train(
 
 
 def fixed_eval(size: Size, *, normalize: bool = True) -> Recipe:
-    """Resize to exactly ``size``, ``(height, width)`` or one number for both; None keeps it."""
+    """Return a recipe that resizes to ``size``: (height, width), one number, or None: keep it."""
     return Recipe([Resize(_pair(size)), _finish(normalize)])
 
 
@@ -149,10 +151,10 @@ def normalize(
     images: Tensor,  # uint8 [B, 3, H, W]
     mask: Tensor | None = None,  # bool [B, H, W], True = padding, at the bottom and the right
 ) -> Tensor:
-    """What recipes do to pixels at their end, for a batch: float32 with padding 0."""
+    """Normalise a batch as recipes normalise each image at their end: float32, padding 0."""
     b, _, height, width = images.shape
-    # As rows of 3 * W numbers: several times faster than with three numbers side by side. The
-    # operations are those of Finish in its order, so that every digit agrees.
+    # Computed in rows of 3 * W numbers: several times faster than in groups of three. The
+    # operations and their order are the same as in Finish, so that every digit agrees.
     mean, std = (_row(values, width, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     rows = images.permute(0, 2, 3, 1).reshape(b, height, 3 * width)
     rows = rows.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
@@ -161,14 +163,14 @@ def normalize(
         return images
     if not mask.is_cpu:
         return images.masked_fill_(mask[:, None], 0)
-    for image, hidden in zip(images, mask, strict=True):  # on a CPU much the faster
+    for image, hidden in zip(images, mask, strict=True):  # much faster on a CPU
         image[:, int((~hidden[:, 0]).sum()) :] = 0
         image[:, :, int((~hidden[0]).sum()) :] = 0
     return images
 
 
 def _row(values: Sequence[float], width: int, device: torch.device) -> Tensor:
-    """The three values again and again, [3 * width]; filled in place: no copy, no wait."""
+    """Return the three values repeated, [3 * width]; filled in place: no copy, no wait."""
     row = torch.empty(width, 3, device=device)
     for channel, value in enumerate(values):
         row[:, channel] = value

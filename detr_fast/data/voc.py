@@ -15,22 +15,22 @@ from detr_fast.data.errors import DataError
 from detr_fast.data.images import image_size
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # the first one wins
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # the first has priority
 
 
 class VocDetection(DetectionDataset):
     """A data set in the layout of Pascal VOC, as labelImg writes it.
 
-    * Coordinates count as written: ``xmin`` and ``xmax`` are the left and right edge in pixels.
-      The original VOC files count from 1 and include the last pixel, which is ``origin`` 1: a pixel
-      is then taken from ``xmin`` and ``ymin``.
+    * Coordinates are used as written: ``xmin`` and ``xmax`` are the left and right edge in pixels.
+      The original VOC files count from 1 and include the last pixel. For these set ``origin`` to 1:
+      a pixel is then subtracted from ``xmin`` and ``ymin``.
     * Class names are the sorted names found in the annotations of *all* splits, so that every
       split has the same labels. ``category_ids`` are 1..K.
-    * The size of the picture is the picture's own. A ``<size>`` that is missing or 0 is ignored;
-      one that says otherwise is an error, because the boxes were then made for another picture.
+    * The size is read from the picture itself. A ``<size>`` that is missing or 0 is ignored; one
+      that differs is an error, because the boxes were then made for another picture.
     * Objects marked ``difficult`` are kept. Boxes without area are dropped and counted, boxes that
       overhang by up to one pixel are clipped, others outside the picture are errors, unless
-      ``boxes`` says otherwise.
+      ``boxes`` is "clip".
     * ``image_id`` is the position in the split, from 0.
 
     Args:
@@ -39,10 +39,10 @@ class VocDetection(DetectionDataset):
         transforms: called as ``transforms(image, target)``.
         classes: class names in the order of the labels, for instance those of a checkpoint; an
             object of any other class is an error.
-        boxes: what becomes of a box further outside its image. "error": mostly it tells of
-            annotations that are for other pictures, or of another form. "clip": it is cut, as in
-            the published code, and counted in ``clipped``.
-        origin: what the first pixel is called: 0, or 1 where the last one is included too.
+        boxes: what to do with a box further outside its image. "error": raise, as this usually
+            means annotations for other pictures or in another format. "clip": cut it, as the
+            published code does, and count it in ``clipped``.
+        origin: number of the first pixel: 0, or 1 where boxes also include their last pixel.
         **options: ``cache_images`` and others of :class:`DetectionDataset`.
 
     Raises:
@@ -65,16 +65,16 @@ class VocDetection(DetectionDataset):
         names, others = _read_splits(root, split)
         parsed = [_parse(root / "Annotations" / f"{name}.xml") for name in names]
         if classes is None:
-            found = {obj.name for annotation in parsed for obj in annotation.objects}
-            class_names = sorted(found | _class_names(root, others))
+            own_names = {obj.name for annotation in parsed for obj in annotation.objects}
+            class_names = sorted(own_names | _class_names(root, others))
         else:
             class_names = list(classes)
         files = _image_files(root / "JPEGImages")
         for name in names:
             if name not in files:
                 raise DataError(
-                    f"{root / 'JPEGImages' / name}.jpg: no such image file, the split '{split}' "
-                    f"lists it"
+                    f"{root / 'JPEGImages' / name}.jpg: no such image file, but the split "
+                    f"'{split}' lists it"
                 )
         records = [
             _record(index, files[name], annotation, class_names)
@@ -107,7 +107,7 @@ class _Annotation:
 
 
 def _read_splits(root: Path, split: str) -> tuple[list[str], list[str]]:
-    """Image names of ``split``, and those that only other splits list."""
+    """Return the image names of ``split``, and those that only other splits list."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     folder = root / "ImageSets" / "Main"
@@ -115,7 +115,7 @@ def _read_splits(root: Path, split: str) -> tuple[list[str], list[str]]:
     if not files:
         raise DataError(f"{root}: not a Pascal VOC folder, it has no ImageSets/Main/*.txt")
     if split not in files:
-        raise DataError(f"{folder / split}.txt: no such split, there are {', '.join(files)}")
+        raise DataError(f"{folder / split}.txt: no such split, expected {', '.join(files)}")
     lists = {stem: _read_list(file, root / "Annotations") for stem, file in files.items()}
     names = lists[split]
     if not names:
@@ -129,7 +129,7 @@ def _read_splits(root: Path, split: str) -> tuple[list[str], list[str]]:
 
 
 def _read_list(file: Path, annotations: Path) -> list[str]:
-    """The image names in one file of ImageSets/Main, in their order."""
+    """Return the image names in one file of ImageSets/Main, in their order."""
     try:
         lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -137,7 +137,7 @@ def _read_list(file: Path, annotations: Path) -> list[str]:
     names = []
     for line in filter(None, map(str.strip, lines)):
         name, *flag = line.rsplit(maxsplit=1)
-        # VOC's per-class lists say "2008_000008 -1"; but a name may have spaces, too.
+        # VOC's per-class lists have lines "2008_000008 -1"; but a name may also have spaces.
         if flag not in (["-1"], ["0"], ["1"]) or (annotations / f"{line}.xml").exists():
             name = line
         suffix = Path(name).suffix
@@ -146,7 +146,7 @@ def _read_list(file: Path, annotations: Path) -> list[str]:
 
 
 def _class_names(root: Path, names: Iterable[str]) -> set[str]:
-    """Class names in the annotations of ``names``; those not annotated (test sets) have none."""
+    """Return the class names in the annotations of ``names``; test sets may have no files."""
     files = (root / "Annotations" / f"{name}.xml" for name in names)
     return {obj.name for file in files if file.exists() for obj in _parse(file).objects}
 
@@ -175,9 +175,9 @@ def _parse(file: Path) -> _Annotation:
         try:
             box = [float(text) for text in texts]  # type: ignore[arg-type]
         except (TypeError, ValueError):
-            said = ", ".join(f"{c} {t!r}" for c, t in zip(_CORNERS, texts, strict=True))
+            shown = ", ".join(f"{c} {t!r}" for c, t in zip(_CORNERS, texts, strict=True))
             raise DataError(
-                f"{file}: object[{index}] ({name}) has no readable bndbox ({said})"
+                f"{file}: object[{index}] ({name}) has no readable bndbox ({shown})"
             ) from None
         objects.append(_Object(name, box))
     return _Annotation(file, _stated_size(tree), objects)
@@ -193,7 +193,7 @@ def _stated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
 
 
 def _record(index: int, image: Path, annotation: _Annotation, class_names: list[str]) -> Record:
-    """The record of one image, its boxes as they are written."""
+    """Return the record of one image, its boxes as they are written."""
     file, objects = annotation.file, annotation.objects
     height, width = image_size(image, stated=annotation.size)
     if annotation.size not in (None, (height, width)):
@@ -219,7 +219,7 @@ def _fit(
     outside: str,
     origin: int,
 ) -> int:
-    """Check all boxes and cut them to their images; returns how many had much to be cut."""
+    """Check all boxes and cut them to their images; return the count of ``fit_boxes``."""
     counts = [len(record.boxes) for record in records]
     places = [(i, k) for i, count in enumerate(counts) for k in range(count)]
     written = np.concatenate([record.boxes for record in records])
@@ -236,13 +236,13 @@ def _fit(
 
     edges = written - np.array([origin, origin, 0, 0])
     boxes, clipped = fit_boxes(edges, sizes, outside, root, name)
-    for record, mine in zip(records, np.split(boxes, np.cumsum(counts)[:-1]), strict=True):
-        record.boxes = mine
+    for record, part in zip(records, np.split(boxes, np.cumsum(counts)[:-1]), strict=True):
+        record.boxes = part
     return clipped
 
 
 def _drop_zero_area(record: Record) -> int:
-    """Leave out boxes without area; returns how many there were."""
-    kept = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
-    record.boxes, record.labels = record.boxes[kept], record.labels[kept]
-    return int((~kept).sum())
+    """Remove boxes without area; return how many there were."""
+    keep = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
+    record.boxes, record.labels = record.boxes[keep], record.labels[keep]
+    return int((~keep).sum())

@@ -1,4 +1,4 @@
-"""For other code bases: their matchers, on compiled code. Importing this imports none of them."""
+"""Other code bases' matchers, on compiled code. Importing this imports none of those."""
 
 from detr_fast.interop.transformers_patch import TransformersPatch, patch_transformers
 

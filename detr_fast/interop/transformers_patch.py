@@ -1,4 +1,4 @@
-"""FastMatcher inside an installed Hugging Face transformers, without a changed line there."""
+"""FastMatcher in an installed Hugging Face transformers, without changing a line of it."""
 
 import importlib
 import importlib.util
@@ -20,17 +20,17 @@ _replaced: dict[type, Callable[..., Any]] = {}  # the originals' own forward met
 
 
 class TransformersPatch:
-    """What :func:`patch_transformers` returns: ``undo()`` takes the patch out.
+    """What :func:`patch_transformers` returns: ``undo()`` removes the patch.
 
-    As a context manager it leaves things as they were before the call: inside another patch, the
-    patch stays.
+    As a context manager it restores the state before the call: inside another patch, it leaves that
+    patch in place.
     """
 
     def __init__(self, applied: bool) -> None:
-        self._applied = applied  # whether this call put the patch in
+        self._applied = applied  # whether this call applied the patch
 
     def undo(self) -> None:
-        """Gives transformers its own matchers back, however often it was patched."""
+        """Restore transformers' own matchers, however often they were patched."""
         for original, forward in _replaced.items():
             original.forward = forward
         _replaced.clear()
@@ -49,22 +49,22 @@ class TransformersPatch:
 
 
 def patch_transformers() -> TransformersPatch:
-    """Lets transformers' object detectors match by FastMatcher: DETR, Conditional, Deformable and
+    """Make transformers' object detectors use FastMatcher: DETR, Conditional, Deformable and
     DAB DETR, RT-DETR, RT-DETR v2, D-FINE and DEIMv2, and, where transformers has it, LW-DETR.
 
     ::
 
-        patch_transformers()  # from now on; .undo() on what it returns ends it
+        patch_transformers()  # from now on, until .undo() of what it returns
         with patch_transformers():  # or for this block
             ...
 
     It replaces the ``forward`` of the matcher classes, wherever those have been imported by name,
-    with those of :mod:`detr_fast.interop.matchers.huggingface`; the losses stay theirs. The second
-    call changes nothing. (Grounding DINO's matcher multiplies its class cost by text tokens, and
-    those of MaskFormer and its kin match masks: they stay as they are.)
+    with that of :mod:`detr_fast.interop.matchers.huggingface`; the losses stay transformers' own. A
+    second call changes nothing. (Grounding DINO's matcher multiplies its class cost by text tokens,
+    and those of MaskFormer and related models match masks: they stay as they are.)
 
     Returns:
-        What takes the patch out again.
+        An object that removes the patch again.
 
     Raises:
         ImportError: if transformers is not installed.
@@ -75,37 +75,37 @@ def patch_transformers() -> TransformersPatch:
         version = importlib.import_module("transformers").__version__
     except ImportError as error:
         raise ImportError(f"patch_transformers needs transformers: {error}") from error
-    found = [_original(name, ours, version) for name, ours in _REQUIRED.items()]
-    found += [
-        _original(name, ours, version)
-        for name, ours in _OPTIONAL.items()
+    pairs = [_original(name, matcher, version) for name, matcher in _REQUIRED.items()]
+    pairs += [
+        _original(name, matcher, version)
+        for name, matcher in _OPTIONAL.items()
         if importlib.util.find_spec(name)
     ]
-    new = [(original, ours) for original, ours in found if original not in _replaced]
-    for original, ours in new:
+    new = [(original, matcher) for original, matcher in pairs if original not in _replaced]
+    for original, matcher in new:
         _replaced[original] = original.forward
-        original.forward = ours.forward
+        original.forward = matcher.forward
     return TransformersPatch(applied=bool(new))
 
 
-def _original(name: str, ours: type, version: str) -> tuple[type, type]:
-    where = f"{name}.{ours.__name__}"
-    wanted = "patch_transformers knows the matchers of transformers 5, but"
+def _original(name: str, matcher: type, version: str) -> tuple[type, type]:
+    where = f"{name}.{matcher.__name__}"
+    problem = "patch_transformers replaces the matchers of transformers 5, but"
     try:
-        original = getattr(importlib.import_module(name), ours.__name__)
+        original = getattr(importlib.import_module(name), matcher.__name__)
     except (ImportError, AttributeError) as error:
-        raise RuntimeError(f"{wanted} {version} has no {where} ({error})") from error
+        raise RuntimeError(f"{problem} {version} has no {where} ({error})") from error
     for method in ("__init__", "forward"):
-        theirs, expected = _parameters(original, method), _parameters(ours, method)
-        if theirs != expected:
+        actual, expected = _parameters(original, method), _parameters(matcher, method)
+        if actual != expected:
             raise RuntimeError(
-                f"{wanted} in {version} {where}.{method} takes ({', '.join(theirs)}), not "
+                f"{problem} in {version} {where}.{method} takes ({', '.join(actual)}), not "
                 f"({', '.join(expected)})"
             )
-    return original, ours
+    return original, matcher
 
 
 def _parameters(kind: type, method: str) -> list[str]:
-    """Names and defaults, without annotations."""
+    """Return names and defaults, without annotations."""
     parameters = inspect.signature(getattr(kind, method)).parameters.values()
     return [str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters]

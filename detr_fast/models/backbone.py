@@ -1,4 +1,4 @@
-"""Backbones: an image to one feature map (paper, section 3.2 and appendix A.4)."""
+"""Backbones: from an image to one feature map (paper, section 3.2 and appendix A.4)."""
 
 import pickle
 from collections import OrderedDict
@@ -31,8 +31,8 @@ class ResNetBackbone(nn.Module):
         trainable_layers: how many of (layer4, layer3, layer2, layer1, stem) are trained, counted
             from the end, as torchvision counts them. The paper trains 3.
 
-    With ``checkpointing`` set, training keeps each block's input alone and computes the rest anew,
-    if the norm is frozen.
+    With ``checkpointing`` set and a frozen norm, training keeps only each block's input and
+    recomputes the rest in the backward pass.
 
     Raises:
         ValueError: an unknown name or norm, or DC5 for a ResNet without bottlenecks.
@@ -81,7 +81,7 @@ class ResNetBackbone(nn.Module):
 
 
 def _imagenet_state(name: str) -> dict[str, Any]:
-    """torchvision's first ImageNet weights, downloaded unless torch has them already."""
+    """Return torchvision's first ImageNet weights, downloaded unless torch has them already."""
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
@@ -89,9 +89,9 @@ def _imagenet_state(name: str) -> dict[str, Any]:
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
         raise CheckpointError(
-            f"the ImageNet weights of {name} cannot be had from {weights.url} "
+            f"cannot load the ImageNet weights of {name} from {weights.url} "
             f"({type(error).__name__}: {' '.join(str(error).split())}): put that file at {file}, "
-            "or say --backbone-weights PATH, or none to train from random weights"
+            "or pass --backbone-weights PATH, or none to train from random weights"
         ) from error
 
 

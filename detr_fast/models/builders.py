@@ -40,7 +40,7 @@ def build_detr(
     position_at: str = "attention",
     decoder_self_attention: bool = True,
 ) -> DETR:
-    """A DETR around any backbone that has ``num_channels``; the defaults are the paper's.
+    """Build a DETR on any backbone that has ``num_channels``; the defaults are the paper's.
 
     Args:
         num_classes: K, without "no object". COCO's 80 categories have ids up to 90, hence 91.
@@ -62,7 +62,7 @@ def build_detr(
     if position_encoding not in POSITION_ENCODINGS:
         expected = ", ".join(POSITION_ENCODINGS)
         raise ValueError(f"position_encoding is {position_encoding!r}, expected one of {expected}")
-    # Anchors have to tell neighbouring places apart: a lower temperature gives higher frequencies.
+    # Anchors must tell neighbouring places apart: a lower temperature gives higher frequencies.
     temperature = 20.0 if query_mode == "anchor" else 10000.0
     transformer = Transformer(
         Encoder(dim, num_heads, num_encoder_layers, dim_feedforward, dropout),
@@ -75,7 +75,7 @@ def build_detr(
         queries: nn.Module = LearnedQueries(num_queries, dim)
     else:
         queries = AnchorQueries(num_queries, dim, temperature)
-        if position_encoding == "sine":  # the anchors' positions are like the features' own
+        if position_encoding == "sine":  # anchors and features are then encoded alike
             attend_nearby(transformer.decoder)
         # The head predicts an offset: start at the anchor itself.
         nn.init.zeros_(box_head.layers[-1].weight)
@@ -108,14 +108,14 @@ def build_resnet_detr(
     trainable_layers: int | None = None,
     **options: Any,
 ) -> DETR:
-    """The paper's models: what the six public builders below share.
+    """Build a DETR on a torchvision ResNet: what the six public builders below share.
 
     Args:
         backbone_weights: ``None``, ``"imagenet"`` or the path of a torchvision state dict.
         norm: ``"frozen"`` batch norm, as in the paper, or trained ``"batch"`` norm.
         trainable_layers: see ``ResNetBackbone``; 3 with backbone weights, as in the paper,
             all 5 without.
-        **options: those of ``build_detr``.
+        **options: as for ``build_detr``.
     """
     if trainable_layers is None:
         trainable_layers = 5 if backbone_weights is None else 3
@@ -124,37 +124,37 @@ def build_resnet_detr(
 
 
 def detr_resnet18(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-18; options are those of ``build_resnet_detr`` and ``build_detr``."""
+    """Build DETR on ResNet-18; options as for ``build_resnet_detr`` and ``build_detr``."""
     return build_resnet_detr("resnet18", num_classes, num_queries, **options)
 
 
 def detr_resnet34(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-34; options are those of ``build_resnet_detr`` and ``build_detr``."""
+    """Build DETR on ResNet-34; options as for ``build_resnet_detr`` and ``build_detr``."""
     return build_resnet_detr("resnet34", num_classes, num_queries, **options)
 
 
 def detr_resnet50(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-50; options are those of ``build_resnet_detr`` and ``build_detr``."""
+    """Build DETR on ResNet-50; options as for ``build_resnet_detr`` and ``build_detr``."""
     return build_resnet_detr("resnet50", num_classes, num_queries, **options)
 
 
 def detr_resnet101(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-101; options are those of ``build_resnet_detr`` and ``build_detr``."""
+    """Build DETR on ResNet-101; options as for ``build_resnet_detr`` and ``build_detr``."""
     return build_resnet_detr("resnet101", num_classes, num_queries, **options)
 
 
 def detr_resnet50_dc5(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-50 DC5, a dilated last stage; options as of ``detr_resnet50``."""
+    """Build DETR on ResNet-50 DC5, a dilated last stage; options as for ``detr_resnet50``."""
     return build_resnet_detr("resnet50", num_classes, num_queries, dilation=True, **options)
 
 
 def detr_resnet101_dc5(num_classes: int = 91, num_queries: int = 100, **options: Any) -> DETR:
-    """DETR on ResNet-101 DC5, a dilated last stage; options as of ``detr_resnet50``."""
+    """Build DETR on ResNet-101 DC5, a dilated last stage; options as for ``detr_resnet50``."""
     return build_resnet_detr("resnet101", num_classes, num_queries, dilation=True, **options)
 
 
 # Stride of the feature map -> channels and strides of the stages. At stride 16 the first stage
-# strides by four: large images would spend most of their time at half resolution.
+# strides by four: otherwise large images would spend most of their time at half resolution.
 TINY_BACKBONES = {
     8: ((32, 64, 128, 128), (2, 2, 2, 1)),
     16: ((64, 128, 192, 256), (4, 2, 2, 1)),
@@ -175,15 +175,15 @@ def detr_tiny(
     dropout: float = 0.0,
     **options: Any,
 ) -> DETR:
-    """A small DETR with anchor-box queries, which trains from scratch on a CPU in minutes.
+    """Build a small DETR with anchor-box queries, which trains from scratch on a CPU in minutes.
 
-    Without dropout by default: its random numbers would take half of the time of a step on a CPU.
+    Without dropout by default: on a CPU, dropout of 0.1 makes a step about a tenth longer.
 
     Args:
         num_classes: K, without "no object".
         num_queries: N.
         stride: of the feature map: 8 for images of about 100 pixels, 16 for a few hundred.
-        **options: those of ``build_detr``.
+        **options: as for ``build_detr``.
     """
     if stride not in TINY_BACKBONES:
         raise ValueError(

@@ -12,13 +12,13 @@ Outputs = dict[str, Tensor | list[dict[str, Tensor]]]
 
 
 class DETR(nn.Module):
-    """The detection transformer, put together from its parts.
+    """The detection transformer, assembled from its parts.
 
     Args:
         backbone: [B, 3, H, W] -> [B, C, h, w], with an attribute ``num_channels`` = C.
         position_encoding: (features, mask) -> [B or 1, D, h, w].
         transformer: encoder and decoder of width D.
-        queries: the query source, an ``nn.Module`` too; see ``queries.py``.
+        queries: the query source, also an ``nn.Module``; see ``queries.py``.
         class_head: [B, N, D] -> [B, N, K+1]; the last class is "no object".
         box_head: [B, N, D] -> [B, N, 4].
         dim: D.
@@ -56,8 +56,8 @@ class DETR(nn.Module):
     def set_checkpointing(self, on: bool) -> None:
         """Gradient checkpointing: less memory for more time, and the same gradients.
 
-        Training then keeps the inputs of the transformer's layers alone, and of the blocks of a
-        ResNet with frozen batch norm, and computes the rest again for the backward pass.
+        Training then keeps only the inputs of the transformer's layers, and of the blocks of a
+        ResNet with frozen batch norm, and recomputes the rest in the backward pass.
         """
         for part in (self.backbone[0], self.transformer.encoder, self.transformer.decoder):
             part.checkpointing = on
@@ -67,20 +67,20 @@ class DETR(nn.Module):
         images: Tensor | Sequence[Tensor],  # [B, 3, H, W], or B images [3, H_b, W_b]
         mask: Tensor | None = None,  # [B, H, W] bool, True = padding; None = no padding
     ) -> Outputs:
-        """Detect.
+        """Detect objects.
 
         Args:
-            images: a batch, normalised as the weights expect, or a list of images that is padded
-                at the bottom and right here.
-            mask: which pixels of the batch are padding. Only with a batch.
+            images: a batch, normalised as the weights expect, or a list of images, which is then
+                padded at the bottom and right.
+            mask: which pixels of the batch are padding; not allowed for a list.
 
         Returns:
             ``pred_logits`` [B, N, K+1], ``pred_boxes`` [B, N, 4] cxcywh in 0..1 of each image
             without its padding, and with ``aux_loss`` also ``aux_outputs``: a list with the same
-            two of each earlier decoder layer, first to last.
+            two entries for each earlier decoder layer, first to last.
 
         Raises:
-            ValueError: shapes that do not fit, or a mask beside a list of images.
+            ValueError: shapes that do not fit, or a mask given with a list of images.
         """
         images, mask = _as_batch(images, mask)
         backbone, position_encoding = self.backbone
@@ -114,7 +114,7 @@ class DETR(nn.Module):
 def _as_batch(
     images: Tensor | Sequence[Tensor], mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Images as [B, 3, H, W] and their mask [B, H, W], or None where nothing is padded."""
+    """Return images [B, 3, H, W] and their mask [B, H, W], or None if nothing is padded."""
     if not isinstance(images, Tensor):
         if mask is not None:
             raise ValueError("a mask belongs to a batch of images; a list of images needs none")

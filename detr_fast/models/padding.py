@@ -25,7 +25,7 @@ def pad_images(images: list[Tensor], multiple_of: int = 1) -> tuple[Tensor, Tens
             raise ValueError(f"images[{b}] has shape {list(image.shape)}, expected [3, H, W]")
     height = -(-max(image.shape[1] for image in images) // multiple_of) * multiple_of
     width = -(-max(image.shape[2] for image in images) // multiple_of) * multiple_of
-    # The colours of a pixel side by side: the layout that convolutions are fastest in.
+    # Channels last, the layout in which convolutions are fastest.
     batch = images[0].new_zeros(len(images), height, width, 3).permute(0, 3, 1, 2)
     mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
     for b, image in enumerate(images):

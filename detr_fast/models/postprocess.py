@@ -9,8 +9,8 @@ class PostProcess(nn.Module):
     """Every query's best class and box; no suppression is needed (paper, section 3.1).
 
     Args:
-        score_threshold: drop detections below this score. 0, the default, keeps all N, which is
-            what COCO evaluation wants.
+        score_threshold: drop detections below this score. 0, the default, keeps all N, as
+            COCO evaluation requires.
     """
 
     def __init__(self, score_threshold: float = 0.0) -> None:

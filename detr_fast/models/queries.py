@@ -41,7 +41,7 @@ class AnchorQueries(nn.Module):
     """Queries with a learned anchor box each, which every decoder layer refines.
 
     The position of a query comes from its box: the sine features of the centre, as the image
-    features have them, plus an MLP of the sine features of the whole box. So the decoder is told
+    features have them, plus an MLP of the sine features of the whole box. So the decoder knows
     where and how large each query is. The content starts from a learned, zero-initialised
     embedding. The box head predicts an offset to the box in logit space, and the refined box,
     detached, is the next layer's anchor. After DAB-DETR (Liu et al. 2022, section 4).
@@ -78,18 +78,18 @@ class AnchorQueries(nn.Module):
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Half precision would cost a box about a pixel: three digits for its whole image."""
+    """Return x in at least float32: half precision has three digits, about a pixel of an image."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _spread_anchors(num_queries: int) -> Tensor:
-    """Anchors [N, 4] in logit space: centres spread evenly over the image, a fifth of it wide.
+    """Return anchors [N, 4] in logit space: spread evenly, with sides a fifth of the image's.
 
     The centres are the first points of the R2 sequence, which covers the square evenly for any N.
     """
-    golden = 1.32471795724474602596  # the plastic number: x^3 = x + 1
+    plastic = 1.32471795724474602596  # the plastic number: x^3 = x + 1
     index = torch.arange(1, num_queries + 1, dtype=torch.float64)
-    centres = torch.stack((index / golden, index / golden**2), -1) % 1.0
+    centres = torch.stack((index / plastic, index / plastic**2), -1) % 1.0
     sizes = torch.full_like(centres, 0.2)
     return torch.cat((centres.clamp(0.02, 0.98), sizes), -1).logit().float()
 

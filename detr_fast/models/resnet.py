@@ -1,9 +1,9 @@
-"""A ResNet's forward pass with frozen batch norm taken into the convolutions.
+"""A ResNet's forward pass with frozen batch norm folded into the convolutions.
 
 Frozen batch norm is a fixed scale and shift of each channel. Scaling the convolution's weight
 instead of its output leaves one operation of three, and no second copy of the largest feature maps
-to keep for the backward pass. Where the output is smaller than the weight, as in the last stage, it
-is the output that is scaled. The parameters stay as they are, so that state dicts are the
+to keep for the backward pass. Where the output is smaller than the weight, as in the last stage,
+the output is scaled instead. The parameters stay as they are, so that state dicts equal the
 published ones, and gradients go to the weight itself.
 """
 
@@ -22,13 +22,13 @@ def conv_norm(
     conv: nn.Conv2d,  # without a bias
     norm: nn.Module,
 ) -> Tensor:
-    """``norm(conv(x))``, as one convolution where the norm is a ``FrozenBatchNorm2d``."""
+    """Return ``norm(conv(x))``, as one convolution if the norm is a ``FrozenBatchNorm2d``."""
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     weight = conv.weight
-    # Not asked while compiling, which would make it a guard on the size.
+    # Not checked while compiling: torch would then guard on the size.
     small = not torch.compiler.is_compiling() and _is_small_map(x, conv)
     if not small:
         weight = weight * scale[:, None, None, None]
@@ -46,13 +46,13 @@ def conv_norm(
 
 
 def _is_small_map(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether a convolution's output has fewer entries than its weight."""
+    """Return whether a convolution's output has fewer entries than its weight."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
     return pixels < conv.weight[0].numel()
 
 
 def _has_patches(x: Tensor, conv: nn.Conv2d) -> bool:
-    """A 3x3 convolution on a CPU whose batch has fewer pixels than channels."""
+    """Return whether this is a 3x3 convolution on a CPU, with no more pixels than channels."""
     return (
         x.is_cpu
         and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
@@ -65,7 +65,7 @@ class _SmallMapConvolution(torch.autograd.Function):
     """A 3x3 convolution whose weight's gradient is one matrix product over all patches.
 
     Measured against oneDNN's, 512 channels, one thread: at 400 pixels 17 ms instead of 32 in
-    float32 and 5 instead of 8 in bfloat16, at 100 pixels a quarter; from 800 on it gains nothing.
+    float32 and 5 instead of 8 in bfloat16; at 100 pixels a quarter; no gain from 800 pixels on.
     """
 
     @staticmethod
@@ -96,7 +96,7 @@ def block_forward(
     block: BasicBlock | Bottleneck,
     x: Tensor,  # [B, C, h, w]
 ) -> Tensor:
-    """A residual block."""
+    """Return a residual block's output."""
     out = F.relu(conv_norm(x, block.conv1, block.bn1), inplace=True)
     out = conv_norm(out, block.conv2, block.bn2)
     if isinstance(block, Bottleneck):
@@ -111,12 +111,12 @@ def resnet_forward(
     x: Tensor,  # [B, 3, H, W]
     checkpointing: bool = False,
 ) -> Tensor:  # [B, C, h, w]
-    """The last stage's feature map.
+    """Return the last stage's feature map.
 
     Args:
-        checkpointing: keep each block's input alone, and compute the rest anew for gradients.
+        checkpointing: keep only each block's input, and recompute the rest for gradients.
     """
-    # ReLU after the pooling, which is the same: of the largest maps a quarter is left by then.
+    # ReLU after the pooling: the same result, from a quarter of the largest map.
     x = F.relu(body["maxpool"](conv_norm(x, body["conv1"], body["bn1"])), inplace=True)
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         for block in body[stage]:

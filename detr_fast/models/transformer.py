@@ -14,7 +14,7 @@ from detr_fast.ops.dropout import dropout
 
 
 class Dropout(nn.Dropout):
-    """``nn.Dropout``, faster on a CPU, and with a ReLU before it in the same pass."""
+    """``nn.Dropout``, but faster on a CPU, and able to apply a ReLU first in the same pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training)
@@ -26,8 +26,9 @@ class Dropout(nn.Dropout):
 class Attention(nn.Module):
     """Multi-head attention with the parameters of ``nn.MultiheadAttention``.
 
-    Own code because that module ties query, key and value to one fast path and returns weights
-    that nobody reads; this one is always ``scaled_dot_product_attention``.
+    It replaces that module, which ties query, key and value to one fast path and returns weights
+    that nobody reads; this one uses ``scaled_dot_product_attention``, except with dropout on a CPU
+    (see :func:`attend`).
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -47,7 +48,7 @@ class Attention(nn.Module):
         query: Tensor,  # [B, Q, D]
         key: Tensor,  # [B, S, D]
         value: Tensor,  # [B, S, D]
-        key_mask: Tensor | None = None,  # [B, S] bool, True = may not be attended to
+        key_mask: Tensor | None = None,  # [B, S] bool, True = not attended to
     ) -> Tensor:  # [B, Q, D]
         q, k, v = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -74,17 +75,17 @@ def attend(
     allowed: Tensor | None,  # [B, 1, 1, S] bool; None = every key
     p: float,  # dropout of the weights
 ) -> Tensor:  # [B, heads, Q, D / heads]
-    """``F.scaled_dot_product_attention``, by the way that is fastest to train on the device."""
+    """Compute ``F.scaled_dot_product_attention`` in the way that trains fastest on the device."""
     if not q.is_cpu:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=p)
     if p == 0:
         if q.dtype != torch.bfloat16:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        # On a CPU the bfloat16 backward of this op takes five times as long as the float32 one.
+        # On a CPU this op's backward takes five times as long in bfloat16 as in float32.
         with torch.autocast("cpu", enabled=False):
             q, k, v = q.float(), k.float(), v.float()
             return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).bfloat16()
-    # With dropout torch computes the weights here too, in more and slower passes.
+    # For dropout on a CPU torch materialises the weights too, in more and slower passes.
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
@@ -121,7 +122,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Queries attend to each other, then to the image, then pass a feed-forward network.
 
-    Without ``self_attention`` no query knows of the others: for ablations.
+    Without ``self_attention`` no query sees the others: for ablations.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class DecoderLayer(nn.Module):
 
 
 def _run(stack: nn.Module, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
-    """A layer's output; with ``stack.checkpointing`` its insides are computed anew later."""
+    """Return a layer's output; with ``stack.checkpointing`` the backward pass recomputes it."""
     if stack.checkpointing and stack.training:
         return checkpoint(layer, *inputs, use_reentrant=False)
     return layer(*inputs)
@@ -196,7 +197,7 @@ class Encoder(nn.Module):
 
 
 class Queries(Protocol):
-    """What the decoder asks of its queries; see ``queries.py``."""
+    """What the decoder needs from its queries; see ``queries.py``."""
 
     def start(self, batch: int) -> tuple[Tensor, Tensor | None]: ...
 
@@ -206,7 +207,7 @@ class Queries(Protocol):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers; the norm is shared by the output of every layer."""
+    """A stack of decoder layers; one norm is applied to the output of every layer."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Reading files of weights: safely, and with an error that names the file."""
+"""Read files of weights safely, with errors that name the file."""
 
 from argparse import Namespace
 from contextlib import nullcontext
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 # Checkpoints of the published training code hold its options: plain values in a Namespace.
-# (torch 2.4 cannot be told to let it pass.)
+# (torch 2.4 has no way to allow it.)
 _allowing = getattr(torch.serialization, "safe_globals", nullcontext)
 
 
@@ -17,7 +17,7 @@ class CheckpointError(ValueError):
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """What ``torch.save`` wrote to ``path``, on the CPU; no code in the file is run.
+    """Return what ``torch.save`` wrote to ``path``, on the CPU; no code in the file is run.
 
     Raises:
         CheckpointError: no such file, or not a dictionary of tensors and plain values.
@@ -28,11 +28,11 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     try:
         with _allowing([Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever an unpickler comes upon in a file that is something else
-        # torch's own message is a page about its options; its kind is all that helps here.
+    except Exception as error:  # an unpickler can raise anything on other files
+        # torch's own message is a page about its options; only the error's type helps here.
         raise CheckpointError(
             f"{path} cannot be read as PyTorch weights ({type(error).__name__}): "
-            "it is damaged, or not such a file"
+            "the file is damaged or of another kind"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a dictionary")

@@ -1,6 +1,6 @@
-"""Public functions on arrays and tensors: they check shapes, allocate, call the compiled code.
+"""Public functions on arrays and tensors: they check shapes, allocate and call compiled code.
 
-Those on tensors alone are registered with ``torch.library``, as ``torch.ops.detr_fast``.
+Those that take only tensors are registered with ``torch.library``, as ``torch.ops.detr_fast``.
 """
 
 from detr_fast.ops.assignment import linear_sum_assignment

@@ -23,7 +23,7 @@ _MESSAGES = {  # SciPy's own, where SciPy has one
 def linear_sum_assignment(
     cost: Any, maximize: bool = False, *, validate: bool = True
 ) -> tuple[Index, Index] | list[tuple[Index, Index]]:
-    """Solves the linear sum assignment problem, as ``scipy.optimize.linear_sum_assignment`` does.
+    """Solve the linear sum assignment problem, as ``scipy.optimize.linear_sum_assignment`` does.
 
     Args:
         cost: one of
@@ -37,9 +37,9 @@ def linear_sum_assignment(
             Costs may be ``inf`` to forbid a pair (``-inf`` if ``maximize``). They are compared in
             float64, whatever their dtype.
         maximize: look for the greatest total instead of the least.
-        validate: whether to wait for a GPU that solves the problem, to raise what it found. If
-            not, a problem without a solution gets the pairs (0, 0), (1, 1) and so on. What is
-            solved on the CPU is always checked.
+        validate: whether to wait for a GPU that solves the problem, to raise the fault it found.
+            If not, a problem without a solution gets the pairs (0, 0), (1, 1) and so on. Problems
+            solved on the CPU are always checked.
 
     Returns:
         ``(row_index, col_index)``, int64, row indices ascending: [min(R, C)] for a matrix,
@@ -54,9 +54,9 @@ def linear_sum_assignment(
         TypeError: for complex numbers.
 
     The algorithm is that of Jonker and Volgenant (1987) as adapted to rectangular matrices by
-    Crouse (2016). All problems are solved in one call of compiled code that releases the GIL and
-    uses as many threads as ``torch.get_num_threads()`` says, if the work is worth it. CUDA tensors
-    are solved on their GPU; a list, if all of it is on one.
+    Crouse (2016). All problems are solved in one call of compiled code, which releases the GIL and
+    uses up to ``torch.get_num_threads()`` threads, as the amount of work justifies. CUDA tensors
+    are solved on their GPU, and so is a list of CUDA tensors, which must all be on one GPU.
     """
     if isinstance(cost, (list, tuple)) and any(_ndim(item) >= 2 for item in cost):
         if all(isinstance(item, Tensor) and has_kernels(item) for item in cost):
@@ -146,17 +146,17 @@ def _raise(status: _C.Status, problem: int | None) -> None:
 
 
 def _to_matrix(cost: Any) -> np.ndarray:
-    """A contiguous float32 or float64 array with the same values; no copy where none is needed."""
+    """Return the values as a contiguous float32 or float64 array, copied only if necessary."""
     if isinstance(cost, Tensor):
         tensor = cost.detach().cpu().resolve_neg()
         if tensor.is_floating_point() and tensor.dtype != torch.float64:
-            tensor = tensor.float()  # NumPy knows no bfloat16
+            tensor = tensor.float()  # NumPy has no bfloat16
         array = tensor.numpy()
     elif hasattr(cost, "__array__"):
         array = np.asarray(cost)
     else:
         array = np.asarray(cost, dtype=np.float64)
-    # float32 stays: the solver widens each entry as it reads it, which rounds nothing.
+    # float32 stays: the solver widens each entry as it reads it, without rounding.
     if array.dtype == np.float16:
         array = array.astype(np.float32)
     elif array.dtype != np.float32:

@@ -1,4 +1,4 @@
-"""linear_sum_assignment on CUDA tensors: solved where they are."""
+"""linear_sum_assignment on CUDA tensors, solved on their GPU."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from detr_fast.ops.library import current_stream
 
 
 def solve_batch(cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Solves [P, R, C] on the current stream; waits for nothing.
+    """Solve costs [P, R, C] on the current stream, without a wait.
 
     Returns:
-        row_index and col_index, [P, min(R, C)], and the problems' states: int32 [P], a
-        ``_C.Status`` each. Where it is not ``ok``, pair k is (k, k).
+        row_index and col_index, [P, min(R, C)], and int32 [P]: the ``_C.Status`` of each problem.
+        Where that is not ``ok``, pair k is (k, k).
     """
     count, rows, cols = cost.shape
     tall = rows > cols
@@ -27,7 +27,7 @@ def solve_batch(cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
 def solve_ragged(
     costs: Sequence[Tensor], maximize: bool
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """As :func:`solve_batch`, for matrices of one device whose shapes differ."""
+    """Solve like :func:`solve_batch`, for matrices of differing shapes on one device."""
     dtype = torch.float64 if any(_is_double(cost) for cost in costs) else torch.float32
     tall = [cost.shape[0] > cost.shape[1] for cost in costs]
     matrices = [
@@ -43,7 +43,7 @@ def solve_ragged(
 
 
 def _is_double(cost: Tensor) -> bool:
-    """Whether float32 would round: integers may be large."""
+    """Return whether float32 could round the costs, as it does large integers."""
     return cost.dtype == torch.float64 or not cost.is_floating_point()
 
 
@@ -53,9 +53,9 @@ def _readable(cost: Tensor, maximize: bool) -> Tensor:
 
 
 def _launch(
-    like: Tensor,  # of the costs' device and dtype
+    like: Tensor,  # has the costs' device and dtype
     problems: int,  # P
-    addresses: list[int],  # contiguous matrices: P, or one of [P, rows, cols], as what follows
+    addresses: list[int],  # contiguous: P, or one of [P, rows, cols]; as many entries below
     shapes: list[tuple[int, int]],  # rows <= cols
     transposed: list[bool],
 ) -> tuple[Tensor, Tensor]:  # [2, sum of rows] int64, [P] int32

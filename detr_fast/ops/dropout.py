@@ -1,4 +1,4 @@
-"""Dropout on the CPU without a mask: what is dropped is a function of a seed and the place.
+"""Dropout on the CPU without a mask: a seed and an element's place decide if it is dropped.
 
 torch draws one random number per element, one after the other, writes them to memory as a mask and
 reads them back; on a CPU that takes a tenth to a fifth of DETR's training step. Here the numbers
@@ -19,13 +19,14 @@ def dropout(
     x: Tensor,
     p: float,
     training: bool,
-    relu: bool = False,  # of max(x, 0)
+    relu: bool = False,  # apply it to max(x, 0)
 ) -> Tensor:
-    """``F.dropout(x, p, training)``, with other random numbers for float32 and bfloat16 on a CPU.
+    """Return ``F.dropout(x, p, training)``, from other random numbers for some CPU tensors.
 
-    There p is rounded to a multiple of 2^-16, and the expectation is x exactly. The seed is drawn
-    from torch's default generator, so that ``torch.manual_seed`` and saved generator states repeat
-    the result; it does not depend on the number of threads.
+    Those are float32 and bfloat16 tensors: for them p is rounded to a multiple of 2^-16, and the
+    expectation is exactly x. The seed is drawn from torch's default generator, so that
+    ``torch.manual_seed`` and saved generator states reproduce the result, which does not depend on
+    the number of threads.
     """
     if not training or p == 0:
         return F.relu(x) if relu else x
@@ -38,7 +39,7 @@ def dropout(
 
 
 class _Dropout(torch.autograd.Function):
-    """Both ops for eager calls, with less overhead than as registered ops."""
+    """Both ops for eager calls, with less overhead than the registered ops."""
 
     @staticmethod
     def forward(ctx, x: Tensor, seed: Tensor, p: float, relu: bool) -> Tensor:
@@ -57,14 +58,14 @@ class _Dropout(torch.autograd.Function):
 
 
 def _threshold(p: float) -> tuple[int, float]:
-    """How many of 2^16 are dropped, and the scale of the others."""
+    """Return how many of 2^16 elements are dropped, and the scale of the others."""
     dropped = min(round(p * _STEPS), _STEPS - 1)
     return dropped, _STEPS / (_STEPS - dropped)
 
 
 def _check(x: Tensor, seed: Tensor, p: float) -> None:
     if x.dtype not in (torch.float32, torch.bfloat16) or not 0 <= p < 1:
-        raise ValueError(f"dropout of {x.dtype} with p {p}, expected float32 or bfloat16, 0..1")
+        raise ValueError(f"x is {x.dtype} and p {p}, expected float32 or bfloat16, and 0 <= p < 1")
     if (
         seed.dtype != torch.int64
         or seed.numel() != 1

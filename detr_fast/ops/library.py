@@ -1,5 +1,5 @@
-"""What the ops on tensors share: their registration with ``torch.library``, so that
-``torch.compile``, ``torch.export`` and autograd know them, and where their compiled form lies."""
+"""Code that the ops on tensors share: registration with ``torch.library``, so that
+``torch.compile``, ``torch.export`` and autograd support them, and lookup of their compiled form."""
 
 import warnings
 from collections.abc import Callable
@@ -20,11 +20,11 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 
 def register(
     schema: str,
     kernel: Callable,  # for CPU and CUDA tensors; allocates what it returns
-    fake: Callable,  # the same shapes, without values
+    fake: Callable,  # returns the same shapes, without values
     setup_context: Callable | None = None,
     backward: Callable | None = None,
 ) -> torch._ops.OpOverload:
-    """Registers an op and returns it. Without a ``backward`` a gradient through it is an error."""
+    """Register an op and return it. Without a ``backward`` a gradient through it is an error."""
     name = schema[: schema.index("(")]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CPU")
@@ -44,7 +44,7 @@ def register(
 
 
 def cpu_fallback(kernel: Callable) -> Callable:
-    """The kernel for devices that have none: on copies."""
+    """Return the kernel for devices that have none: it runs on CPU copies."""
 
     def run(*args: object) -> object:
         first = next(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
@@ -57,15 +57,15 @@ def cpu_fallback(kernel: Callable) -> Callable:
 
 
 def kernel_for(op: str, device: torch.device) -> tuple[Callable, tuple[int, ...]]:
-    """The compiled op for tensors of a device, and its last arguments: of a GPU its index and the
-    current stream, of the CPU none."""
+    """Return the compiled op for tensors on a device, and its last arguments: for a GPU its index
+    and the current stream, for the CPU none."""
     if device.type == "cpu":
         return getattr(_C, op), ()
     return getattr(_C.cuda, op), (device.index, current_stream(device))
 
 
 def has_kernels(tensor: Tensor) -> bool:
-    """Whether CUDA kernels compute with the tensor where it is. Warns if they were not built."""
+    """Return whether CUDA kernels can process the tensor. Warns if only the kernels are missing."""
     if not tensor.is_cuda:
         return False
     if _C.cuda_version is None:
@@ -77,17 +77,17 @@ def has_kernels(tensor: Tensor) -> bool:
 def warn_cpu_fallback() -> None:
     warnings.warn(
         "detr_fast was built without its CUDA kernels: CUDA tensors are copied to the CPU and "
-        f"matched there, and the host waits for them ({_C.cuda_reason}). With nvcc on PATH, "
+        f"processed there, and the host waits for them ({_C.cuda_reason}). With nvcc on PATH, "
         "`pip install .` builds the kernels",
         stacklevel=2,
     )
 
 
 def current_stream(device: torch.device) -> int:
-    """The address of the current stream."""
+    """Return the address of a GPU's current stream; 0 for other devices."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What is computed with numbers of that type: float64 for float64, and else float32."""
+    """Return the dtype to compute in for inputs of a dtype: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,5 +1,5 @@
-"""What the loss needs of matched pairs: the box losses of each decoder layer, and the class that
-each query should have.
+"""Ops that the loss needs on matched pairs: the box losses of each decoder layer, and the class
+that each query should have.
 
 Both take a matching as ``FastMatcher.match_packed`` returns it. Letters: B images, N queries, K
 classes, T targets of all images, L decoder layers.
@@ -20,7 +20,7 @@ def box_losses(
     image_offsets: Tensor,  # [B + 1] int32 or int64: where the images' targets begin, the last end
     box_loss: str = "l1",
 ) -> tuple[Tensor, Tensor]:  # [L], [L]
-    """The sums over each layer's matched pairs of \\|box - target\\|_1 and of 1 - GIoU.
+    """Return the sums over each layer's matched pairs of \\|box - target\\|_1 and of 1 - GIoU.
 
     Carion et al. 2020, section 3.1, before the division by the number of targets. Forward and
     backward are one kernel each on a GPU, and nothing makes the host wait. Sums are taken in an
@@ -41,7 +41,7 @@ def box_losses(
     Raises:
         ValueError: for an unknown ``box_loss``, for shapes, dtypes or devices that do not fit, for
             targets that require a gradient, and, on the CPU, for offsets that do not rise from 0 to
-            T at most. (On a GPU those give a wrong result, but no access outside the tensors.)
+            at most T. (On a GPU those give a wrong result, but no access outside the tensors.)
     """
     return _box_losses(boxes, target_boxes, query_index, image_offsets, box_loss)
 
@@ -53,7 +53,7 @@ def target_classes(
     queries: int,  # N
     no_object: int,  # K
 ) -> Tensor:  # [L, B, N] int64
-    """The class that each query should have: its target's label, or without a target ``no_object``.
+    """Return the class that each query should have: its target's label, or else ``no_object``.
 
     A label outside 0..K-1 counts as no object; ``query_index`` and ``image_offsets`` are read as by
     :func:`box_losses`. One kernel on a GPU, without a wait.
@@ -87,7 +87,7 @@ def _check_matching(query_index: Tensor, image_offsets: Tensor, others: dict[str
 
 
 def _check_offsets(image_offsets: Tensor, targets: int) -> None:
-    """Only where values can be looked at without a wait."""
+    """Check values, where they can be read without a wait."""
     if image_offsets.device.type != "cpu":
         return
     offsets = image_offsets.tolist()
@@ -121,7 +121,7 @@ def _check_boxes(
 def _addresses(
     boxes: Tensor, target_boxes: Tensor, query_index: Tensor, image_offsets: Tensor, box_loss: str
 ) -> tuple[tuple, tuple]:
-    """The first arguments of both compiled ops, and the tensors that they are addresses of."""
+    """Return both compiled ops' first arguments, and the tensors whose addresses they hold."""
     keep = (
         boxes.contiguous(),
         target_boxes.to(compute_dtype(boxes.dtype)).contiguous(),
@@ -206,7 +206,7 @@ def _fake_gradient(
 def _save(ctx, inputs: tuple, output: tuple) -> None:
     *tensors, ctx.box_loss = inputs
     if ctx.needs_input_grad[1]:
-        raise ValueError("target_boxes requires a gradient, which box_losses does not have")
+        raise ValueError("target_boxes requires a gradient, which box_losses does not compute")
     ctx.save_for_backward(*tensors)
 
 

@@ -16,15 +16,15 @@ def box_iou(
     boxes2: Tensor,  # [M, 4] or [B, M, 4]
     format: str = "xyxy",
 ) -> Tensor:  # [N, M] or [B, N, M] in 0..1
-    """Intersection over union of every box of one set with every box of the other.
+    """Return the intersection over union of every box of one set with every box of the other.
 
-    As ``torchvision.ops.box_iou``, and of batches too; two boxes without area, of which that gives
-    NaN, give 0. Differentiable by both, by compiled code; where a box only touches another, the
+    As ``torchvision.ops.box_iou``, but batches are allowed, and two boxes without area give 0, not
+    NaN. Differentiable with respect to both, in compiled code; where boxes only touch, the
     derivative is the one that the formula has in torch.
 
     Args:
-        boxes1, boxes2: float32, float64 or half-precision boxes of one dtype and device, of any
-            unit, widths and heights not negative. NaN gives NaN.
+        boxes1, boxes2: float32, float64 or half-precision boxes of one dtype and device, in any
+            unit, with widths and heights that are not negative. NaN gives NaN.
         format: ``"xyxy"``, two corners, or ``"cxcywh"``, centre and size.
 
     Returns:
@@ -41,11 +41,11 @@ def generalized_box_iou(
     boxes2: Tensor,  # [M, 4] or [B, M, 4]
     format: str = "xyxy",
 ) -> Tensor:  # [N, M] or [B, N, M] in -1..1
-    """Generalised IoU of every box of one set with every box of the other.
+    """Return the generalised IoU of every box of one set with every box of the other.
 
     Rezatofighi et al. 2019: IoU minus the share of the smallest enclosing box that neither covers.
     As ``torchvision.ops.generalized_box_iou``; of boxes without area, two points at different
-    places give -1 and coincident ones 0. All else as :func:`box_iou`.
+    places give -1 and coincident ones 0. Everything else as in :func:`box_iou`.
     """
     return _pairwise_iou(boxes1, boxes2, format, True)
 

@@ -1,6 +1,6 @@
-"""Pictures of what a DETR sees, decides and learns, and the figures that they are drawn from.
+"""Pictures of what a DETR sees, decides and learns, and the numbers that they are drawn from.
 
-What begins with ``plot_`` or ``draw_`` returns a ``PIL.Image``.
+Functions that begin with ``plot_`` or ``draw_`` return a ``PIL.Image``.
 """
 
 from detr_fast.visualize.ablation import ablation_report, plot_ablation

@@ -1,4 +1,4 @@
-"""An ablation's table, what it says in words, and its curves: all from the rows alone."""
+"""An ablation's table, its meaning in words, and its curves, all made from the rows alone."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def ablation_report(rows: Rows, config: TrainConfig, command: str = "detr-fast ablate") -> str:
-    """A Markdown page: what was trained, the table with its spread, and a reading of each group.
+    """Return a Markdown page: what was trained, the table with its spread, a sentence per variant.
 
     Args:
         rows: as ``Ablation`` writes them.
         config: the baseline.
-        command: that made them, or the last of several.
+        command: the one that made the rows, or the last of several.
     """
     by_variant = _by_variant(rows)
     if BASELINE not in by_variant:
@@ -52,12 +52,12 @@ def ablation_report(rows: Rows, config: TrainConfig, command: str = "detr-fast a
         "| variant | seeds | AP | AP50 | difference in AP | AP with NMS | duplicates per image |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, ours in by_variant.items():
-        difference = _difference(ours, by_variant[BASELINE])
+    for name, runs in by_variant.items():
+        difference = _difference(runs, by_variant[BASELINE])
         lines.append(
-            f"| {name} | {len(ours)} | {_spread(ours, 'AP')} | {_spread(ours, 'AP50')} | "
-            f"{'' if name == BASELINE else _interval(difference)} | {_spread(ours, 'AP_nms')} | "
-            f"{_spread(ours, 'duplicates', 2)} |"
+            f"| {name} | {len(runs)} | {_spread(runs, 'AP')} | {_spread(runs, 'AP50')} | "
+            f"{'' if name == BASELINE else _interval(difference)} | {_spread(runs, 'AP_nms')} | "
+            f"{_spread(runs, 'duplicates', 2)} |"
         )
     lines += ["", "![AP over the epochs](curves.png)", "", "## Reading", ""]
     lines += [f"- {line}" for line in readings(rows)]
@@ -65,16 +65,16 @@ def ablation_report(rows: Rows, config: TrainConfig, command: str = "detr-fast a
 
 
 def readings(rows: Rows) -> list[str]:
-    """One sentence per variant, and no more than its numbers carry."""
+    """Return one sentence per variant, which claims no more than its numbers support."""
     by_variant = _by_variant(rows)
     base = by_variant[BASELINE]
-    said = []
-    for name, ours in by_variant.items():
+    sentences = []
+    for name, runs in by_variant.items():
         if name == BASELINE:
             continue
-        difference = _difference(ours, base)
+        difference = _difference(runs, base)
         mean, half = difference
-        if len(_paired(ours, base)) < 2:
+        if len(_paired(runs, base)) < 2:
             verdict = f"AP {mean:+.3f} in the only seed shared: no repeats, no conclusion"
         elif half < abs(mean):
             verdict = (
@@ -85,29 +85,29 @@ def readings(rows: Rows) -> list[str]:
                 f"AP {_interval(difference)}: not told apart from the baseline by these repeats"
             )
         more = []
-        extra, extra_half = _difference(ours, base, "duplicates")
-        if extra_half < abs(extra) and abs(extra) >= 0.01 and len(_paired(ours, base)) > 1:
+        extra, extra_half = _difference(runs, base, "duplicates")
+        if extra_half < abs(extra) and abs(extra) >= 0.01 and len(_paired(runs, base)) > 1:
             more.append(
                 f"{'more' if extra > 0 else 'fewer'} duplicates, "
-                f"{mean_and_spread(_values(ours, 'duplicates'))[0]:.2f} per image instead of "
+                f"{mean_and_spread(_values(runs, 'duplicates'))[0]:.2f} per image instead of "
                 f"{mean_and_spread(_values(base, 'duplicates'))[0]:.2f}"
             )
         gained = (
-            mean_and_spread(_values(ours, "AP_nms"))[0] - mean_and_spread(_values(ours, "AP"))[0]
+            mean_and_spread(_values(runs, "AP_nms"))[0] - mean_and_spread(_values(runs, "AP"))[0]
         )
         if abs(gained) >= 0.005:
             more.append(f"NMS {'adds' if gained > 0 else 'costs'} {abs(gained):.3f} AP")
-        said.append(f"**{name}**: {'; '.join([verdict, *more])}.")
-    return said
+        sentences.append(f"**{name}**: {'; '.join([verdict, *more])}.")
+    return sentences
 
 
 def plot_ablation(rows: Rows) -> Image.Image:
-    """AP over the epochs, one panel per group, the baseline in each; a band from worst to best."""
+    """Plot AP over the epochs: a panel per group, the baseline in each, bands worst to best."""
     by_variant = _by_variant(rows)
     groups: dict[str, list[str]] = {}
-    for name, ours in by_variant.items():
+    for name, runs in by_variant.items():
         if name != BASELINE:
-            groups.setdefault(ours[0]["group"], []).append(name)
+            groups.setdefault(runs[0]["group"], []).append(name)
     groups = groups or {"baseline": []}
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
@@ -135,7 +135,7 @@ def plot_ablation(rows: Rows) -> Image.Image:
 
 
 def _by_variant(rows: Rows) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each variant, in the order of ``VARIANTS``, by seed."""
+    """Return the rows of each variant, in the order of ``VARIANTS``, sorted by seed."""
     order = {variant.name: place for place, variant in enumerate(VARIANTS)}
     names = sorted({row["variant"] for row in rows}, key=lambda name: order.get(name, len(order)))
     return {
@@ -148,15 +148,15 @@ def _values(rows: Rows, key: str) -> list[float]:
     return [row[key] for row in rows]
 
 
-def _paired(ours: Rows, base: Rows, key: str = "AP") -> list[float]:
-    """Differences to the baseline of the same seed."""
+def _paired(runs: Rows, base: Rows, key: str = "AP") -> list[float]:
+    """Return the differences from the baseline with the same seed."""
     known = {row["seed"]: row[key] for row in base}
-    return [row[key] - known[row["seed"]] for row in ours if row["seed"] in known]
+    return [row[key] - known[row["seed"]] for row in runs if row["seed"] in known]
 
 
-def _difference(ours: Rows, base: Rows, key: str = "AP") -> tuple[float, float]:
-    """Mean difference and half of its 95 % interval; infinite with a single pair."""
-    values = _paired(ours, base, key)
+def _difference(runs: Rows, base: Rows, key: str = "AP") -> tuple[float, float]:
+    """Return the mean difference and half its 95 % interval; infinite with a single pair."""
+    values = _paired(runs, base, key)
     if not values:
         return math.nan, math.inf
     mean, spread = mean_and_spread(values)

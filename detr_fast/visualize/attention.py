@@ -1,8 +1,8 @@
-"""Where a model looks: its attention weights, computed only when somebody asks.
+"""Where a model looks: its attention weights, computed only on request.
 
 Training and prediction use ``scaled_dot_product_attention``, which returns no weights. Here hooks
-keep the inputs of the attention modules during one forward pass, and the weights are computed
-again from those: ``softmax(q k^T / sqrt(d))`` (Vaswani et al. 2017, section 3.2.1).
+keep the inputs of the attention modules during one forward pass, and the weights are
+recomputed from those: ``softmax(q k^T / sqrt(d))`` (Vaswani et al. 2017, section 3.2.1).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from detr_fast.models.transformer import Attention
 @torch.no_grad()
 def attention_weights(
     attention: Attention,
-    query: Tensor,  # [B, Q, D], as the module is called with
+    query: Tensor,  # [B, Q, D], as passed to the module
     key: Tensor,  # [B, S, D]
     key_mask: Tensor | None = None,  # [B, S] bool, True = may not be attended to
 ) -> Tensor:  # [B, heads, Q, S]; each row sums to 1
-    """The weights that an attention module gives to the keys, in float32 at least."""
+    """Return the weights that an attention module gives to the keys, in float32 at least."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         q, k = (
@@ -46,7 +46,7 @@ def attention_weights(
 
 
 class AttentionRecord:
-    """What one forward pass fed to the attention modules; see ``record_attention``.
+    """The inputs of the attention modules in one forward pass; see ``record_attention``.
 
     Attributes:
         image_size: (height, width) of the padded batch.
@@ -63,7 +63,7 @@ class AttentionRecord:
         self.mask: Tensor | None = None
 
     def decoder_attention(self, layer: int = -1) -> Tensor:
-        """Cross-attention of every query over the feature map: [B, heads, N, h, w].
+        """Return the cross-attention of every query over the feature map: [B, heads, N, h, w].
 
         Raises:
             ValueError: no such decoder layer, or no forward pass was recorded.
@@ -73,10 +73,10 @@ class AttentionRecord:
         return attention_weights(module, query, key, mask).unflatten(-1, self.feature_size)
 
     def query_attention(self, layer: int = -1) -> Tensor:
-        """Self-attention among the queries: [B, heads, N, N].
+        """Return the self-attention among the queries: [B, heads, N, N].
 
         Raises:
-            ValueError: no such decoder layer, or one without self-attention.
+            ValueError: no such decoder layer, one without self-attention, or no recorded pass.
         """
         module = _layer(self.decoder_layers, layer, "decoder").self_attn
         if module is None:
@@ -89,12 +89,12 @@ class AttentionRecord:
         cells: Tensor,  # [P, 2] (row, column) in the feature map
         layer: int = -1,
     ) -> Tensor:
-        """Self-attention of chosen cells over the feature map: [B, heads, P, h, w].
+        """Return the self-attention of chosen cells over the feature map: [B, heads, P, h, w].
 
         Only these rows are computed: all of them would be S * S weights.
 
         Raises:
-            ValueError: no such encoder layer, or a cell outside the feature map.
+            ValueError: no such encoder layer, a cell outside the feature map, or no recorded pass.
         """
         module = _layer(self._encoder, layer, "encoder")
         query, key, mask = self._of(module)
@@ -114,22 +114,22 @@ class AttentionRecord:
 
 def _layer(layers: list[nn.Module], index: int, kind: str) -> nn.Module:
     if not -len(layers) <= index < len(layers):
-        raise ValueError(f"{kind} layer {index}, but there are {len(layers)}, counted from 0")
+        raise ValueError(f"no {kind} layer {index}: there are {len(layers)}, counted from 0")
     return layers[index]
 
 
 @contextlib.contextmanager
 def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
-    """Keep what the attention modules of a DETR are fed, from the forward passes in this block.
+    """Record the inputs of a DETR's attention modules in the forward passes of this block.
 
-    Nothing is computed until a weight is asked for, and outside the block nothing has changed::
+    Nothing is computed until weights are requested, and after the block the model is unchanged::
 
         with record_attention(model) as record:
             outputs = model(images)
         heat = record.decoder_attention(layer=-1)  # [B, heads, N, h, w]
 
-    Of several forward passes the last one counts. Weights are computed in float32 from the
-    recorded inputs, and from the parameters as they are when a weight is asked for.
+    Of several forward passes the last one is kept. Weights are computed in float32 from the
+    recorded inputs, and from the parameters as they are when the weights are requested.
     """
     record = AttentionRecord(model)
 
@@ -142,7 +142,7 @@ def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
         record.feature_size = tuple(features.shape[-2:])
 
     def see_mask(module: nn.Module, args: tuple) -> None:
-        # The position encoding is told which cells are padding.
+        # The position encoding receives the mask of the cells that are padding.
         record.mask = args[1]
 
     hooks = [model.backbone[0].register_forward_hook(see_features)]

@@ -32,14 +32,14 @@ def plot_decoder_attention(
     head: int | str = "mean",
     most: int = 8,
 ) -> Image.Image:
-    """Cross-attention of each detection's query as a heat map, beside its box (paper, figure 6).
+    """Plot the cross-attention of each detection's query, beside its box (paper, figure 6).
 
     Args:
         threshold: lowest score of the detections shown.
-        layer: a decoder layer, or ``"all"``: one heat map per layer, with that layer's box (with
-            the last one's, if the model predicts after the last layer only).
+        layer: a decoder layer, or ``"all"``: one heat map per layer, with that layer's box (or
+            with the last layer's, if the model predicts after the last layer only).
         head: an attention head, ``"mean"``, or ``"each"``: one heat map per head.
-        most: detections shown, the surest first.
+        most: largest number of detections shown, the highest scores first.
 
     Leaves the model in evaluation mode.
 
@@ -56,41 +56,41 @@ def plot_decoder_attention(
         outputs = model(image[None])
     picture = fit(picture)
     height, width = picture.height, picture.width
-    found = PostProcess()(outputs, torch.tensor([[height, width]], device=image.device))[0]
-    scores, queries = found["scores"].sort(descending=True)
-    kept = queries[scores >= threshold][:most]
-    if not len(kept):
+    result = PostProcess()(outputs, torch.tensor([[height, width]], device=image.device))[0]
+    scores, order = result["scores"].sort(descending=True)
+    queries = order[scores >= threshold][:most]
+    if not len(queries):
         raise ValueError(
             f"no detection reaches {threshold}, the best is {float(scores[0]):.3f}: "
             "lower the threshold"
         )
     layers = [*outputs.get("aux_outputs", ()), outputs]
-    views = _views(record, layers, kept, (height, width), layer, head)
+    views = _views(record, layers, queries, (height, width), layer, head)
     grid = CellGrid(record.feature_size, record.image_size, (height, width))
     captions = [
-        f"query {int(q)}: {plain(class_names[int(found['labels'][q])])} "
-        f"{float(found['scores'][q]):.2f}"
-        for q in kept
+        f"query {int(q)}: {plain(class_names[int(result['labels'][q])])} "
+        f"{float(result['scores'][q]):.2f}"
+        for q in queries
     ]
-    return _rows(picture, found["boxes"][kept].cpu(), captions, views, grid)
+    return _rows(picture, result["boxes"][queries].cpu(), captions, views, grid)
 
 
 def _views(
     record: AttentionRecord,
     layers: list[dict[str, Tensor]],
-    kept: Tensor,
+    queries: Tensor,
     size: tuple[int, int],
     layer: int | str,
     head: int | str,
 ) -> Views:
-    """One heat map per column, with the boxes that the layer predicts."""
+    """Return one heat map per column, with the boxes that the layer predicts."""
 
     def weights(index: int) -> Tensor:
-        return record.decoder_attention(index)[0][:, kept].cpu()  # [heads, n, h, w]
+        return record.decoder_attention(index)[0][:, queries].cpu()  # [heads, n, h, w]
 
     def boxes(index: int) -> Tensor:
         scale = torch.tensor([size[1], size[0]] * 2)
-        boxes = layers[index if len(layers) > 1 else -1]["pred_boxes"][0, kept].float().cpu()
+        boxes = layers[index if len(layers) > 1 else -1]["pred_boxes"][0, queries].float().cpu()
         return box_convert(boxes, "cxcywh", "xyxy") * scale
 
     if layer == "all":
@@ -101,7 +101,7 @@ def _views(
         ]
     maps = weights(int(layer))
     if head == "each":
-        return [(f"head {i + 1}", one, boxes(int(layer))) for i, one in enumerate(maps)]
+        return [(f"head {i + 1}", heat, boxes(int(layer))) for i, heat in enumerate(maps)]
     return [("", _head(maps, head), boxes(int(layer)))]
 
 
@@ -109,7 +109,7 @@ def _head(weights: Tensor, head: int | str) -> Tensor:  # [heads, n, h, w] -> [n
     if head in ("mean", "each"):
         return weights.mean(0)
     if not 0 <= int(head) < len(weights):
-        raise ValueError(f"head {head}, but there are {len(weights)}, counted from 0")
+        raise ValueError(f"no head {head}: there are {len(weights)}, counted from 0")
     return weights[int(head)]
 
 
@@ -120,7 +120,7 @@ def _rows(
     views: Views,
     grid: CellGrid,
 ) -> Image.Image:
-    """One row per detection, or several detections per row while there is room."""
+    """Draw one row per detection, or several detections per row if there is room."""
     columns = 1 + len(views)
     per_row = max(1, min(len(captions), 6 // columns))
     rows = -(-len(captions) // per_row)
@@ -155,11 +155,12 @@ def plot_encoder_attention(
     layer: int = -1,
     head: int | str = "mean",
 ) -> Image.Image:
-    """Encoder self-attention of the cells at some points (paper, figure 3).
+    """Plot the encoder self-attention of the cells at some points (paper, figure 3).
 
     Args:
-        points: (x, y) in pixels of ``picture``; default: the middles of the four surest detections
-            that do not overlap, and where there are fewer, of the image's quarters.
+        points: (x, y) in pixels of ``picture``; default: the centres of the four detections of the
+            highest scores, 0.5 or more, that do not overlap; if there are fewer, the centres of the
+            image's quarters as well.
 
     Leaves the model in evaluation mode.
 
@@ -210,26 +211,26 @@ def plot_encoder_attention(
 
 
 def _default_points(outputs: dict[str, Tensor], picture: Image.Image) -> list[tuple[float, float]]:
-    """Four points worth asking about."""
+    """Return the default ``points`` of ``plot_encoder_attention``."""
     size = torch.tensor([[picture.height, picture.width]])
     outputs = {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
-    found = PostProcess()(outputs, size)[0]
-    kept: list[Tensor] = []
-    for index in found["scores"].argsort(descending=True).tolist():
-        box = found["boxes"][index]
+    result = PostProcess()(outputs, size)[0]
+    boxes: list[Tensor] = []
+    for index in result["scores"].argsort(descending=True).tolist():
+        box = result["boxes"][index]
         apart = all(
-            box[0] >= o[2] or o[0] >= box[2] or box[1] >= o[3] or o[1] >= box[3] for o in kept
+            box[0] >= o[2] or o[0] >= box[2] or box[1] >= o[3] or o[1] >= box[3] for o in boxes
         )
-        if apart and found["scores"][index] >= 0.5 and len(kept) < 4:
-            kept.append(box)
-    points = [(float(b[0] + b[2]) / 2, float(b[1] + b[3]) / 2) for b in kept]
+        if apart and result["scores"][index] >= 0.5 and len(boxes) < 4:
+            boxes.append(box)
+    points = [(float(b[0] + b[2]) / 2, float(b[1] + b[3]) / 2) for b in boxes]
     points = [(min(max(x, 0), picture.width), min(max(y, 0), picture.height)) for x, y in points]
     quarters = [(x * picture.width, y * picture.height) for y in (0.25, 0.75) for x in (0.25, 0.75)]
     return points + quarters[len(points) :]
 
 
 def fit(picture: Image.Image) -> Image.Image:
-    """The picture as it is shown: in colour, and neither tiny nor huge."""
+    """Return the picture as shown: RGB, the longer side scaled to ``LONGEST``."""
     return enlarge(picture.convert("RGB"), LONGEST)[0]
 
 

@@ -25,11 +25,11 @@ SIZES = (("AP_small", "small"), ("AP_medium", "medium"), ("AP_large", "large"))
 
 
 def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Image:
-    """Losses per decoder layer, AP, matching and optimizer of a run over its epochs.
+    """Plot losses per decoder layer, AP, matching and optimizer of a run over its epochs.
 
     Args:
-        rows: of ``metrics.jsonl``, of kinds ``"train"`` and ``"val"``. What they do not have,
-            because the model has one decoder layer or an older version wrote them, is left out.
+        rows: of ``metrics.jsonl``, of kinds ``"train"`` and ``"val"``. Values that are missing,
+            because the model has one decoder layer or an older version wrote them, are left out.
     """
     train = [_from_0(row) for row in rows if row["kind"] == "train"]
     val = [row for row in rows if row["kind"] == "val"]
@@ -90,7 +90,7 @@ def _accuracy(axes: Axes, val: Rows) -> None:
     for index, name in enumerate(("AP", "AP50", "AP75")):
         _line(axes, val, name, name, PALETTE[index])
     axes.set_ylim(0, 1)
-    known = val and val[-1]["AP"] >= 0  # -1: there is no object at all
+    known = val and val[-1]["AP"] >= 0  # -1: there are no objects
     last = f"last: AP {val[-1]['AP']:.3f}, AP50 {val[-1]['AP50']:.3f}" if known else ""
     _title(axes, f"validation; {last}" if last else "validation")
     _legend(axes)
@@ -98,8 +98,8 @@ def _accuracy(axes: Axes, val: Rows) -> None:
 
 def _classes(axes: Axes, val: Rows) -> None:
     last = val[-1].get("per_class", {}) if val else {}
-    names = [name for name in last if last[name] >= 0]  # -1: there is no such object
-    if len(names) > 10:  # the extremes tell most
+    names = [name for name in last if last[name] >= 0]  # -1: there are no such objects
+    if len(names) > 10:  # show the five best and the five worst
         order = sorted(names, key=lambda name: -last[name])
         names = [*order[:5], *order[-5:]]
     for index, name in enumerate(names):
@@ -116,7 +116,7 @@ def _classes(axes: Axes, val: Rows) -> None:
 
 def _sizes(axes: Axes, val: Rows) -> None:
     for index, (name, label) in enumerate(SIZES):
-        rows = [row for row in val if row.get(name, -1) >= 0]  # -1: there is no such object
+        rows = [row for row in val if row.get(name, -1) >= 0]  # -1: there are no such objects
         _line(axes, rows, name, label, PALETTE[index])
     axes.set_ylim(0, 1)
     _title(axes, "AP by size (COCO: 32 and 96 pixels)")
@@ -146,7 +146,7 @@ def _instability(axes: Axes, train: Rows, val: Rows) -> None:
 
 
 def _rematched(train: Rows) -> list[str]:
-    """The names of the shares, layer by layer."""
+    """Return the names of the shares of rematched targets, layer by layer."""
     names = {key for row in train for key in row if key.startswith("rematched_")}
     return sorted(names, key=_layer)
 
@@ -156,7 +156,7 @@ def _layer(name: str) -> int:
 
 
 def _from_0(row: dict) -> dict:
-    """A row whose shares of rematched targets count layers from 0, as earlier ones did not."""
+    """Return a row that counts layers of ``rematched_`` from 0; older versions began at 1."""
     if "rematched_0" in row:
         return row
     return {
@@ -175,7 +175,7 @@ def _optimizer(axes: Axes, train: Rows) -> None:
     x, y = _series(train, "lr")
     other.plot(x, y, color=PALETTE[1], marker=_marker(y))
     other.set_ylim(0, None)
-    other.locator_params(axis="y", nbins=5)  # few and short: the layout leaves little room
+    other.locator_params(axis="y", nbins=5)  # few, short labels: there is little room
     other.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     other.tick_params(axis="y", labelcolor=PALETTE[1])
     other.spines["top"].set_visible(False)
@@ -189,7 +189,7 @@ def _line(axes: Axes, rows: Rows, name: str, label: str, colour: str) -> None:
 
 
 def _marker(y: np.ndarray) -> str | None:
-    """A point has no line."""
+    """Return a marker for very short curves: the line of a single point is invisible."""
     return "." if len(y) <= 3 else None
 
 
@@ -199,14 +199,14 @@ def _series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shade(index: int, count: int) -> tuple[float, ...]:
-    """Earlier layers paler, in one hue."""
+    """Return a colour of one hue, paler for earlier layers."""
     import matplotlib
 
     return matplotlib.colormaps["Oranges"](0.35 + 0.5 * index / max(1, count - 1))
 
 
 def _log_scale(axes: Axes) -> None:
-    """With numbers as they are written: 0.6, and not 6 x 10^-1."""
+    """Use a logarithmic y axis with plain numbers: 0.6, not 6 x 10^-1."""
     from matplotlib.ticker import LogFormatter
 
     class Plain(LogFormatter):
@@ -228,7 +228,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A running mean over a fortieth of the curve."""
+    """Return a running mean over a fortieth of the curve."""
     if not len(y):
         return x, y
     window = max(1, len(y) // 40)

@@ -21,21 +21,21 @@ def draw_detections(
     class_names: Sequence[str],
     scores: Tensor | Sequence[float] | None = None,  # [n] in 0..1
 ) -> Image.Image:
-    """A copy of the image with a box and a caption per detection, coloured by class.
+    """Return a copy of the image with a box and a caption per detection, coloured by class.
 
     Lines and text grow with the image, so that they can be read at any size. Where captions would
-    cover each other, only the surest one is drawn.
+    overlap, only that of the highest score is drawn.
     """
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     longest = max(picture.size)
-    line = max(2, round(longest / 320))  # a single pixel is lost on a photograph
+    line = max(2, round(longest / 320))  # a line of one pixel is hard to see on a photograph
     font = ImageFont.truetype(_font_file(), max(10, round(longest / 56)))
     order = list(range(len(labels)))
     if scores is not None:
         order.sort(key=lambda i: -float(scores[i]))
     corners = []
-    for i in reversed(order):  # the surest on top
+    for i in reversed(order):  # the highest score on top
         x1, y1, x2, y2 = (float(v) for v in boxes[i])
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=_colour(labels[i]), width=line)
         corners.append((x1, y1))
@@ -61,7 +61,7 @@ def draw_detections(
 
 @functools.cache
 def _font_file() -> str:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek and Cyrillic, no CJK."""
+    """Return the file of DejaVu Sans, part of matplotlib: Latin, Greek and Cyrillic, no CJK."""
     import matplotlib
 
     return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
@@ -72,12 +72,12 @@ def _colour(label: Tensor | int) -> str:
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    """Whether two rectangles (x1, y1, x2, y2) share a point."""
+    """Return whether two rectangles (x1, y1, x2, y2) share a point."""
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
 def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 6) -> Image.Image:
-    """Pictures side by side in rows, each centred in a cell of the largest size."""
+    """Arrange pictures side by side in rows, each centred in a cell of the largest size."""
     if not images:
         raise ValueError("image_grid needs at least one image")
     columns = min(columns, len(images))
@@ -96,7 +96,7 @@ def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 6) -> Ima
 
 
 def enlarge(image: Image.Image, longest: int) -> tuple[Image.Image, float]:
-    """The image with its longest side brought to ``longest`` pixels, and the factor."""
+    """Return the image with its longest side scaled to ``longest`` pixels, and the factor."""
     factor = longest / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.BICUBIC), factor

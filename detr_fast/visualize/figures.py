@@ -1,4 +1,4 @@
-"""What every figure here shares: a canvas without a window system, and a picture out of it."""
+"""What all figures here share: a canvas that needs no window system, and its elements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DPI = 110
 
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches, whatever backend the user has set."""
+    """Return an empty figure of ``width`` x ``height`` inches, whatever the user's backend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -26,32 +26,32 @@ def new_figure(width: float, height: float, **options: Any) -> Figure:
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """The figure as an RGB picture: to save, to show in a notebook, to put into a page."""
+    """Return the figure as an RGB picture, to save, show in a notebook or put into a page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 
 def plain(text: str, most: int = 40) -> str:
-    """A name from outside, such as a class's, as matplotlib shows it letter by letter.
+    """Return a name, such as a class's, cut to ``most`` letters, which matplotlib shows literally.
 
-    Between two dollars it would see a formula, and a label that begins with "_" it would hide.
+    It would take text between two dollars for a formula, and hide a label that begins with "_".
     """
     text = text if len(text) <= most else text[: most - 1] + "…"
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def open_axes(axes: Axes) -> None:
-    """A light grid, and no frame above and to the right."""
+    """Draw a light grid, and no frame at the top and right."""
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def show_picture(axes: Axes, picture: Image.Image | np.ndarray, title: str = "") -> None:
-    """A picture in its own pixels: (0, 0) is its upper left corner, not the first pixel's centre.
+    """Show a picture such that (0, 0) is its upper left corner, not the first pixel's centre.
 
-    So boxes in pixels are drawn where they are meant.
+    Boxes in pixels are then drawn at the right place.
     """
     pixels = np.asarray(picture)
     height, width = pixels.shape[:2]
@@ -64,7 +64,7 @@ def show_picture(axes: Axes, picture: Image.Image | np.ndarray, title: str = "")
 
 
 def draw_box(axes: Axes, box: Any, colour: str, halo: bool = True, **options: Any) -> None:
-    """The outline of a box xyxy in pixels; with a halo, white around it, it shows on any ground."""
+    """Draw a box xyxy in pixels; a white halo around it makes it visible on any background."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = (float(v) for v in box)

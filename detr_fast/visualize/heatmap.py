@@ -44,7 +44,7 @@ class CellGrid:
             ("input_size", input_size),
         ):
             if min(size) < 1:
-                raise ValueError(f"{name} is {tuple(size)}, expected at least 1 each way")
+                raise ValueError(f"{name} is {tuple(size)}, expected at least 1 x 1")
         if any(inner > outer for inner, outer in zip(input_size, batch_size, strict=True)):
             raise ValueError(f"input_size {input_size} is larger than batch_size {batch_size}")
         self.feature_size = tuple(feature_size)
@@ -58,9 +58,9 @@ class CellGrid:
         )
 
     def to_picture(self, maps: Tensor) -> Tensor:
-        """Values of cells [..., h, w], bilinearly, at the pixels of the picture [..., H, W].
+        """Interpolate values of cells [..., h, w] bilinearly at the picture's pixels [..., H, W].
 
-        In float32 at least, whatever autocast the caller is under.
+        In float32 at least, even if the caller uses autocast.
         """
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         rows, columns = (self._weights(axis).to(maps) for axis in (0, 1))
@@ -68,16 +68,16 @@ class CellGrid:
             return rows @ maps @ columns.T
 
     def cell_at(self, x: float, y: float) -> tuple[int, int]:
-        """(row, column) of the cell centred nearest to a point (x, y) in picture pixels."""
-        found = []
+        """Return (row, column) of the cell centred nearest to a point (x, y) in picture pixels."""
+        indices = []
         for axis, position in enumerate((y, x)):
             scale = self.input_size[axis] / self.picture_size[axis]
             cell = round((position * scale - 0.5) / self.stride[axis])
-            found.append(min(max(cell, 0), self.cells[axis] - 1))
-        return found[0], found[1]
+            indices.append(min(max(cell, 0), self.cells[axis] - 1))
+        return indices[0], indices[1]
 
     def centre_of(self, row: int, column: int) -> tuple[float, float]:
-        """(x, y) in picture pixels of a cell's centre."""
+        """Return (x, y), in picture pixels, of a cell's centre."""
         y, x = (
             (cell * self.stride[axis] + 0.5) * self.picture_size[axis] / self.input_size[axis]
             for axis, cell in enumerate((row, column))
@@ -98,7 +98,7 @@ class CellGrid:
 
 
 def _stride(feature_size: tuple[int, int], batch_size: tuple[int, int]) -> tuple[float, float]:
-    """The power of two that makes such a map of such images; else the ratio of the sizes."""
+    """Return the power of two that fits these sizes; if none does, their ratio."""
     for power in range(10):
         stride = 2**power
         if all(
@@ -112,7 +112,7 @@ def _stride(feature_size: tuple[int, int], batch_size: tuple[int, int]) -> tuple
 def overlay(
     picture: Image.Image, heat: Tensor | np.ndarray, colours: str = "inferno"
 ) -> np.ndarray:
-    """The picture in dark grey, and where the heat is, its colour over it: uint8 [H, W, 3].
+    """Return the picture in dark grey with the heat in colour over it: uint8 [H, W, 3].
 
     Args:
         heat: [H, W] of the picture's size, not negative; its largest value is the brightest.
@@ -122,7 +122,7 @@ def overlay(
     heat = np.asarray(heat, dtype=np.float64)
     if heat.shape != (picture.height, picture.width):
         raise ValueError(
-            f"heat is {list(heat.shape)}, the picture {[picture.height, picture.width]}"
+            f"heat is {list(heat.shape)}, but the picture {[picture.height, picture.width]}"
         )
     share = heat / max(float(heat.max()), 1e-12)
     grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None] * np.ones(3) / 255

@@ -33,7 +33,7 @@ PARTS = (("class", "#9467bd"), ("L1", "#1f77b4"), ("GIoU", "#2ca02c"))
 
 @dataclass(frozen=True)
 class ImageMatching:
-    """The costs of one image's queries and targets, and two ways to choose.
+    """The costs of one image's queries and targets, the matcher's choice and the greedy one.
 
     Costs are weighted as the matcher weights them: ``class_cost + l1_cost + giou_cost`` is what it
     minimises.
@@ -43,7 +43,7 @@ class ImageMatching:
     l1_cost: Tensor  # [N, M]
     giou_cost: Tensor  # [N, M]
     query_index: Tensor  # [M] the query of each target; -1 = none, with more targets than queries
-    greedy_index: Tensor  # [M] each target's cheapest query, whether or not another has it too
+    greedy_index: Tensor  # [M] each target's cheapest query, even if another target has the same
 
     @property
     def cost(self) -> Tensor:  # [N, M]
@@ -51,7 +51,7 @@ class ImageMatching:
 
     @property
     def duplicates(self) -> int:
-        """Targets whose cheapest query is also another target's, less one per such query."""
+        """Number of targets whose cheapest query is also another's, less one per such query."""
         return len(self.greedy_index) - len(self.greedy_index.unique())
 
 
@@ -62,25 +62,25 @@ def explain_matching(
     target: Mapping[str, Tensor],  # labels [M], boxes [M, 4] cxcywh
     image: int = 0,  # which of the batch
 ) -> ImageMatching:
-    """The parts of the cost matrix, what the matcher chose, and the arg-min of each target.
+    """Return the parts of the cost matrix, the matcher's choice, and the arg-min of each target.
 
     Raises:
-        ValueError: what the matcher finds wrong; or an image without targets.
+        ValueError: the matcher rejects its input, or the image has no targets.
     """
     labels, boxes = target["labels"].cpu(), target["boxes"].float().cpu()
     if not len(labels):
-        raise ValueError("this image has no target: there is nothing to match")
-    one = {
+        raise ValueError("this image has no targets: there is nothing to match")
+    single = {
         name: outputs[name][image : image + 1].float().cpu()
         for name in outputs
         if name != "aux_outputs"
     }
-    queries, targets = matcher(one, [{"labels": labels, "boxes": boxes}])[0]
+    queries, targets = matcher(single, [{"labels": labels, "boxes": boxes}])[0]
     query_index = torch.full((len(labels),), -1)
     query_index[targets] = queries
     options = {name: getattr(matcher, name) for name in COST_OPTIONS}
     weights = (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou)
-    logits, predicted = one["pred_logits"][0], one["pred_boxes"][0]
+    logits, predicted = single["pred_logits"][0], single["pred_boxes"][0]
     parts = [
         matching_cost(
             logits,
@@ -106,15 +106,15 @@ def plot_matching(
     layer: int = -1,
     most_queries: int = 40,
 ) -> Image.Image:
-    """One image's matching: boxes, cost matrix, cost parts, and the query of each layer.
+    """Plot one image's matching: boxes, cost matrix, cost parts, and the query of each layer.
 
     Args:
         picture: the image, of any size.
         layers: outputs as ``[*outputs["aux_outputs"], outputs]``.
-        target: of this image: labels [M], boxes [M, 4] cxcywh.
-        image: which image of the batch it is.
-        layer: the decoder layer explained.
-        most_queries: columns of the cost matrix; beyond that, the cheapest ones are shown.
+        target: this image's target: labels [M], boxes [M, 4] cxcywh.
+        image: index of the image in the batch.
+        layer: the decoder layer to explain.
+        most_queries: columns of the cost matrix; of more queries the cheapest are shown.
 
     Raises:
         ValueError: an image without targets, no such layer.
@@ -122,19 +122,19 @@ def plot_matching(
     matcher = matcher or FastMatcher()
     if not -len(layers) <= layer < len(layers):
         raise ValueError(
-            f"decoder layer {layer}, but there are outputs of {len(layers)}, counted from 0"
+            f"no decoder layer {layer}: there are outputs of {len(layers)}, counted from 0"
         )
-    every = [explain_matching(matcher, one, target, image) for one in layers]
-    found = every[layer]
-    count = len(found.query_index)
+    matchings = [explain_matching(matcher, outputs, target, image) for outputs in layers]
+    matching = matchings[layer]
+    count = len(matching.query_index)
     names = [f"{t}: {plain(class_names[int(k)])}" for t, k in enumerate(target["labels"])]
     figure = new_figure(12.5, 7.6 + 0.24 * max(0, count - 6))
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.5), height_ratios=(1.25, 1))
     boxes = layers[layer]["pred_boxes"][image].float().cpu()
-    _pairs(figure.add_subplot(grid[0, 0]), picture, target, boxes, found)
-    _matrix(figure.add_subplot(grid[0, 1]), found, names, most_queries)
-    _layers(figure.add_subplot(grid[1, 0]), every, names)
-    _parts(figure.add_subplot(grid[1, 1]), found, names, matcher)
+    _pairs(figure.add_subplot(grid[0, 0]), picture, target, boxes, matching)
+    _matrix(figure.add_subplot(grid[0, 1]), matching, names, most_queries)
+    _layers(figure.add_subplot(grid[1, 0]), matchings, names)
+    _parts(figure.add_subplot(grid[1, 1]), matching, names, matcher)
     return to_image(figure)
 
 
@@ -143,19 +143,19 @@ def _pairs(
     picture: Image.Image,
     target: Mapping[str, Tensor],
     boxes: Tensor,  # [N, 4] cxcywh
-    found: ImageMatching,
+    matching: ImageMatching,
 ) -> None:
     shown = fit(picture)
     scale = torch.tensor([shown.width, shown.height] * 2)
     show_picture(axes, shown, "targets (solid) and their matched queries (dashed)")
-    wanted = box_convert(target["boxes"].float().cpu(), "cxcywh", "xyxy") * scale
+    truth = box_convert(target["boxes"].float().cpu(), "cxcywh", "xyxy") * scale
     predicted = box_convert(boxes, "cxcywh", "xyxy") * scale
-    for t, query in enumerate(found.query_index.tolist()):
+    for t, query in enumerate(matching.query_index.tolist()):
         colour = PALETTE[t % len(PALETTE)]
-        draw_box(axes, wanted[t], colour)
+        draw_box(axes, truth[t], colour)
         if query >= 0:
             draw_box(axes, predicted[query], colour, halo=False, linestyle=(0, (3, 2)))
-        x, y = wanted[t, :2].tolist()
+        x, y = truth[t, :2].tolist()
         text = f"{t}" if query < 0 else f"{t}: query {query}"
         axes.annotate(
             text, (max(x, 2), max(y, 2)), (2, -2), textcoords="offset points", va="top",
@@ -163,11 +163,11 @@ def _pairs(
         )  # fmt: skip
 
 
-def _matrix(axes: Axes, found: ImageMatching, names: list[str], most: int) -> None:
-    cost = found.cost.numpy().T  # [M, N]
+def _matrix(axes: Axes, matching: ImageMatching, names: list[str], most: int) -> None:
+    cost = matching.cost.numpy().T  # [M, N]
     columns = np.arange(cost.shape[1])
     if len(columns) > most:
-        chosen = np.concatenate([found.query_index, found.greedy_index])
+        chosen = np.concatenate([matching.query_index, matching.greedy_index])
         chosen = np.unique(chosen[chosen >= 0])
         others = [q for q in cost.min(0).argsort(kind="stable") if q not in set(chosen)]
         columns = np.sort(np.concatenate([chosen, others[: max(0, most - len(chosen))]])).astype(
@@ -177,7 +177,7 @@ def _matrix(axes: Axes, found: ImageMatching, names: list[str], most: int) -> No
     shown = axes.imshow(cost[:, columns], aspect="auto", cmap="viridis_r", interpolation="nearest")
     axes.figure.colorbar(shown, ax=axes, label="cost", shrink=0.9, pad=0.01)
     for t, (query, greedy) in enumerate(
-        zip(found.query_index.tolist(), found.greedy_index.tolist(), strict=True)
+        zip(matching.query_index.tolist(), matching.greedy_index.tolist(), strict=True)
     ):
         axes.plot(place[greedy], t, "x", color="#d62728", markersize=8, markeredgewidth=2)
         if query >= 0:
@@ -194,18 +194,16 @@ def _matrix(axes: Axes, found: ImageMatching, names: list[str], most: int) -> No
         "" if len(columns) == cost.shape[1] else f", the cheapest {len(columns)} of {cost.shape[1]}"
     )
     axes.set_xlabel(f"query{left_out}", fontsize=9)
-    shared = found.duplicates
-    said = (
-        "no query is taken twice" if not shared else f"{shared} of {len(names)} take a query twice"
-    )
+    shared = matching.duplicates
+    note = "no duplicates" if not shared else f"{shared} of {len(names)} are duplicates"
     axes.set_title(
-        f"cost; circle: the assignment, cross: arg-min of each target ({said})", fontsize=9
+        f"cost; circle: the assignment, cross: arg-min of each target ({note})", fontsize=9
     )
 
 
-def _parts(axes: Axes, found: ImageMatching, names: list[str], matcher: FastMatcher) -> None:
-    """What each target pays, part by part: for its matched query, and for the arg-min."""
-    # With the constant that leaves every part at 0 for a perfect prediction; no matching changes.
+def _parts(axes: Axes, matching: ImageMatching, names: list[str], matcher: FastMatcher) -> None:
+    """Draw the cost of each target, part by part: for its matched query, and for the arg-min."""
+    # Constants that make each part 0 for a perfect prediction; they change no matching.
     perfect = (
         matcher.cost_class if matcher.class_cost == "softmax" else 0.0,
         0.0,
@@ -214,12 +212,12 @@ def _parts(axes: Axes, found: ImageMatching, names: list[str], matcher: FastMatc
     open_axes(axes)
     height = 0.36
     for offset, index, other, hatch in (
-        (-height / 2, found.query_index, found.greedy_index, None),
-        (height / 2, found.greedy_index, found.query_index, "////"),
+        (-height / 2, matching.query_index, matching.greedy_index, None),
+        (height / 2, matching.greedy_index, matching.query_index, "////"),
     ):
         left = np.zeros(len(names))
         for (label, colour), cost, constant in zip(
-            PARTS, (found.class_cost, found.l1_cost, found.giou_cost), perfect, strict=True
+            PARTS, (matching.class_cost, matching.l1_cost, matching.giou_cost), perfect, strict=True
         ):
             value = np.array(
                 [
@@ -250,11 +248,11 @@ def _parts(axes: Axes, found: ImageMatching, names: list[str], matcher: FastMatc
     axes.legend(frameon=False, fontsize=8, loc="best")
 
 
-def _layers(axes: Axes, every: list[ImageMatching], names: list[str]) -> None:
-    """The query of each target in each decoder layer; changes are marked."""
+def _layers(axes: Axes, matchings: list[ImageMatching], names: list[str]) -> None:
+    """Draw the query of each target in each decoder layer; changes are marked."""
     from matplotlib.colors import ListedColormap
 
-    index = torch.stack([one.query_index for one in every]).numpy()  # [L, M]
+    index = torch.stack([matching.query_index for matching in matchings]).numpy()  # [L, M]
     changed = np.zeros_like(index, dtype=float)
     changed[1:] = index[1:] != index[:-1]
     axes.imshow(changed.T, aspect="auto", cmap=ListedColormap(["white", "#f4a582"]), vmin=0, vmax=1)
@@ -262,9 +260,11 @@ def _layers(axes: Axes, every: list[ImageMatching], names: list[str]) -> None:
         for t, query in enumerate(row):
             text = "-" if query < 0 else str(query)
             axes.text(layer, t, text, ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(len(every)), [f"layer {i + 1}" for i in range(len(every))], fontsize=8)
+    axes.set_xticks(
+        range(len(matchings)), [f"layer {i + 1}" for i in range(len(matchings))], fontsize=8
+    )
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    share = "" if len(every) < 2 else f"; it changes in {changed[1:].mean():.0%} of the steps"
+    share = "" if len(matchings) < 2 else f"; it changes in {changed[1:].mean():.0%} of the steps"
     axes.set_title(f"matched query by decoder layer{share}", fontsize=9)

@@ -14,7 +14,7 @@ from detr_fast.matching import FastMatcher
 from detr_fast.precision import autocast
 from detr_fast.visualize.figures import new_figure, open_axes, to_image
 
-# Colours that differ for colour-blind readers too (Okabe and Ito), in the order of the paper.
+# Colours that colour-blind readers can tell apart (Okabe and Ito), in the order of the paper.
 KINDS = (("small", "#009E73"), ("large, wide", "#D55E00"), ("large, tall", "#0072B2"))
 SMALL = 0.04  # share of the image's area below which a box is small here: a fifth of each side
 
@@ -25,10 +25,10 @@ class QueryPredictions:
 
     boxes: Tensor  # [I, N, 4] cxcywh in 0..1
     scores: Tensor  # [I, N] of the best class
-    matched: Tensor  # [I, N] bool: whether the query answered for a target
+    matched: Tensor  # [I, N] bool: whether the query was matched to a target
 
     def use(self, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
-        """Share of the images in which each query detects, and in which it is matched: [N] each."""
+        """Return the shares of images in which each query detects, and is matched: [N] each."""
         return (self.scores >= threshold).float().mean(0), self.matched.float().mean(0)
 
 
@@ -39,15 +39,15 @@ def collect_predictions(
     amp: torch.dtype | None = None,
     matcher: FastMatcher | None = None,
 ) -> QueryPredictions:
-    """Every query's prediction in every image. Leaves the model in evaluation mode.
+    """Return every query's prediction in every image. Leaves the model in evaluation mode.
 
     Args:
         batches: images [B, 3, H, W] and mask [B, H, W] or None, on the model's device, and B
             targets with ``labels`` and ``boxes`` cxcywh.
-        matcher: decides which query answers for which target; default: FastMatcher().
+        matcher: matches queries to targets; default: FastMatcher().
 
     Raises:
-        ValueError: no batch.
+        ValueError: there are no batches.
     """
     matcher = matcher or FastMatcher()
     boxes, scores, matched = [], [], []
@@ -57,21 +57,21 @@ def collect_predictions(
             outputs = model(images, mask)
         outputs = {name: outputs[name].float().cpu() for name in ("pred_logits", "pred_boxes")}
         targets = [{k: t[k].cpu() for k in ("labels", "boxes")} for t in targets]
-        chosen = torch.zeros(outputs["pred_boxes"].shape[:2], dtype=torch.bool)
-        for image, (queries, _) in zip(chosen, matcher(outputs, targets), strict=True):
+        is_matched = torch.zeros(outputs["pred_boxes"].shape[:2], dtype=torch.bool)
+        for image, (queries, _) in zip(is_matched, matcher(outputs, targets), strict=True):
             image[queries] = True
         boxes.append(outputs["pred_boxes"])
         scores.append(outputs["pred_logits"].softmax(-1)[..., :-1].amax(-1))
-        matched.append(chosen)
+        matched.append(is_matched)
     if not boxes:
-        raise ValueError("there is no image to predict in")
+        raise ValueError("there are no images to predict in")
     return QueryPredictions(torch.cat(boxes), torch.cat(scores), torch.cat(matched))
 
 
 def box_kinds(boxes: Tensor, small: float = SMALL) -> Tensor:
-    """0 small, 1 large and wide, 2 large and tall, of boxes [..., 4] cxcywh in 0..1: [...].
+    """Return 0 small, 1 large and wide, 2 large and tall, of boxes [..., 4] cxcywh in 0..1: [...].
 
-    Wide and tall as shares of the image's sides, as in the paper.
+    Width and height are compared as shares of the image's sides, as in the paper.
     """
     width, height = boxes[..., 2], boxes[..., 3]
     return torch.where(width * height < small, 0, torch.where(width > height, 1, 2))
@@ -80,12 +80,12 @@ def box_kinds(boxes: Tensor, small: float = SMALL) -> Tensor:
 def plot_query_boxes(
     predictions: QueryPredictions, most: int = 20, threshold: float = 0.0, points: int = 1500
 ) -> Image.Image:
-    """One square per query: the centres of its boxes in all images, coloured by size and shape.
+    """Plot, per query, the centres of its boxes in all images, coloured by size and shape.
 
     Args:
-        most: queries shown, those that are matched most often, in the order of their numbers.
+        most: number of queries shown: those matched most often, in the order of their numbers.
         threshold: lowest score of the boxes drawn; 0 draws every prediction, as the paper does.
-        points: boxes drawn per query at most, evenly chosen.
+        points: largest number of boxes drawn per query, evenly chosen.
 
     Raises:
         ValueError: ``most`` below 1.
@@ -108,8 +108,8 @@ def plot_query_boxes(
         ax.set_axis_on()
         ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
         ax.set_title(f"query {query}: {matched[query]:.0%}", fontsize=8)
-        kept = predictions.scores[:, query] >= threshold
-        boxes = predictions.boxes[kept, query]
+        keep = predictions.scores[:, query] >= threshold
+        boxes = predictions.boxes[keep, query]
         boxes = boxes[torch.linspace(0, max(0, len(boxes) - 1), min(points, len(boxes))).long()]
         kinds = box_kinds(boxes).numpy()
         colours = np.array([colour for _, colour in KINDS])[kinds]
@@ -119,7 +119,7 @@ def plot_query_boxes(
         Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in KINDS
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    shown = "all predictions" if threshold <= 0 else f"predictions with a score from {threshold} on"
+    shown = "all predictions" if threshold <= 0 else f"predictions of score {threshold} or more"
     figure.suptitle(
         f"centres of {shown} in {len(predictions.scores):,} images; "
         "percentage of images in which the query is matched",
@@ -129,7 +129,7 @@ def plot_query_boxes(
 
 
 def plot_query_use(predictions: QueryPredictions, threshold: float = 0.5) -> Image.Image:
-    """How often each query detects something, and how often it answers for a target."""
+    """Plot how often each query detects something, and how often it is matched to a target."""
     detects, matched = (share.numpy() for share in predictions.use(threshold))
     order = np.argsort(-matched, kind="stable")
     place = np.arange(len(order))
@@ -137,18 +137,18 @@ def plot_query_use(predictions: QueryPredictions, threshold: float = 0.5) -> Ima
     ax = figure.subplots()
     open_axes(ax)
     ax.bar(place, matched[order], width=0.8, color="#9ecae1", label="matched to a target")
-    ax.plot(place, detects[order], ".", color="#D55E00", label=f"detects, score from {threshold}")
+    ax.plot(place, detects[order], ".", color="#D55E00", label=f"detects, score >= {threshold}")
     if len(order) <= 60:
         ax.set_xticks(place, order, fontsize=7, rotation=90 if len(order) > 30 else 0)
-        ax.set_xlabel("query, the most used first")
+        ax.set_xlabel("query, the most often matched first")
     else:
-        ax.set_xlabel("queries, the most used first")
+        ax.set_xlabel("queries, the most often matched first")
     ax.set_ylabel("share of the images")
     ax.set_ylim(0, None)
     ax.margins(x=0.01)
     unused = int((matched == 0).sum())
     ax.set_title(
-        f"{len(order)} queries, {effective_queries(torch.from_numpy(matched)):.1f} in effect, "
+        f"{len(order)} queries, {effective_queries(torch.from_numpy(matched)):.1f} effective, "
         f"{unused} never matched in {len(predictions.scores):,} images",
         fontsize=10,
     )
@@ -157,9 +157,9 @@ def plot_query_use(predictions: QueryPredictions, threshold: float = 0.5) -> Ima
 
 
 def effective_queries(use: Tensor) -> float:
-    """The exponential of the entropy of how matches are spread over the queries.
+    """Return the exponential of the entropy of the distribution of matches over the queries.
 
-    N where all are used alike, 1 where one query answers for everything, 0 without any match.
+    N if all are matched equally often, 1 if one query has all matches, 0 without any match.
 
     Args:
         use: [N] how often each query is matched, in any unit.

@@ -1,4 +1,4 @@
-"""One page per run: a self-contained HTML file, figures inside, nothing loaded from anywhere."""
+"""One page per run: a self-contained HTML file with its figures inside, which loads nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ nav a { margin-right: .9rem; white-space: nowrap; }
 
 @dataclass
 class Page:
-    """A page that is put together section by section."""
+    """A page that is built section by section."""
 
     title: str
     _sections: list[tuple[str, list[str]]] = field(default_factory=list)
@@ -58,12 +58,12 @@ class Page:
         self._add(f"<p>{html.escape(text)}</p>")
 
     def numbers(self, numbers: Mapping[str, str]) -> None:
-        """The few that matter, in large type."""
+        """Add a few important numbers, in large type."""
         parts = (f"<div><b>{html.escape(v)}</b>{html.escape(k)}</div>" for k, v in numbers.items())
         self._add(f'<div class="figures">{"".join(parts)}</div>')
 
     def tables(self, *tables: tuple[Sequence[str], Sequence[Sequence[str]]]) -> None:
-        """Tables side by side where there is room: (head, rows) each; numbers to the right."""
+        """Add tables (head, rows), side by side where there is room; numbers are right-aligned."""
         parts = []
         for head, rows in tables:
             right = [
@@ -75,11 +75,11 @@ class Page:
         self._add(f'<div class="tables">{"".join(parts)}</div>')
 
     def picture(self, picture: Image.Image, text: str, photograph: bool = False) -> None:
-        """A picture, inside the page. ``text`` is read to those who cannot see it.
+        """Add a picture, inside the page. ``text`` describes it to those who cannot see it.
 
         Args:
-            photograph: as JPEG, a quarter of the size; and it may shrink on a small screen, while a
-                figure with small print is scrolled instead.
+            photograph: store it as JPEG, a quarter of the size, and let it shrink on a small
+                screen; a figure, with small print, is scrolled instead.
         """
         buffer = io.BytesIO()
         kind = "jpeg" if photograph else "png"
@@ -95,7 +95,7 @@ class Page:
         )
 
     def html(self) -> str:
-        """The whole page."""
+        """Return the whole page."""
         links = " ".join(
             f'<a href="#s{i}">{html.escape(name)}</a>' for i, (name, _) in enumerate(self._sections)
         )
@@ -138,20 +138,20 @@ def image_quality(
     boxes: Tensor,  # [M, 4] xyxy in the same pixels
     score: float = 0.5,
 ) -> float:
-    """How good one image's detections are, 0..1, to sort images by.
+    """Rate one image's detections, 0..1, to sort images by.
 
-    The detections from ``score`` on are paired with the targets of their class, one to one, for
-    the greatest sum of IoU; that sum is divided by the larger of their two numbers, so that misses
-    and false alarms count alike. 1 with neither targets nor detections.
+    Detections of ``score`` or more are paired one to one with targets of the same class, for the
+    greatest sum of IoU. It is divided by the number of detections or of targets, whichever is
+    larger, so that misses and false alarms count alike. 1 with neither targets nor detections.
     """
-    kept = found["scores"] >= score
-    most = max(int(kept.sum()), len(labels))
+    keep = found["scores"] >= score
+    most = max(int(keep.sum()), len(labels))
     if most == 0:
         return 1.0
-    if not kept.any() or not len(labels):
+    if not keep.any() or not len(labels):
         return 0.0
-    iou = box_iou(found["boxes"][kept].float(), boxes.float())
-    iou = iou * (found["labels"][kept][:, None] == labels)
+    iou = box_iou(found["boxes"][keep].float(), boxes.float())
+    iou = iou * (found["labels"][keep][:, None] == labels)
     rows, columns = linear_sum_assignment(iou.numpy(), maximize=True)
     return float(iou[rows, columns].sum()) / most
 
@@ -165,25 +165,25 @@ def truth_and_detections(
     score: float = 0.5,
     side: int = 300,
 ) -> Image.Image:
-    """Targets at the left, detections at the right."""
+    """Draw targets on the left, detections of ``score`` or more on the right."""
     shown, _ = enlarge(picture, side)
     scale = torch.tensor([shown.width, shown.height] * 2)
-    kept = found["scores"] >= score
+    keep = found["scores"] >= score
     truth = draw_detections(
         shown, box_convert(boxes, "cxcywh", "xyxy") * scale, labels, class_names
     )
-    ours = draw_detections(
+    detections = draw_detections(
         shown,
-        found["boxes"][kept] * scale,
-        found["labels"][kept],
+        found["boxes"][keep] * scale,
+        found["labels"][keep],
         class_names,
-        found["scores"][kept],
+        found["scores"][keep],
     )
-    return image_grid([truth, ours], 2, gap=4)
+    return image_grid([truth, detections], 2, gap=4)
 
 
 def plot_dataset(datasets: Mapping[str, DetectionDataset]) -> Image.Image:
-    """Objects per class, objects per image and box sizes, of each split."""
+    """Plot objects per class, objects per image and box sizes, of each split."""
     figure = new_figure(12, 3.6)
     classes, counts, sizes = figure.subplots(1, 3)
     for axes in (classes, counts, sizes):

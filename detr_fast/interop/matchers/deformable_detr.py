@@ -16,7 +16,7 @@ class HungarianMatcher(detr.HungarianMatcher):
 
 
 def build_matcher(args: Any) -> HungarianMatcher:
-    """From ``args.set_cost_class``, ``set_cost_bbox`` and ``set_cost_giou``."""
+    """Build one from ``args.set_cost_class``, ``set_cost_bbox`` and ``set_cost_giou``."""
     return HungarianMatcher(
         cost_class=args.set_cost_class,
         cost_bbox=args.set_cost_bbox,

@@ -23,7 +23,7 @@ class HungarianMatcher(Matcher):
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
-        fast_matcher(self, self._options())  # so that wrong weights are an error here
+        fast_matcher(self, self._options())  # so that wrong weights raise here
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -33,15 +33,15 @@ class HungarianMatcher(Matcher):
         }
 
     def forward(self, outputs: Outputs, targets: Targets) -> Pairs:
-        """As :meth:`detr_fast.FastMatcher.forward`: same arguments, result and errors.
+        """Match as :meth:`detr_fast.FastMatcher.forward`: same arguments, result and errors.
 
-        A target labelled "no object" is one of the errors; the original takes it.
+        A target labelled "no object" is an error; the original accepts it.
         """
         return self._match(outputs, targets)
 
 
 def build_matcher(args: Any) -> HungarianMatcher:
-    """From ``args.set_cost_class``, ``set_cost_bbox`` and ``set_cost_giou``."""
+    """Build one from ``args.set_cost_class``, ``set_cost_bbox`` and ``set_cost_giou``."""
     return HungarianMatcher(
         cost_class=args.set_cost_class,
         cost_bbox=args.set_cost_bbox,

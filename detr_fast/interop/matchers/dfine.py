@@ -1,4 +1,4 @@
-"""The matcher of Peterande/D-FINE (``src/zoo/dfine/matcher.py``), which is also that of
+"""The matcher of Peterande/D-FINE (``src/zoo/dfine/matcher.py``), and also of
 Intellindust-AI-Lab/DEIM (``engine/deim/matcher.py``)."""
 
 import torch
@@ -16,7 +16,7 @@ from detr_fast.interop.matchers.shared import (
 )
 from detr_fast.matching import Pairs
 
-_USED = 1e6  # the cost of a query that an earlier round of return_topk has taken
+_USED = 1e6  # the cost of a query that an earlier round of return_topk matched
 
 
 class HungarianMatcher(rtdetr.HungarianMatcher):
@@ -29,16 +29,16 @@ class HungarianMatcher(rtdetr.HungarianMatcher):
     def forward(
         self, outputs: Outputs, targets: Targets, return_topk: int | bool = False
     ) -> dict[str, Pairs]:
-        """Matches one decoder layer's predictions.
+        """Match one decoder layer's predictions.
 
         Args:
             outputs, targets: as for :meth:`detr_fast.FastMatcher.forward`, the logits [B, N, K].
-            return_topk: how many rounds of matching to join; 0 or False: one.
+            return_topk: how many rounds of matching to join; 0 or False: one round.
 
         Returns:
             ``{"indices": ...}``, or with ``return_topk`` ``{"indices_o2m": ...}``. Each round
             leaves out the queries that earlier rounds matched, and also, as the original does, the
-            queries whose *numbers* equal those of the matched targets. When too few are left, which
+            queries whose *numbers* equal those of the matched targets. If too few are left, which
             of those are matched again is not specified.
 
         Raises:

@@ -32,7 +32,7 @@ class HungarianMatcher(Matcher):
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
         self.focal_alpha = focal_alpha
-        fast_matcher(self, self._options())  # so that wrong weights are an error here
+        fast_matcher(self, self._options())  # so that wrong weights raise here
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -46,7 +46,7 @@ class HungarianMatcher(Matcher):
         }
 
     def forward(self, outputs: Outputs, targets: Targets) -> Pairs:
-        """As :meth:`detr_fast.FastMatcher.forward`; logits are [B, N, K]."""
+        """Match as :meth:`detr_fast.FastMatcher.forward`; logits are [B, N, K]."""
         return self._match(outputs, targets)
 
 
@@ -58,9 +58,9 @@ class SimpleMinsumMatcher(HungarianMatcher):
 
     @torch.compiler.disable
     def forward(self, outputs: Outputs, targets: Targets) -> Pairs:
-        """As :class:`HungarianMatcher`, but each pair of indices has length M.
+        """Match as :class:`HungarianMatcher`, but each pair of indices has length M.
 
-        They lie on the predictions' device, as the original's, unless ``index_device`` is set on
+        They are on the predictions' device, as in the original, unless ``index_device`` is set on
         the matcher.
         """
         fast = fast_matcher(self, self._options())
@@ -75,7 +75,7 @@ class SimpleMinsumMatcher(HungarianMatcher):
 
 
 def build_matcher(args: Any) -> HungarianMatcher:
-    """From ``args.matcher_type``, one of the two class names, ``set_cost_class``,
+    """Build one from ``args.matcher_type``, one of the two class names, ``set_cost_class``,
     ``set_cost_bbox``, ``set_cost_giou`` and ``focal_alpha``.
 
     Raises:

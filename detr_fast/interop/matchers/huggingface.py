@@ -1,8 +1,8 @@
 """The matchers of Hugging Face transformers 5 (``transformers.loss``).
 
 Predictions are called ``logits`` and ``pred_boxes``, targets ``class_labels`` and ``boxes``. Pairs
-whose cost is not finite are matched last; a predicted box of NaN is an error, as there. With the
-softmax cost every logit may be a target's class, as some models here have no "no object".
+whose cost is not finite are matched last; a predicted box of NaN is an error, as in the originals.
+With the softmax cost every logit may be a target's class, as some models there have no "no object".
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from detr_fast.matching import Pairs
 
 
 class HungarianMatcher(Matcher):
-    """That of DETR (``loss_for_object_detection``).
+    """The matcher of DETR (``loss_for_object_detection``).
 
     Args:
         class_cost: weight of the class cost, minus the softmax probability of the target's label.
@@ -38,13 +38,13 @@ class HungarianMatcher(Matcher):
         self.class_cost = class_cost
         self.bbox_cost = bbox_cost
         self.giou_cost = giou_cost
-        fast_matcher(self, self._options())  # so that wrong weights are an error here
+        fast_matcher(self, self._options())  # so that wrong weights raise here
 
     def _options(self) -> dict[str, Any]:
         return _weights(self)
 
     def forward(self, outputs: Outputs, targets: Targets) -> Pairs:
-        """Matches one decoder layer's predictions.
+        """Match one decoder layer's predictions.
 
         Args:
             outputs: ``{"logits": [B, N, C], "pred_boxes": [B, N, 4] cxcywh}``; other entries are
@@ -63,7 +63,7 @@ class HungarianMatcher(Matcher):
 
 
 class DeformableDetrHungarianMatcher(HungarianMatcher):
-    """That of Deformable, Conditional and DAB DETR (``loss_deformable_detr``): focal class cost.
+    """The matcher of Deformable, Conditional, DAB DETR (``loss_deformable_detr``): focal cost.
 
     Arguments as for :class:`HungarianMatcher`.
     """
@@ -72,25 +72,25 @@ class DeformableDetrHungarianMatcher(HungarianMatcher):
         return {**_weights(self), "class_cost": "focal"}
 
     def forward(self, outputs: Outputs, targets: Targets) -> Pairs:
-        """As :meth:`HungarianMatcher.forward`."""
+        """Match as :meth:`HungarianMatcher.forward`."""
         return _match(self, {**_weights(self), "class_cost": "focal"}, outputs, targets)
 
 
 class LwDetrHungarianMatcher(DeformableDetrHungarianMatcher):
-    """That of LW-DETR and RF-DETR (``loss_lw_detr``): focal class cost, query groups.
+    """The matcher of LW-DETR and RF-DETR (``loss_lw_detr``): focal class cost, query groups.
 
     Arguments as for :class:`HungarianMatcher`.
     """
 
     def forward(self, outputs: Outputs, targets: Targets, group_detr: int) -> Pairs:
-        """As :meth:`HungarianMatcher.forward`, for each of ``group_detr`` groups of consecutive
-        queries on its own; an image's pairs are those of its groups one after the other."""
+        """Match as :meth:`HungarianMatcher.forward`, each of ``group_detr`` groups of consecutive
+        queries separately; an image's pairs are those of its groups one after the other."""
         options = {**_weights(self), "class_cost": "focal"}
         return _match(self, options, outputs, targets, group_detr)
 
 
 class RTDetrHungarianMatcher(Matcher):
-    """That of RT-DETR, RT-DETR v2, D-FINE and DEIMv2 (``loss_rt_detr``).
+    """The matcher of RT-DETR, RT-DETR v2, D-FINE and DEIMv2 (``loss_rt_detr``).
 
     Args:
         config: has ``matcher_class_cost``, ``matcher_bbox_cost``, ``matcher_giou_cost``, the
@@ -109,18 +109,18 @@ class RTDetrHungarianMatcher(Matcher):
         self.use_focal_loss = config.use_focal_loss
         self.alpha = config.matcher_alpha
         self.gamma = config.matcher_gamma
-        fast_matcher(self, self._options())  # so that wrong weights are an error here
+        fast_matcher(self, self._options())  # so that wrong weights raise here
 
     def _options(self) -> dict[str, Any]:
         return _rt_detr_options(self)
 
     def forward(self, outputs: Outputs, targets: Targets) -> Pairs:
-        """As :meth:`HungarianMatcher.forward`."""
+        """Match as :meth:`HungarianMatcher.forward`."""
         return _match(self, _rt_detr_options(self), outputs, targets)
 
 
-# The forward methods above call nothing but the following functions and read nothing but attributes
-# of the originals: patch_transformers puts them on the originals' classes.
+# The forward methods above call only the following functions and read only attributes that the
+# originals have: patch_transformers puts them on the originals' classes.
 
 
 def _weights(module: nn.Module) -> dict[str, Any]:
@@ -145,9 +145,9 @@ def _match(
     module: nn.Module, options: dict[str, Any], outputs: Outputs, targets: Targets, groups: int = 1
 ) -> Pairs:
     predictions = {"pred_logits": outputs["logits"], "pred_boxes": outputs["pred_boxes"]}
-    wanted = [{"labels": t["class_labels"], "boxes": t["boxes"]} for t in targets]
+    renamed = [{"labels": t["class_labels"], "boxes": t["boxes"]} for t in targets]
     try:
-        return place(module, match_groups(module, options, predictions, wanted, groups, fill_last))
-    except ValueError as error:  # say it in their names
+        return place(module, match_groups(module, options, predictions, renamed, groups, fill_last))
+    except ValueError as error:  # report it in transformers' names
         message = str(error).replace("'pred_logits'", "'logits'")
         raise ValueError(message.replace("'labels'", "'class_labels'")) from None

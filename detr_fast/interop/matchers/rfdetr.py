@@ -34,8 +34,8 @@ class HungarianMatcher(Matcher):
         use_pos_only, use_position_modulated_cost: without effect, as in the original.
         mask_point_sample_ratio, cost_mask_ce, cost_mask_dice, num_keypoints_per_class,
         keypoint_l1_loss_coef, keypoint_findable_loss_coef, keypoint_visible_loss_coef,
-        keypoint_nll_loss_coef: of the costs of masks and keypoints, which are not known here:
-            targets that have some are an error.
+        keypoint_nll_loss_coef: of the costs of masks and keypoints. They have no effect: this
+            matcher has no such costs, and ``forward`` refuses targets that need them.
 
     Raises:
         ValueError: if the first three weights are 0.
@@ -64,7 +64,7 @@ class HungarianMatcher(Matcher):
         self.cost_giou = cost_giou
         self.focal_alpha = focal_alpha
         self._warned = False
-        fast_matcher(self, self._options())  # so that wrong weights are an error here
+        fast_matcher(self, self._options())  # so that wrong weights raise here
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -73,7 +73,7 @@ class HungarianMatcher(Matcher):
             "cost_giou": self.cost_giou,
             "class_cost": "focal",
             "focal_alpha": self.focal_alpha,
-            "focal_eps": 1e-30,  # the least there is: the original has none
+            "focal_eps": 1e-30,  # the smallest allowed: the original has none
             "giou_guard": "clamp",
             "giou_eps": 1e-7,
         }
@@ -85,20 +85,21 @@ class HungarianMatcher(Matcher):
         group_detr: int = 1,
         target_side_safety: Any = None,
     ) -> Pairs:
-        """Matches one decoder layer's predictions.
+        """Match one decoder layer's predictions.
 
         Args:
             outputs, targets: as for :meth:`detr_fast.FastMatcher.forward`, the logits [B, N, K].
             group_detr: the number G of query groups, each N / G consecutive queries that are
-                matched on their own.
-            target_side_safety: a hint of the original's, not needed here.
+                matched separately.
+            target_side_safety: a hint that the original uses; ignored here.
 
         Returns:
-            For each image ``(index_i, index_j)``, those of the groups one after the other.
+            For each image ``(index_i, index_j)``: the groups' indices one after the other.
 
         Raises:
             ValueError: as :meth:`detr_fast.FastMatcher.forward`, but not for predictions of NaN or
-                inf; if G does not divide N; for targets with masks, keypoints or padding.
+                inf; if G does not divide N; for targets with masks or padding; for targets with
+                keypoints, if the outputs have ``pred_keypoints``.
         """
         queries = outputs["pred_logits"].shape[1]
         if group_detr < 1 or queries % group_detr:
@@ -131,13 +132,14 @@ def _refuse_unknown(outputs: Outputs, targets: Sequence) -> None:
         for key in known:
             if key in target:
                 raise ValueError(
-                    f"targets[{b}] has {key!r}, which this matcher has no cost for: it is for "
-                    "detection alone. Keep RF-DETR's own"
+                    f"targets[{b}] has {key!r}, for which this matcher has no cost: it is only for "
+                    "detection. Use RF-DETR's own matcher"
                 )
 
 
 def build_matcher(args: Any) -> HungarianMatcher:
-    """From ``args.set_cost_class``, ``set_cost_bbox``, ``set_cost_giou`` and ``focal_alpha``.
+    """Build one from ``args.set_cost_class``, ``set_cost_bbox``, ``set_cost_giou`` and
+    ``focal_alpha``.
 
     Raises:
         ValueError: if ``args.segmentation_head`` is true.

@@ -27,7 +27,7 @@ class HungarianMatcher(Matcher):
 
     Raises:
         KeyError: if ``weight_dict`` lacks a weight.
-        ValueError: if it has another than these, or all are 0.
+        ValueError: if it has any other key, or all weights are 0.
     """
 
     __share__: ClassVar[list[str]] = ["use_focal_loss"]  # read by the original's config system
@@ -43,7 +43,7 @@ class HungarianMatcher(Matcher):
         for name in weight_dict:
             if name not in _WEIGHTS:
                 raise ValueError(
-                    f"weight_dict has {name!r}: a cost that this matcher does not know"
+                    f"weight_dict has {name!r}, but must have only {', '.join(_WEIGHTS)}"
                 )
         self.cost_class = weight_dict["cost_class"]
         self.cost_bbox = weight_dict["cost_bbox"]
@@ -51,7 +51,7 @@ class HungarianMatcher(Matcher):
         self.use_focal_loss = use_focal_loss
         self.alpha = alpha
         self.gamma = gamma
-        fast_matcher(self, self._options())  # so that wrong weights are an error here
+        fast_matcher(self, self._options())  # so that wrong weights raise here
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -64,5 +64,5 @@ class HungarianMatcher(Matcher):
         }
 
     def forward(self, outputs: Outputs, targets: Targets) -> dict[str, Pairs]:
-        """As :meth:`detr_fast.FastMatcher.forward`, the result as ``{"indices": ...}``."""
+        """Match as :meth:`detr_fast.FastMatcher.forward`, but return ``{"indices": ...}``."""
         return {"indices": place(self, match(self, self._options(), outputs, targets))}

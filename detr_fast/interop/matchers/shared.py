@@ -1,4 +1,4 @@
-"""What the drop-in matchers share: calling FastMatcher, costs that are not finite, query groups."""
+"""Code that the drop-in matchers share: FastMatcher calls, non-finite costs, query groups."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ Fill = Callable[[list[Tensor]], list[Tensor]]  # all images' costs [N, M] -> the
 
 
 class Matcher(nn.Module):
-    """A matcher whose attributes are another project's.
+    """A matcher with the same attributes as another project's.
 
-    They may be changed after construction, as in the original. As there, what is wrong with a call
-    is raised by that call, and for CUDA predictions the host waits for their matching:
-    :class:`detr_fast.FastMatcher` itself need not.
+    They may be changed after construction, as in the original. As there, an error is raised by the
+    call that causes it, and for CUDA predictions the host waits for the matching, which
+    :class:`detr_fast.FastMatcher` itself can avoid.
 
     Attributes:
-        index_device: where the returned indices lie: the CPU, as the originals' do, unless set.
+        index_device: where the returned indices are: on the CPU, as in the originals, unless set.
             On the predictions' device they index those without another transfer. (D-FINE's
             criterion reads each of them with ``.item()``: leave them on the CPU there.)
     """
@@ -32,7 +32,7 @@ class Matcher(nn.Module):
     index_device: torch.device | str = "cpu"
 
     def _options(self) -> dict[str, Any]:
-        """The arguments of FastMatcher."""
+        """Return the arguments of FastMatcher."""
         raise NotImplementedError
 
     @torch.compiler.disable
@@ -44,15 +44,15 @@ class Matcher(nn.Module):
 
 
 def fast_matcher(module: nn.Module, options: dict[str, Any]) -> FastMatcher:
-    """The FastMatcher of these options, kept on the module until one of them changes.
+    """Return the FastMatcher of these options, cached on the module until one of them changes.
 
-    It reports faults at once, and leaves the indices of CUDA predictions where they are wanted.
+    It reports faults at once, and returns indices on the CPU if ``index_device`` is the CPU.
     """
     options = {**options, **_on_cuda(module)}
-    kept = module.__dict__.get("_detr_fast")
-    if kept is None or kept[0] != options:
-        kept = module.__dict__["_detr_fast"] = (options, FastMatcher(**options))
-    return kept[1]
+    cached = module.__dict__.get("_detr_fast")
+    if cached is None or cached[0] != options:
+        cached = module.__dict__["_detr_fast"] = (options, FastMatcher(**options))
+    return cached[1]
 
 
 def _index_device(module: nn.Module) -> torch.device:
@@ -65,16 +65,16 @@ def _on_cuda(module: nn.Module) -> dict[str, str]:
 
 
 def place(module: nn.Module, pairs: Pairs) -> Pairs:
-    """The pairs on the module's ``index_device``, by one transfer."""
+    """Return the pairs on the module's ``index_device``, by one transfer."""
     device = _index_device(module)
     if device.type == "cpu" or not pairs:
-        return pairs  # FastMatcher was asked for them there
+        return pairs  # FastMatcher has put them there
     flat = [index for pair in pairs for index in pair]
     parts = torch.cat(flat).to(device).split_with_sizes([len(index) for index in flat])
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-@torch.compiler.disable  # as an operator of torch.compile, FastMatcher's errors are not caught here
+@torch.compiler.disable  # in a compiled FastMatcher, errors could not be caught here
 @torch.no_grad()
 def match(
     module: nn.Module,
@@ -84,21 +84,21 @@ def match(
     fill: Fill | None = None,
     fill_nan_boxes: bool = False,
 ) -> Pairs:
-    """FastMatcher's result, with two liberties that originals take.
+    """Return FastMatcher's result, with two exceptions that originals make.
 
-    With the softmax cost the last logit may be a target's class too: some detectors have no "no
-    object". And ``fill`` says what costs stand where a prediction has none.
+    With the softmax cost the last logit may also be a target's class: some detectors have no "no
+    object". And ``fill`` gives costs to predictions that have none.
 
     Args:
-        module: the matcher whose FastMatcher it is.
+        module: the matcher that caches the FastMatcher.
         options: arguments of FastMatcher.
         outputs, targets: as for :meth:`FastMatcher.forward`.
         fill: makes all costs finite; None: a prediction without a cost is an error.
-        fill_nan_boxes: whether ``fill`` is for predicted boxes of NaN too, and not only for logits
-            and infinite boxes.
+        fill_nan_boxes: whether ``fill`` also applies to predicted boxes of NaN, and not only to
+            logits and infinite boxes.
 
     Raises:
-        ValueError: as FastMatcher, but for what is said above.
+        ValueError: as FastMatcher, except as described above.
     """
     fast = fast_matcher(module, options)
     try:
@@ -111,7 +111,7 @@ def match(
     if fast.class_cost == "softmax" and any(
         bool((target["labels"] == logits.shape[2] - 1).any()) for target in targets
     ):
-        # One more class, of probability 0, is what FastMatcher takes for "no object".
+        # FastMatcher takes one more class, of probability 0, as "no object".
         outputs = {**outputs, "pred_logits": nn.functional.pad(logits, (0, 1), value=-torch.inf)}
         try:
             return fast(outputs, targets)
@@ -124,7 +124,7 @@ def match(
     _check_boxes(outputs["pred_boxes"], fill_nan_boxes)
     blocks = cost_blocks(fast, outputs, targets)
     if all(bool(cost.isfinite().all()) for cost in blocks):
-        raise fault  # of something else, such as another matcher's earlier call on this GPU
+        raise fault  # about something else, such as another matcher's earlier call on this GPU
     return linear_sum_assignment(fill(blocks))
 
 
@@ -136,15 +136,14 @@ def _check_boxes(boxes: Tensor, nan_allowed: bool) -> None:
         b, n = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"outputs['pred_boxes'][{b}, {n}] is {boxes[b, n].tolist()}, but w, h must not be "
-            f"negative{'' if nan_allowed else ', and nothing NaN'}"
+            f"negative{'' if nan_allowed else ', and no entry NaN'}"
         )
 
 
 @torch.no_grad()
 def cost_blocks(fast: FastMatcher, outputs: Outputs, targets: Targets) -> list[Tensor]:
-    """Each image's costs [N, M] in plain torch on the CPU; not finite where a prediction is not.
-
-    Labels and targets must have been checked.
+    """Return each image's costs [N, M] in plain torch on the CPU; not finite where predictions are
+    not. Labels and targets must have been checked.
     """
     options = {name: getattr(fast, name) for name in reference.COST_OPTIONS}
     weights = (fast.cost_class, fast.cost_bbox, fast.cost_giou)
@@ -164,7 +163,7 @@ def cost_blocks(fast: FastMatcher, outputs: Outputs, targets: Targets) -> list[T
 
 
 def fill_last(blocks: list[Tensor]) -> list[Tensor]:
-    """So large that as few such pairs as possible are matched, and no larger than that needs."""
+    """Make non-finite costs just large enough that as few such pairs as possible are matched."""
     filled = []
     for cost in blocks:
         finite = cost.isfinite()
@@ -185,7 +184,7 @@ def match_groups(
     fill: Fill,
     fill_nan_boxes: bool = False,
 ) -> Pairs:
-    """Matches each of G equal groups of consecutive queries on its own, all in one call.
+    """Match each of G equal groups of consecutive queries separately, all in one call.
 
     An image's pairs are those of its groups one after the other; queries left over by the division
     are not matched.
@@ -197,8 +196,8 @@ def match_groups(
     check_layers([outputs], ["outputs"])
     check_targets(targets, len(outputs["pred_logits"]))
     size = outputs["pred_logits"].shape[1] // groups
-    # To FastMatcher each group is an image of its own: a view, for contiguous predictions that
-    # leave nothing over.
+    # To FastMatcher each group is a separate image: a view, if predictions are contiguous and no
+    # query is left over.
     as_images = {
         key: outputs[key][:, : size * groups].reshape(-1, size, outputs[key].shape[-1])
         for key in ("pred_logits", "pred_boxes")
@@ -217,15 +216,15 @@ def match_groups(
 
 
 def _ungrouped(message: str, groups: int, size: int) -> str:
-    """The places that an error names, in the caller's numbers of images and queries."""
+    """Return the error message with places in the caller's numbers of images and queries."""
 
-    def query(found: re.Match) -> str:
-        b, n = int(found[2]), int(found[3])
-        return f"{found[1]}[{b // groups}, {b % groups * size + n}]"
+    def query(hit: re.Match) -> str:
+        b, n = int(hit[2]), int(hit[3])
+        return f"{hit[1]}[{b // groups}, {b % groups * size + n}]"
 
     message = re.sub(r"(outputs\['\w+'\])\[(\d+), (\d+)\]", query, message)
     return re.sub(
         r"(outputs\['\w+'\]|targets)\[(\d+)\](?=\[| to)",
-        lambda found: f"{found[1]}[{int(found[2]) // groups}]",
+        lambda hit: f"{hit[1]}[{int(hit[2]) // groups}]",
         message,
     )

@@ -24,7 +24,7 @@ class HungarianMatcher(Matcher):
 
     Raises:
         KeyError: if ``cost_gain`` lacks a weight.
-        ValueError: if all are 0.
+        ValueError: if all weights are 0.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class HungarianMatcher(Matcher):
         self.use_fl = use_fl
         self.alpha = alpha
         self.gamma = gamma
-        fast_matcher(self, self._options())  # so that wrong weights are an error here
+        fast_matcher(self, self._options())  # so that wrong weights raise here
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -61,10 +61,10 @@ class HungarianMatcher(Matcher):
         gt_cls: Tensor,  # [T]
         gt_groups: list[int],  # B times M
     ) -> Pairs:
-        """Matches one decoder layer's predictions.
+        """Match one decoder layer's predictions.
 
         Args:
-            pred_bboxes: predicted boxes, their centre, width and height.
+            pred_bboxes: predicted boxes as centre, width and height.
             pred_scores: logits.
             gt_bboxes: the boxes of all images' targets.
             gt_cls: their classes.
@@ -72,7 +72,7 @@ class HungarianMatcher(Matcher):
 
         Returns:
             For each image ``(index_i, index_j)``: int64 CPU tensors of length min(N, M) with the
-            matched queries, ascending, and the target of each, counted through all images.
+            matched queries, ascending, and the target of each, counted across all images.
 
         Raises:
             ValueError: as :meth:`detr_fast.FastMatcher.forward`, but not for predictions of NaN or
@@ -94,7 +94,7 @@ class HungarianMatcher(Matcher):
         try:
             pairs = match(self, self._options(), outputs, targets, self._fill, fill_nan_boxes=True)
         except ValueError as error:
-            raise ValueError(_in_their_names(str(error), start)) from None
+            raise ValueError(_in_ultralytics_names(str(error), start)) from None
         return place(self, [(i, j + first) for (i, j), first in zip(pairs, start, strict=False)])
 
     def _fill(self, blocks: list[Tensor]) -> list[Tensor]:
@@ -104,10 +104,10 @@ class HungarianMatcher(Matcher):
         ]
 
 
-def _in_their_names(message: str, start: list[int]) -> str:
-    def target(found: re.Match) -> str:
-        name = {"labels": "gt_cls", "boxes": "gt_bboxes"}[found[2]]
-        return f"{name}[{start[int(found[1])] + int(found[3])}]"
+def _in_ultralytics_names(message: str, start: list[int]) -> str:
+    def target(hit: re.Match) -> str:
+        name = {"labels": "gt_cls", "boxes": "gt_bboxes"}[hit[2]]
+        return f"{name}[{start[int(hit[1])] + int(hit[3])}]"
 
     message = re.sub(r"targets\[(\d+)\]\['(labels|boxes)'\]\[(\d+)\]", target, message)
     return message.replace("outputs['pred_logits']", "pred_scores").replace(
