@@ -163,6 +163,28 @@ def test_cuda_home_without_nvcc_gives_one_line(tree, tmp_path):
     assert_one_line(done, f"CUDA_HOME={tmp_path} has no bin/nvcc", "DETR_FAST_CUDA=0")
 
 
+@linux_only
+@pytest.mark.parametrize("case", ["switched off", "no nvcc", "nvcc"])
+def test_the_decision_about_cuda_is_printed(tree, tmp_path, case):
+    (tree / "csrc" / "CMakeLists.txt").write_text("message(FATAL_ERROR enough)\n")
+    nvcc = fake_nvcc(tmp_path / "cuda", "exit 0")
+    given, expected = {
+        "switched off": (
+            {"DETR_FAST_CUDA": "0", "CUDA_HOME": str(tmp_path / "cuda")},
+            "off: DETR_FAST_CUDA=0",
+        ),
+        "no nvcc": ({"PATH": path_without_nvcc(tmp_path / "bin")}, "off: there is no nvcc"),
+        "nvcc": (
+            {"CUDA_HOME": str(tmp_path / "cuda")},
+            f"on: {nvcc} (from CUDA_HOME); architectures 8.0 12.0+PTX (default)",
+        ),
+    }[case]
+    done = build(tree, **given)
+    said = [line for line in done.stdout.splitlines() if line.startswith("detr_fast: CUDA: ")]
+    assert len(said) == 1, done.stdout + done.stderr
+    assert said[0].startswith(f"detr_fast: CUDA: {expected}")
+
+
 def test_wrong_switch_gives_one_line(tree):
     assert_one_line(build(tree, DETR_FAST_CUDA="yes"), "DETR_FAST_CUDA=yes, expected 1, 0")
 

@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import detr_fast
 from detr_fast import _C, info
@@ -36,6 +38,72 @@ def test_says_what_was_built():
         assert not hasattr(_C, "cuda")
     for op in info.OPS:
         assert callable(getattr(_C, op))
+
+
+def section(title: str) -> dict[str, str]:
+    """The entries under a title of the report."""
+    _, _, below = info.report().partition(f"\n{title}\n")
+    entries = re.match(r"(  .*\n?)+", below)[0].splitlines()
+    return dict(re.split(r"  +", entry.strip(), maxsplit=1) for entry in entries)
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Makes it a build with CUDA kernels, whose driver runs so new a CUDA, or one without."""
+
+    def build(cuda: bool, driver: int = 0) -> None:
+        monkeypatch.setattr(_C, "cuda_version", "13.0" if cuda else None)
+        monkeypatch.setattr(_C, "cuda_architectures", "8.0" if cuda else "")
+        monkeypatch.delattr(_C, "cuda", raising=False)
+        if cuda:
+            ops = SimpleNamespace(driver_version=lambda: driver, **dict.fromkeys(info.OPS))
+            monkeypatch.setattr(_C, "cuda", ops, raising=False)
+
+    return build
+
+
+def test_forms_of_the_ops(built):
+    built(cuda=True)
+    assert section("compiled ops") == dict.fromkeys(info.OPS, "CPU, CUDA")
+    del _C.cuda.box_iou
+    found = section("compiled ops")
+    assert {op for op, forms in found.items() if forms == "CPU"} == {"box_iou"}
+    built(cuda=False)
+    assert section("compiled ops") == dict.fromkeys(info.OPS, "CPU")
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_without_a_gpu_the_report_says_so(built, monkeypatch, cuda):
+    built(cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(info.Path, "is_file", lambda path: False)  # the driver's
+    assert section("NVIDIA") == {"driver": "none", "devices": "none that torch can use"}
+    built(cuda, driver=12080)
+    assert section("NVIDIA")["driver"].endswith("runs CUDA up to 12.8" if cuda else "none")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "expected"),
+    [
+        (True, (8, 6), "code for 8.0"),
+        (True, (9, 0), "NO CODE: rebuild with TORCH_CUDA_ARCH_LIST=9.0"),
+        (False, (9, 0), "no CUDA code was built"),
+    ],
+)
+def test_each_device_is_listed_with_its_code(built, monkeypatch, cuda, capability, expected):
+    built(cuda)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name, value in {
+        "is_available": True,
+        "device_count": 2,
+        "get_device_capability": capability,
+        "get_device_name": "NVIDIA X",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    found = section("NVIDIA")
+    assert set(found) == {"driver", "cuda:0", "cuda:1"}
+    number = ".".join(map(str, capability))
+    assert found["cuda:1"] == f"NVIDIA X, compute capability {number}: {expected}"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ import pytest
 import torch
 from devices import needs_cuda
 from test_matching import CASES, predictions, targets_of
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from detr_fast import FastMatcher, PackedTargets
+from detr_fast.matching_cuda import read_targets
 
 
 def assert_equal(packed, targets) -> None:
@@ -45,6 +48,52 @@ def test_a_copy_to_the_cpu_is_complete(monkeypatch) -> None:
     assert asked == [False, False, True]
 
 
+class Crossings(TorchDispatchMode):
+    """Within it, the operations that have to do with tensors of two devices, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        leaves = pytree.tree_leaves((args, kwargs, result))
+        if len({leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)}) > 1:
+            self.seen.append(function._schema.name)
+        return result
+
+
+@pytest.mark.parametrize("sizes", [[3, 0, 2], [0, 0], [], [5] * 40])
+@pytest.mark.parametrize("capacity", [None, 300])
+def test_one_copy_takes_all_to_another_device(sizes, capacity) -> None:
+    packed = PackedTargets.pack(targets_of(sizes), capacity)
+    with Crossings() as crossings:
+        moved = packed.to("meta")
+        assert moved.to("meta") is moved and packed.to("cpu") is packed
+    assert crossings.seen == ["aten::_to_copy"]
+    for name in ("labels", "boxes", "offsets"):
+        there, here = getattr(moved, name), getattr(packed, name)
+        assert there.device.type == "meta"
+        assert there.untyped_storage()._cdata == moved.buffer.untyped_storage()._cdata
+        assert (there.shape, there.dtype) == (here.shape, here.dtype)
+        assert there.storage_offset() == here.storage_offset()
+    if capacity is not None:
+        with Crossings() as crossings:
+            moved.copy_(packed)
+        assert crossings.seen == ["aten::copy_"]
+
+
+@pytest.mark.parametrize("form", ["list", "packed", "capacity"])
+def test_one_copy_takes_a_matchers_targets_to_the_predictions(form) -> None:
+    given = targets_of([5] * 40)
+    if form != "list":
+        given = PackedTargets.pack(given, 300 if form == "capacity" else None)
+    with Crossings() as crossings:
+        found = read_targets(given, 40, torch.device("meta"))
+    assert crossings.seen == ["aten::_to_copy"]
+    assert {found.labels.device, found.boxes.device, found.offsets.device} == {torch.device("meta")}
+
+
 def test_a_copy_is_another_buffer() -> None:
     packed = PackedTargets.pack(targets_of([3, 2]), capacity=9)
     copied = packed.to("cpu", copy=True)
@@ -56,7 +105,7 @@ def test_a_copy_is_another_buffer() -> None:
 def test_nothing_is_copied_to_a_gpu_while_a_graph_is_captured(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     packed = PackedTargets.pack(targets_of([3, 2]), capacity=9)
-    with pytest.raises(RuntimeError, match="capacity and take them to the GPU before"):
+    with pytest.raises(RuntimeError, match="capacity and move them to the GPU before"):
         packed.to("cuda")
 
 
