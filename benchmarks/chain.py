@@ -35,7 +35,7 @@ class _Solver:
         self.rows, self.cols = cost.shape
         self.v = np.zeros(self.cols)
         self.rounds = self.visits = 0
-        self.take_cheapest()
+        self.assign_cheapest()
 
     def solve(self) -> None:
         for root in self.compete(self.typical_gap()):
@@ -47,7 +47,7 @@ class _Solver:
     def free_rows(self) -> list[int]:
         return np.flatnonzero(self.col_of < 0).tolist()
 
-    def take_cheapest(self) -> None:
+    def assign_cheapest(self) -> None:
         reduced = self.cost - self.v
         self.u = reduced.min(1)
         self.row_of, self.col_of = np.full(self.cols, -1), np.full(self.rows, -1)
@@ -74,7 +74,7 @@ class _Solver:
         free = self.auction(free, 0, MOST_GAPS * gap, EXACT_ROUNDS)
         if len(free) > FEW_FREE + self.rows // 16:
             self.auction(free, STEP * gap, MOST_GAPS * gap, self.rows + MORE_ROUNDS)
-            self.take_cheapest()
+            self.assign_cheapest()
             free = self.auction(self.free_rows(), 0, MOST_GAPS * gap, EXACT_ROUNDS)
         return free
 

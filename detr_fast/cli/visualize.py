@@ -169,7 +169,7 @@ def _matching(args: argparse.Namespace) -> None:
     chosen = torch.utils.data.Subset(dataset, [args.index])
     ((images, mask, targets),) = batches(chosen, device)
     if not len(targets[0]["labels"]):
-        raise ValueError(f"image {args.index} of the data has no targets: there is nothing to match")
+        raise ValueError(f"image {args.index} has no targets: there is nothing to match")
     with autocast(device, amp_dtype(args.amp, device)):
         outputs = model(images, mask)
     layers = [*outputs.get("aux_outputs", ()), outputs]

@@ -1,13 +1,10 @@
 """The training loop (paper, section 4): steps, evaluation, checkpoints, resuming."""
 
+import contextlib
 import math
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,11 +24,13 @@ from detr_fast.training.config import TrainConfig
 from detr_fast.training.graph import GraphedStep, ShapeMismatch, cuda_graph_obstacle
 from detr_fast.training.initial import load_initial
 from detr_fast.training.instability import MatchingInstability
+from detr_fast.training.interval import LogInterval
 from detr_fast.training.loader import TrainLoader, default_workers
 from detr_fast.training.logs import ProgressBar, RunLog
 from detr_fast.training.memory import is_out_of_memory, out_of_memory_advice
 from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.schedule import make_scheduler, set_step
+from detr_fast.training.signals import StopSignals
 from detr_fast.training.step import TrainStep, ignore
 
 SAVE_MINUTES = 30.0
@@ -159,7 +158,7 @@ class Trainer:
             config.compile,
         )
         self.graphed = self._graphed_step() if config.cuda_graph else None
-        self._stop = False
+        self._stop = StopSignals(announce=self.is_main)
         self._saved_at = time.monotonic()
 
     @property
@@ -177,44 +176,44 @@ class Trainer:
                 out of memory: as after any error in it, ``last.pt`` has the training before it.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        handlers = {}
-        if threading.current_thread() is threading.main_thread():  # Python allows it only there
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handlers[number] = signal.signal(number, self._on_signal)
-        log = RunLog(self.run_dir, self.step, self.evaluation_due) if self.is_main else None
-        bar = ProgressBar(self.total_steps, self.step, self.quiet)
-        row: dict[str, Any] = {}
-        try:
-            while self.evaluation_due or self.step < self.total_steps:
-                if not self.evaluation_due:  # due if resumed between training and evaluation
-                    self._train_epoch(self.step // self.steps_per_epoch, log, bar)
-                if self.evaluation_due:
-                    row = self._finish_epoch(log, bar)
-                    (stop,) = distributed.any_rank(self._stop)
-                    if stop and self.step < self.total_steps:
-                        raise self._interrupted()
-            if not row:  # resumed after the last step, whose evaluation is in the log already
-                row = self._evaluate(self.config.epochs, None, bar)
-        except RuntimeError as error:
-            if distributed.is_process_lost(error):
-                raise distributed.LostProcess(
-                    f"a process of this run is gone, after step {self.step} of {self.total_steps}"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._stop)
+            log = None
+            if self.is_main:
+                log = RunLog(self.run_dir, self.step, self.evaluation_due)
+                stack.callback(log.close)
+            bar = ProgressBar(self.total_steps, self.step, self.quiet)
+            stack.callback(bar.close)
+            try:
+                return self._run(log, bar)
+            except RuntimeError as error:
+                if distributed.is_process_lost(error):
+                    raise distributed.LostProcess(
+                        "a process of this run is gone, after step "
+                        f"{self.step} of {self.total_steps}"
+                    ) from error
+                if "DataLoader worker" not in str(error):
+                    raise
+                # In the middle of a step: there is no consistent state to save.
+                if self._stop.requested:  # SIGTERM to the process group ended the workers too
+                    raise Interrupted(f"stopped at step {self.step}: its workers ended") from error
+                raise ValueError(
+                    f"a data worker died at step {self.step}, perhaps for lack of memory (use "
+                    f"fewer --workers): {' '.join(str(error).split())}"
                 ) from error
-            if "DataLoader worker" not in str(error):
-                raise
-            # In the middle of a step: there is no consistent state to save.
-            if self._stop:  # SIGTERM to the process group ended the workers too
-                raise Interrupted(f"stopped at step {self.step}: its workers ended") from error
-            raise ValueError(
-                f"a data worker died at step {self.step}, perhaps for lack of memory (use fewer "
-                f"--workers): {' '.join(str(error).split())}"
-            ) from error
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            bar.close()
-            if log is not None:
-                log.close()
+
+    def _run(self, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        while self.evaluation_due or self.step < self.total_steps:
+            if not self.evaluation_due:  # due if resumed between training and evaluation
+                self._train_epoch(self.step // self.steps_per_epoch, log, bar)
+            if self.evaluation_due:
+                row = self._finish_epoch(log, bar)
+                (stop,) = distributed.any_rank(self._stop.requested)
+                if stop and self.step < self.total_steps:
+                    raise self._interrupted()
+        if not row:  # resumed after the last step, whose evaluation is in the log already
+            row = self._evaluate(self.config.epochs, None, bar)
         return row
 
     def _train_epoch(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> None:
@@ -230,53 +229,25 @@ class Trainer:
             self.loader.epoch(epoch, first_batch=done * config.accumulate)
         )
         self.parallel.train()
-        sums: dict[str, Tensor] = {}
-        summed, images_then, seconds_then = 0, self.images_seen, self.seconds
-        waited_then = self.prefetcher.data_seconds
+        interval = LogInterval(*self._counters())
         for _ in range(done, self.steps_per_epoch):
             loaded = [next(batches) for _ in range(config.accumulate)]
             losses = self.train_on(loaded)
             self.step += 1
             before, clock = clock, time.perf_counter()
             self.seconds += clock - before
-            summed += 1
-            if not sums:
-                sums = {name: value.clone() for name, value in losses.items()}
-            else:
-                torch._foreach_add_(list(sums.values()), [losses[name] for name in sums])
+            interval.add(losses)
             bar.advance()
             ends = self.step % self.steps_per_epoch == 0
             if self.step % config.log_every == 0 or ends:
-                sums = distributed.mean_over_ranks(sums)
-                means = {name: float(value) / summed for name, value in sums.items()}
-                self._check_matching()
-                self._check_finite(means)
-                speed = (self.images_seen - images_then) / (self.seconds - seconds_then)
-                share = (self.prefetcher.data_seconds - waited_then) / (self.seconds - seconds_then)
-                means |= {
-                    "lr": float(self.optimizer.param_groups[0]["lr"]),
-                    "images_per_second": speed,
-                    "data_share": share,
-                }
-                if log is not None:
-                    log.write("train", self.step, self.step / self.steps_per_epoch, means)
-                bar.show(
-                    epoch=f"{epoch + 1}/{config.epochs}",
-                    loss=f"{means['loss']:.2f}",
-                    ce=f"{means['loss_ce']:.2f}",
-                    l1=f"{means['loss_bbox']:.2f}",
-                    giou=f"{means['loss_giou']:.2f}",
-                    **{"img/s": f"{speed:.0f} data {share:.0%} | step {1 - share:.0%}"},
-                )
-                sums, summed = {}, 0
-                images_then, seconds_then = self.images_seen, self.seconds
-                waited_then = self.prefetcher.data_seconds
+                self._log(interval, log, bar)
+                interval = LogInterval(*self._counters())
                 # Several processes must agree: do so here, where they wait for each other anyway.
-                stop, save = distributed.any_rank(self._stop, self._save_is_due())
+                stop, save = distributed.any_rank(self._stop.requested, self._save_is_due())
             else:
-                stop, save = self._stop and processes.world_size() == 1, False
+                stop, save = self._stop.requested and processes.world_size() == 1, False
                 if stop:  # never save a state from which training cannot continue
-                    self._check_finite({name: float(value) for name, value in sums.items()})
+                    self._check_finite(interval.means(over_ranks=False))
             if ends or stop or save:
                 last = self.step == self.total_steps
                 self.evaluation_due = ends and (last or (epoch + 1) % config.eval_every == 0)
@@ -285,6 +256,33 @@ class Trainer:
                 clock = time.perf_counter()  # saving does not count as training
             if stop:
                 raise self._interrupted()
+
+    def _counters(self) -> tuple[int, float, float]:
+        """Images, seconds of training, and of those the ones spent waiting for data, so far."""
+        return self.images_seen, self.seconds, self.prefetcher.data_seconds
+
+    def _log(self, interval: LogInterval, log: RunLog | None, bar: ProgressBar) -> None:
+        """Check and report the steps of an interval. Waits for the device and the processes."""
+        means = interval.means()
+        self._check_matching()
+        self._check_finite(means)
+        speed, share = interval.speed(*self._counters())
+        means |= {
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "images_per_second": speed,
+            "data_share": share,
+        }
+        if log is not None:
+            log.write("train", self.step, self.step / self.steps_per_epoch, means)
+        epoch = (self.step - 1) // self.steps_per_epoch
+        bar.show(
+            epoch=f"{epoch + 1}/{self.config.epochs}",
+            loss=f"{means['loss']:.2f}",
+            ce=f"{means['loss_ce']:.2f}",
+            l1=f"{means['loss_bbox']:.2f}",
+            giou=f"{means['loss_giou']:.2f}",
+            **{"img/s": f"{speed:.0f} data {share:.0%} | step {1 - share:.0%}"},
+        )
 
     def train_on(
         self, batches: list[Batch], mark: Callable[[str], None] = ignore
@@ -408,13 +406,6 @@ class Trainer:
         )
         self.best_ap = max(self.best_ap, row["AP"])
         return row
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._stop:  # the second signal: stop at once
-            raise KeyboardInterrupt
-        self._stop = True
-        if self.is_main and number == signal.SIGINT:  # SIGTERM is what torchrun sends
-            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
 
     def _save_is_due(self) -> bool:
         return 0 < 60 * self.save_minutes <= time.monotonic() - self._saved_at
