@@ -1,13 +1,13 @@
-"""Builds detr_fast._C with CMake and Ninja; everything else is in pyproject.toml.
+"""Build detr_fast._C with CMake and Ninja; everything else is in pyproject.toml.
 
 Torch is neither imported nor linked, so one build serves every torch version. Environment:
 
 CXX                   the C++ compiler
-MAX_JOBS              how many files are compiled at once; default: one per core
-DETR_FAST_CUDA        1 demands CUDA, 0 leaves it out; unset: CUDA is built if there is an nvcc
-CUDA_HOME, CUDA_PATH  where nvcc is looked for, before PATH
+MAX_JOBS              how many files to compile at once; default: one per core
+DETR_FAST_CUDA        1 requires CUDA, 0 omits it; unset: CUDA is built if nvcc is found
+CUDA_HOME, CUDA_PATH  where to look for nvcc, before PATH
 CUDAHOSTCXX           nvcc's host compiler; default: the C++ compiler
-TORCH_CUDA_ARCH_LIST  what to compile kernels for, "8.0;9.0+PTX"; default: see ARCHITECTURES
+TORCH_CUDA_ARCH_LIST  architectures to compile kernels for, "8.0;9.0+PTX"; default: ARCHITECTURES
 CMAKE_ARGS            further arguments to CMake
 """
 
@@ -35,17 +35,17 @@ def say(text: str) -> None:
 
 
 def stop(text: str) -> None:
-    """End the build with one line instead of a traceback."""
+    """End the build with a one-line message instead of a traceback."""
     raise SystemExit(f"detr_fast: {text}")
 
 
 def find_compiler() -> str:
-    """The C++ compiler's command line, after it has compiled one line of C++17."""
-    wanted = os.environ.get("CXX")
-    names = [wanted] if wanted else ["c++", "g++", "clang++"]
+    """Return the C++ compiler's command line, after a check that it compiles C++17."""
+    cxx = os.environ.get("CXX")
+    names = [cxx] if cxx else ["c++", "g++", "clang++"]
     command = next((name for name in names if shutil.which(shlex.split(name)[0])), None)
     if command is None:
-        missing = f"CXX={wanted} does not exist" if wanted else "none of c++, g++, clang++ found"
+        missing = f"CXX={cxx} does not exist" if cxx else "none of c++, g++, clang++ found"
         stop(
             f"no C++ compiler: {missing}. Install one (Debian and Ubuntu: apt install g++; "
             "macOS: xcode-select --install) or set CXX to its path."
@@ -53,20 +53,20 @@ def find_compiler() -> str:
     flags = shlex.split(os.environ.get("CXXFLAGS", ""))
     probe = [*shlex.split(command), *flags, "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
     source = "#include <vector>\nstd::vector<int> v;\n"
-    done = subprocess.run(probe, input=source, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+    result = subprocess.run(probe, input=source, capture_output=True, text=True)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[0]
         stop(f"the C++ compiler {command} cannot compile C++17: {reason}")
     return command
 
 
-# One for each generation: its code runs on all that have the same first figure and are not older.
-# Of the newest that nvcc knows, PTX is kept as well: later GPUs compile it when they first load it.
+# One for each generation: its code runs on all GPUs with the same major version that are not older.
+# For the newest that nvcc supports, PTX is included: later GPUs compile it when they first load it.
 ARCHITECTURES = ("7.0", "7.5", "8.0", "9.0", "10.0", "12.0")
 
 
 class Cuda(NamedTuple):
-    """What is built for CUDA, and why: nothing if there is no nvcc."""
+    """What to build for CUDA, and why; an empty ``nvcc`` means nothing."""
 
     reason: str
     nvcc: str = ""
@@ -75,30 +75,30 @@ class Cuda(NamedTuple):
 
 
 def decide_cuda(compiler: str) -> Cuda:
-    """Whether to build for CUDA. Never decided by whether a GPU is present."""
-    wanted = os.environ.get("DETR_FAST_CUDA", "")
-    if wanted not in ("", "0", "1"):
-        stop(f"DETR_FAST_CUDA={wanted}, expected 1, 0 or nothing")
-    if wanted == "0":
+    """Decide whether to build for CUDA. Whether a GPU is present does not matter."""
+    switch = os.environ.get("DETR_FAST_CUDA", "")
+    if switch not in ("", "0", "1"):
+        stop(f"DETR_FAST_CUDA={switch}, expected 1, 0 or nothing")
+    if switch == "0":
         return Cuda("off: DETR_FAST_CUDA=0")
     if sys.platform != "linux":
-        nvcc, found = "", f"CUDA is built on Linux only, and this is {sys.platform}"
+        nvcc, origin = "", f"CUDA is built on Linux only, and this is {sys.platform}"
     else:
-        nvcc, found = find_nvcc()
+        nvcc, origin = find_nvcc()
     if not nvcc:
-        if wanted == "1":
-            stop(f"DETR_FAST_CUDA=1, but {found}")
-        return Cuda(f"off: {found}")
-    architectures, chosen = choose_architectures(
+        if switch == "1":
+            stop(f"DETR_FAST_CUDA=1, but {origin}")
+        return Cuda(f"off: {origin}")
+    architectures, choice = choose_architectures(
         os.environ.get("TORCH_CUDA_ARCH_LIST", ""), nvcc_architectures(nvcc), nvcc
     )
     host = os.environ.get("CUDAHOSTCXX") or host_compiler(compiler)
     probe_nvcc(nvcc, host, architectures[0])
-    return Cuda(f"on: {nvcc} {found}; architectures {chosen}", nvcc, host, architectures)
+    return Cuda(f"on: {nvcc} {origin}; architectures {choice}", nvcc, host, architectures)
 
 
 def find_nvcc() -> tuple[str, str]:
-    """Path of nvcc, or nothing, and how it was or was not found."""
+    """Return the path of nvcc ("" if none), and where it was found or why it was not."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(name):
             nvcc = shutil.which("nvcc", path=os.path.join(home, "bin"))
@@ -110,27 +110,30 @@ def find_nvcc() -> tuple[str, str]:
 
 
 def nvcc_architectures(nvcc: str) -> list[str]:
-    """The compute capabilities that this nvcc compiles for, oldest first: "9.0", "12.0"."""
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
-    numbers = sorted(int(number) for number in re.findall(r"compute_(\d+)\b", listed.stdout))
-    if listed.returncode or not numbers:
-        stop(f"{nvcc} --list-gpu-arch: {reason_of(listed)}. Or set DETR_FAST_CUDA=0")
+    """Return the compute capabilities that this nvcc supports, oldest first: "9.0", "12.0"."""
+    result = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    numbers = sorted(int(number) for number in re.findall(r"compute_(\d+)\b", result.stdout))
+    if result.returncode or not numbers:
+        stop(
+            f"{nvcc} --list-gpu-arch fails: {reason_of(result)}. "
+            "Set DETR_FAST_CUDA=0 to build without CUDA."
+        )
     return [f"{number // 10}.{number % 10}" for number in numbers]
 
 
 def choose_architectures(
-    wanted: str,  # TORCH_CUDA_ARCH_LIST
+    arch_list: str,  # TORCH_CUDA_ARCH_LIST
     supported: Sequence[str],  # by nvcc, oldest first
     nvcc: str,
 ) -> tuple[tuple[str, ...], str]:
-    """The architectures to build, and the choice in words."""
-    if not wanted.strip(" ;"):
-        both = [name for name in ARCHITECTURES if name in supported]
-        if not both:
+    """Return the architectures to build, and a description of the choice."""
+    if not arch_list.strip(" ;"):
+        defaults = [name for name in ARCHITECTURES if name in supported]
+        if not defaults:
             stop(f"{nvcc} knows none of {' '.join(ARCHITECTURES)}: set TORCH_CUDA_ARCH_LIST")
-        both[-1] += "+PTX"
-        return tuple(both), f"{' '.join(both)} (default)"
-    names = tuple(dict.fromkeys(re.split(r"[;\s]+", wanted.strip("; "))))
+        defaults[-1] += "+PTX"
+        return tuple(defaults), f"{' '.join(defaults)} (default)"
+    names = tuple(dict.fromkeys(re.split(r"[;\s]+", arch_list.strip("; "))))
     for name in names:
         if not (match := re.fullmatch(r"(\d+\.\d)[af]?(\+PTX)?", name)):
             stop(f"TORCH_CUDA_ARCH_LIST: {name!r} is not of the form 9.0 or 9.0+PTX")
@@ -140,40 +143,40 @@ def choose_architectures(
 
 
 def host_compiler(compiler: str) -> str:
-    """The compiler itself, where a launcher stands before it: nvcc takes a program, not a line."""
+    """Return the compiler without a launcher before it: nvcc accepts a program, not a command."""
     launchers = ("ccache", "sccache", "distcc", "icecc")
     words = shlex.split(compiler)
     return next((word for word in words if os.path.basename(word) not in launchers), words[0])
 
 
 def probe_nvcc(nvcc: str, host: str, architecture: str) -> None:
-    """Stops unless nvcc compiles a kernel: it refuses host compilers newer than it knows."""
+    """Stop the build unless nvcc compiles a kernel: it rejects host compilers that are too new."""
     source = "#include <vector>\n#include <cuda_runtime.h>\n__global__ void f(int* x) { *x = 1; }\n"
     number = architecture.removesuffix("+PTX").replace(".", "")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.cu")
         path.write_text(source)
         flags = ["-std=c++17", "-ccbin", host, f"-arch=sm_{number}", "-c", "-o", f"{path}.o"]
-        done = subprocess.run([nvcc, *flags, str(path)], capture_output=True, text=True)
-    if done.returncode:
+        result = subprocess.run([nvcc, *flags, str(path)], capture_output=True, text=True)
+    if result.returncode:
         stop(
-            f"{nvcc} with host compiler {host} fails: {reason_of(done)}. Set CUDAHOSTCXX to a "
-            "compiler that it takes, or DETR_FAST_CUDA=0 to build without CUDA."
+            f"{nvcc} with host compiler {host} fails: {reason_of(result)}. Set CUDAHOSTCXX to a "
+            "compiler that it supports, or DETR_FAST_CUDA=0 to build without CUDA."
         )
 
 
-def reason_of(done: subprocess.CompletedProcess) -> str:
-    """The first line that says error, or else the first line."""
-    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+def reason_of(result: subprocess.CompletedProcess) -> str:
+    """Return the first output line that contains "error", or else the first line."""
+    lines = [line.strip() for line in (result.stderr + result.stdout).splitlines() if line.strip()]
     return next((line for line in lines if "error" in line.lower()), (lines or ["no message"])[0])
 
 
 def tool(name: str) -> str:
-    """Path of cmake or ninja: the one installed beside this Python first, then any on PATH."""
-    beside = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    path = shutil.which(name, path=beside)
+    """Return the path of cmake or ninja, looking first beside this Python, then on PATH."""
+    search_path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    path = shutil.which(name, path=search_path)
     if path is None:
-        stop(f"{name} not found: pip install {name}, or leave build isolation on.")
+        stop(f"{name} not found: pip install {name}, or do not disable build isolation.")
     return path
 
 
@@ -190,10 +193,11 @@ class CMakeBuild(build_ext):
         try:
             import pybind11
         except ImportError:
-            stop("pybind11 not found: pip install pybind11, or leave build isolation on.")
+            stop("pybind11 not found: pip install pybind11, or do not disable build isolation.")
 
-        # Configured afresh each time, since the last run's cmake, ninja and pybind11 may have lived
-        # in a deleted build environment. Object files stay: only what changed is compiled again.
+        # Configure from scratch each time, since the last run's cmake, ninja and pybind11 may have
+        # been in a build environment that is now deleted. Object files are kept: only what changed
+        # is compiled again.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         configure = [
             tool("cmake"),
@@ -219,7 +223,7 @@ class CMakeBuild(build_ext):
         environment = os.environ if os.name == "nt" else {**os.environ, "CXX": compiler}
         for command in (configure, compile_):
             if subprocess.run(command, env=environment).returncode:
-                stop(f"the build stopped; the lines above say why ({shlex.join(command)})")
+                stop(f"the build failed; see the output above ({shlex.join(command)})")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(next(build.glob(f"_C*{target.suffix}")), target)
 
@@ -227,7 +231,7 @@ class CMakeBuild(build_ext):
 def main() -> None:
     if int(setuptools.__version__.split(".")[0]) < 77:
         stop(f"setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77'.")
-    # No sources for setuptools to compile; `depends` puts them into the source distribution.
+    # setuptools compiles no sources; `depends` adds them to the source distribution.
     sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
     setup(
         ext_modules=[Extension("detr_fast._C", sources=[], depends=sources)],

@@ -1,7 +1,7 @@
-// detr_fast._C, but for its submodule cuda: with the other bindings*.cpp all that knows Python.
-// Callers (detr_fast/ops, detr_fast/matching.py) own all memory, check shapes and values, and turn
-// the returned status into an exception; addresses are plain integers. The GIL is released while
-// anything is computed.
+// detr_fast._C, except its submodule cuda. Only bindings*.cpp use Python. The callers
+// (detr_fast/ops, detr_fast/matching_cpu.py, detr_fast/matching_cuda.py) own all memory, check
+// shapes and values, and turn the returned status into an exception; addresses are plain integers.
+// The GIL is released during computation.
 #include "bindings.h"
 
 #include <pybind11/numpy.h>
@@ -37,8 +37,8 @@ Result result_of(const Fault& fault) {
 
 using Index = py::array_t<int64_t>;
 
-// (fault, answer): the fault is None or (status, problem). An enum's == in Python takes a
-// microsecond.
+// Returns (fault, answer). The fault is None or (status, problem): None rather than Status::kOk,
+// because comparing an enum in Python takes a microsecond.
 template <class Real>
 py::tuple solve(const std::vector<cpu::Problem<Real>>& problems, bool maximize, int threads,
                 py::object answer) {
@@ -76,7 +76,7 @@ py::tuple linear_sum_assignment(const py::array& cost, bool maximize, int thread
   return run(cost, maximize, threads);
 }
 
-// None unless all are what the solver reads in place.
+// Returns None unless the solver can read all arrays in place.
 template <class Real>
 py::object assign_arrays(const py::list& costs, bool maximize, int threads) {
   const size_t count = costs.size();
@@ -133,7 +133,7 @@ Result match(const Addresses& logits, const Addresses& boxes,
   return result_of(cpu::match(in, at<int64_t>(index)));
 }
 
-// What was built, for detr_fast/info.py.
+// Defines attributes that describe the build, for detr_fast/info.py.
 void define_build(py::module_& m) {
   m.attr("compiler") = build::kCompiler;
   m.attr("build_type") = build::kType;
@@ -178,23 +178,24 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "costs: list of arrays. Returns (fault, list of (row_index, col_index)), or None unless "
         "all are aligned contiguous matrices of float32, or all of float64.");
 
-  m.def("match", &match, py::arg("logits"), py::arg("boxes"), py::arg("shape"), py::arg("dtypes"),
-        py::arg("labels"), py::arg("target_boxes"), py::arg("counts"), py::arg("cost"),
-        py::arg("nonfinite_last"), py::arg("index"), py::arg("threads"),
-        "logits, boxes: one address per layer, contiguous [B, N, C] and [B, N, 4]; shape: (B, N, "
-        "C); dtypes of both: 0 float32, 1 float16, 2 bfloat16, 3 float64 (both or neither); "
-        "labels, target_boxes, counts: one per image, int64 [M], [M, 4] in float64 or else "
-        "float32, and M; cost: ((class, bbox, giou), focal, (alpha, gamma, eps), (giou added, giou "
-        "lowest)); index: int64, written: for each layer, for each image min(N, M) queries and "
-        "then their targets. Returns (status, problem, query, target) of the first fault; for a "
-        "target's label or box `problem` is the image.");
+  m.def(
+      "match", &match, py::arg("logits"), py::arg("boxes"), py::arg("shape"), py::arg("dtypes"),
+      py::arg("labels"), py::arg("target_boxes"), py::arg("counts"), py::arg("cost"),
+      py::arg("nonfinite_last"), py::arg("index"), py::arg("threads"),
+      "logits, boxes: one address per layer, contiguous [B, N, C] and [B, N, 4]; shape: (B, N, "
+      "C); dtypes of both: 0 float32, 1 float16, 2 bfloat16, 3 float64 (both or neither); "
+      "labels, target_boxes, counts: one per image, int64 [M], [M, 4] in float64 if logits are, "
+      "else float32, and M; cost: ((class, bbox, giou), focal, (alpha, gamma, eps), (giou added, "
+      "giou lowest)); index: int64, written: for each layer and each image, min(N, M) queries "
+      "and then their targets. Returns (status, problem, query, target) of the first fault; for a "
+      "target's label or box, `problem` is the image.");
 
   m.def("pool_size", &cpu::pool_size,
-        "Threads of the pool of our own that exist now, callers not counted.");
+        "The number of threads that now exist in the module's own pool, callers not counted.");
 
   m.def("threads_in_use", &cpu::threads_in_use,
-        "Whose threads share the work: OpenMP (torch's) or own. DETR_FAST_THREADS=own in the "
-        "environment, before the first call, leaves torch's alone.");
+        "Which threads share the work: OpenMP (torch's) or own. If DETR_FAST_THREADS=own is set in "
+        "the environment before the first call, torch's are not used.");
 
   m.def("simd", &cpu::simd_name, "The instruction set in use: avx512, avx2 or plain.");
 

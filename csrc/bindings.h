@@ -1,4 +1,4 @@
-// What the bindings share: addresses as integers, and options as Python passes them.
+// What the bindings share: addresses as integers, and options in the form that Python passes.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -27,7 +27,7 @@ inline std::vector<const void*> pointers(const Addresses& addresses) {
   return all;
 }
 
-// (class, bbox, giou), is focal, (alpha, gamma, eps), (giou_added, giou_lowest)
+// (class, bbox, giou), whether focal, (alpha, gamma, eps), (giou_added, giou_lowest)
 using CostOptions = std::tuple<std::tuple<double, double, double>, bool,
                                std::tuple<double, double, double>, std::tuple<double, double>>;
 
@@ -41,10 +41,10 @@ inline PairCostOptions pair_cost_options(const CostOptions& cost) {
   return options;
 }
 
-// Fills the submodule `cuda`: the ops' GPU forms, each under the name of its CPU form.
+// Fills the submodule `cuda` with the GPU versions of the ops, under the names of the CPU versions.
 void define_cuda(pybind11::module_ m);
 
-// The ops on boxes, and their GPU forms for the submodule.
+// Define the ops on boxes, and their GPU versions in the submodule.
 void define_boxes(pybind11::module_& m);
 void define_cuda_boxes(pybind11::module_& m);
 

@@ -1,5 +1,5 @@
 // detr_fast._C.cuda: the launchers of CUDA kernels. As in bindings.cpp, callers own all memory and
-// check what they pass; nothing here waits for the device.
+// check their arguments; nothing here waits for the device.
 #include <string>
 
 #include "bindings.h"
@@ -64,9 +64,9 @@ void linear_sum_assignment(int64_t problems, const Addresses& cost,
 }  // namespace
 
 void define_cuda(py::module_ m) {
-  m.doc() = "Launchers of CUDA kernels: device addresses, a device index and a stream's address.";
+  m.doc() = "Launchers of CUDA kernels: they take device addresses, a device index and a stream.";
   m.def("driver_version", &cuda::driver_version,
-        "The newest CUDA that the installed driver runs, 1000 * major + 10 * minor; 0 without.");
+        "The newest CUDA that the installed driver runs, 1000 * major + 10 * minor; 0: no driver.");
   m.def("assignment_workspace", &cuda::assignment_workspace, py::arg("device"), py::arg("rows"),
         py::arg("cols"),
         "Bytes of device memory per problem that an assignment of up to rows x cols needs.");
@@ -78,18 +78,19 @@ void define_cuda(py::module_ m) {
         "logits, boxes: one device address per layer, contiguous [B, N, C] and [B, N, 4]; shape: "
         "(B, N, C); dtypes of both: 0 float32, 1 float16, 2 bfloat16; labels int64 [T] and "
         "target_boxes float32 [T, 4] of all images; targets: T; counts: M of each image, unused "
-        "if device_offsets, int32 [B + 1], is not 0; most_targets: of one image, at most; cost: "
-        "as _C.match; scratch: float32 [L * T * N]; query_index: int64 [L, T], written; pairs: "
-        "int64, written as _C.match's index, or 0; faults: uint64 [L * B] that host and device "
-        "share; memory: [L * B * assignment_workspace(device, min(N, most), max(N, most))].");
+        "if device_offsets, int32 [B + 1], is not 0; most_targets: the largest number of one "
+        "image; cost: as for _C.match; scratch: float32 [L * T * N]; query_index: int64 [L, T], "
+        "written; pairs: int64, written like _C.match's index, or 0; faults: uint64 [L * B], "
+        "shared by host and device; memory: [L * B * assignment_workspace(device, min(N, most), "
+        "max(N, most))].");
   m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("problems"), py::arg("cost"),
         py::arg("rows"), py::arg("cols"), py::arg("is_double"), py::arg("transposed"),
         py::arg("row_index"), py::arg("col_index"), py::arg("status"), py::arg("memory"),
         py::arg("device"), py::arg("stream"),
         "problems: P; cost: one device address per problem, contiguous [rows, cols], rows <= cols, "
         "float64 if is_double, else float32; transposed: 1 for each problem whose columns are the "
-        "caller's rows; or these four with one entry for a batch [P, rows, cols]; row_index, "
-        "col_index: int64 [sum of rows], written, as the caller counts and in "
+        "caller's rows. For a batch [P, rows, cols], cost, rows, cols and transposed have one "
+        "entry. row_index, col_index: int64 [sum of rows], written, as the caller's indices in "
         "order of the caller's rows; status: int32 [P], written; memory: [P * "
         "assignment_workspace(device, most rows, most cols)].");
   define_cuda_boxes(m);

@@ -1,4 +1,4 @@
-// Dropout on the CPU in detr_fast._C; what bindings.cpp says of callers holds.
+// Dropout on the CPU in detr_fast._C. Callers' duties: see bindings.cpp.
 #include "bindings.h"
 #include "cpu/dropout.h"
 
@@ -19,9 +19,9 @@ void define_dropout(py::module_& m) {
         else
           cpu::dropout(in, at<const float>(x), relu, at<float>(out));
       },
-      "x [count], float32 or bfloat16, the address of an int64 seed, how many of 65536 are "
-      "dropped, "
-      "the scale of the others, whether of max(x, 0), out [count], written.");
+      "x [count], count, whether bfloat16 (else float32), the address of an int64 seed, how many "
+      "of 65536 elements are dropped, the scale of the others, whether to apply it to max(x, 0), "
+      "out [count], written, threads.");
   m.def(
       "relu_dropout_backward",
       [](Address gradient, Address out, int64_t count, bool bfloat, float scale, Address by_input,
@@ -35,7 +35,7 @@ void define_dropout(py::module_& m) {
           cpu::relu_dropout_backward(in, at<const float>(gradient), at<const float>(out),
                                      at<float>(by_input));
       },
-      "The gradient of dropout of max(x, 0) by x: from that of out, and out.");
+      "The gradient of dropout of max(x, 0) with respect to x, from out and its gradient.");
 }
 
 }  // namespace detr_fast

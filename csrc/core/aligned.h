@@ -1,5 +1,5 @@
-// Vectors in memory that begin at a cache line. The widest registers are as wide as a line: from
-// anywhere else every access would touch two, which costs the cost kernel half its speed.
+// Vectors whose memory begins at a cache line. The widest registers are as wide as a line: with any
+// other alignment every access would touch two lines, which halves the speed of the cost kernel.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ struct LineAllocator {
 template <class T>
 using AlignedVector = std::vector<T, LineAllocator<T>>;
 
-// Room for n elements; never less than before, so that nothing is filled twice.
+// Makes room for n elements; never shrinks, so that nothing is initialised twice.
 template <class T>
 T* grow(AlignedVector<T>& memory, size_t n) {
   if (memory.size() < n) memory.resize(n);

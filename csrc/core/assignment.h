@@ -6,15 +6,15 @@
 // Rows are targets, columns are queries, rows <= cols. Invariants between two steps:
 //   cost[i][j] - u[i] - v[j] >= 0, and = 0 where row i holds column j (complementary slackness);
 //   v[j] <= 0, and v[j] = 0 where column j is free.
-// Once every row holds a column they prove the assignment optimal. All arithmetic on dual variables
-// is in double.
+// Once every row holds a column, they prove that the assignment is optimal. All arithmetic on dual
+// variables is in double.
 //
-// 1. Each row takes its cheapest column, if that is free. The problems of a trained model mostly
+// 1. Each row takes its cheapest column, if that is free. The problems of a trained model usually
 //    end here.
-// 2. Where many rows want the same columns, an auction (core/auction.h) finds prices, at which each
-//    row takes its cheapest column again. Some columns are free then, but v[j] < 0: they are
-//    released first (core/search.h), which restores the last invariant.
-// 3. Searches (core/search.h) for what is left.
+// 2. Where many rows compete for the same columns, an auction (core/auction.h) finds prices, and at
+//    these each row takes its cheapest column again. Some columns are then free with v[j] < 0:
+//    they are released first (core/search.h), which restores the last invariant.
+// 3. Searches (core/search.h) assign the remaining rows.
 #pragma once
 
 #include <cmath>
@@ -31,7 +31,8 @@
 
 namespace detr_fast {
 
-// Keeps its memory from one problem to the next. Scan: the loops over a row, as PlainScan.
+// Keeps its memory from one problem to the next. Scan: the loops over a row, with the interface of
+// PlainScan.
 template <class Real, class Scan = PlainScan<Real>>
 class AssignmentSolver {
  public:
@@ -43,14 +44,13 @@ class AssignmentSolver {
         scan_(scan),
         auction_(scan, state_),
         search_(scan, state_) {}
-  AssignmentSolver(const AssignmentSolver&) = delete;  // whose parts refer to its state
+  AssignmentSolver(const AssignmentSolver&) = delete;  // members refer to state_
   AssignmentSolver& operator=(const AssignmentSolver&) = delete;
 
-  // Solves cost [rows, stride], whose columns from `cols` on are padding and hold infinity:
-  // rows <= cols, no NaN, no -infinity; +infinity forbids a pair. `minima` [rows] are the rows'
-  // minima where the caller knows them; `rows_on_demand`, where the caller has one, is called
-  // before the first look at a row, whose costs it then writes. Sums of doubles beyond 1e300 may
-  // overflow.
+  // Solves cost [rows, stride], whose columns from `cols` on are padding and hold infinity.
+  // Requires rows <= cols, no NaN and no -infinity; +infinity forbids a pair. `minima` [rows], if
+  // given, are the rows' minima. `rows_on_demand`, if given, is called before a row is first read
+  // and writes that row's costs. Sums of doubles beyond 1e300 may overflow.
   Status solve(const Real* cost, int64_t rows, int64_t cols, int64_t stride,
                const Minimum<Real>* minima = nullptr, Fetch rows_on_demand = {}) {
     if (stride > std::numeric_limits<int32_t>::max()) return Status::kTooLarge;
@@ -58,56 +58,56 @@ class AssignmentSolver {
     if (!start_greedily(minima)) return Status::kInfeasible;
     if (is_contested() && auction_.run()) {
       if (start_at_prices()) {
-        if (rows < cols) search_.release(auction_.sold());
+        if (rows < cols) search_.release(auction_.bought_cols());
         if (search_from_free_rows() && are_prices_precise()) return Status::kOk;
       }
-      state_.forget_prices();
+      state_.reset_prices();
       start_greedily(minima);
     }
     return search_from_free_rows() ? Status::kOk : Status::kInfeasible;
   }
 
-  // The answer: [rows] and [cols], -1 = free.
+  // The result: [rows] and [stride], -1 = free.
   const std::vector<int32_t>&col_of_row, &row_of_col;
 
  private:
-  // u = the row's minimum keeps all reduced costs >= 0; a row whose cheapest column is free takes
-  // it.
+  // Setting u to the row's minimum keeps all reduced costs >= 0. A row whose cheapest column is
+  // free takes it.
   bool start_greedily(const Minimum<Real>* minima) {
     for (int32_t i = 0; i < state_.rows; ++i) {
       Minimum<Real> cheapest;
       if (minima) cheapest = minima[i];
-      // Only the scan finds a free one among columns of equal cost.
+      // Among columns of equal cost, only the scan prefers a free one.
       if (!minima || (cheapest.col >= 0 && state_.row_of_col[cheapest.col] >= 0))
         cheapest = scan_.row_minimum(state_.row(i), state_.stride, state_.row_of_col.data());
       if (cheapest.col < 0) return false;
-      take(i, cheapest.value, cheapest.col);
+      assign_if_free(i, cheapest.value, cheapest.col);
     }
     return true;
   }
 
-  // Whether an auction takes less time than it saves, as measured with DETR's costs and random
-  // ones.
+  // Whether an auction saves more time than it takes, as measured with DETR's costs and random
+  // costs.
   bool is_contested() const {
     const int64_t free = static_cast<int64_t>(state_.free_rows.size());
     const int64_t rows = state_.rows, cols = state_.cols;
-    // Of independent random costs, 37 % of the rows are left where there are as many columns.
+    // With independent random costs and as many columns as rows, 37 % of the rows remain free.
     const bool few_suffice = rows == cols && rows >= kManyRows;
     return free * (few_suffice ? 3 : 2) > rows && rows * cols >= kFewEntries;
   }
 
-  // False if a row has no finite cost at these prices.
+  // Returns false if a row has no finite cost at these prices.
   bool start_at_prices() {
-    state_.forget_assignment();
+    state_.clear_assignment();
     for (int32_t i = 0; i < state_.rows; ++i) {
       const int32_t col = auction_.cheapest(i);
       if (col >= 0) {
-        take(i, static_cast<double>(state_.row(i)[col]) - state_.v[col], col);
+        assign_if_free(i, static_cast<double>(state_.row(i)[col]) - state_.v[col], col);
         continue;
       }
-      const Minimum<double> cheapest = search_.nearest(i);  // in double
+      const Minimum<double> cheapest = search_.nearest(i);  // computed in double
       if (cheapest.col < 0) return false;
-      take(i, cheapest.value, cheapest.col);
+      assign_if_free(i, cheapest.value, cheapest.col);
     }
     return true;
   }
@@ -118,8 +118,8 @@ class AssignmentSolver {
     return true;
   }
 
-  // Costs minus prices are rounded to the digits that prices have. Where some rows' costs are so
-  // small beside others that this is felt in the total, prices have spoilt it.
+  // A cost minus a price is rounded to the precision of the price. If the costs are so small beside
+  // the prices that this affects the total, the result at these prices is not precise enough.
   bool are_prices_precise() {
     double total = 0;
     for (int32_t i = 0; i < state_.rows; ++i)
@@ -128,7 +128,7 @@ class AssignmentSolver {
     return lost * state_.rows <= kMostLost * total;
   }
 
-  void take(int32_t row, double cost, int32_t col) {
+  void assign_if_free(int32_t row, double cost, int32_t col) {
     state_.u[row] = cost;
     if (state_.row_of_col[col] < 0)
       state_.assign(row, col);
@@ -137,7 +137,7 @@ class AssignmentSolver {
   }
 
   static constexpr int64_t kFewEntries = 5000, kManyRows = 200;
-  static constexpr double kMostLost = 1e-12;  // of the total
+  static constexpr double kMostLost = 1e-12;  // as a fraction of the total
 
   Scan scan_;
   AssignmentState<Real> state_;

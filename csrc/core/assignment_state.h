@@ -1,4 +1,4 @@
-// What the steps of the assignment solver share: the costs, the dual variables, and who holds what.
+// What the steps of the assignment solver share: costs, dual variables and the current assignment.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace detr_fast {
 
 template <class Real>
 struct AssignmentState {
-  // Called before the first look at a row, whose costs it then writes.
+  // Called before a row is first read; it writes that row's costs.
   struct Fetch {
     void (*row)(void* context, int32_t row) = nullptr;
     void* context = nullptr;
@@ -35,7 +35,7 @@ struct AssignmentState {
     fetch = rows_on_demand;
     if (fetch.row) fetched.assign(rows, 0);
     u.assign(padded(row_count), 0.0);
-    forget_prices();
+    reset_prices();
   }
 
   const Real* row(int32_t i) {
@@ -51,13 +51,14 @@ struct AssignmentState {
     col_of_row[i] = j;
   }
 
-  void forget_prices() {
+  // Sets v to 0 and clears the assignment; u is kept.
+  void reset_prices() {
     v.assign(stride, 0.0);
-    forget_assignment();
+    clear_assignment();
   }
 
-  // Rows take columns anew, the duals stay.
-  void forget_assignment() {
+  // The dual variables are kept.
+  void clear_assignment() {
     col_of_row.assign(rows, -1);
     row_of_col.assign(stride, -1);
     free_rows.clear();

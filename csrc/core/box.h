@@ -34,7 +34,7 @@ DETR_FAST_HD inline Box<Real> make_box_of_corners(Real x0, Real y0, Real x1, Rea
   return {x0 + half * w, y0 + half * h, w, h, x0, y0, x1, y1, w * h};
 }
 
-// What IoU and generalised IoU are made of.
+// The areas from which IoU and generalised IoU are computed.
 template <class Real>
 struct PairAreas {
   Real overlap, both, hull;  // of the intersection, the union, the smallest box around both
@@ -52,20 +52,21 @@ DETR_FAST_HD inline PairAreas<Real> pair_areas(const Box<Real>& a, const Box<Rea
   return {overlap, both, hull};
 }
 
-// How generalised IoU divides: by max(x + added, lowest). Published code differs.
-//   none   added 0, lowest the smallest normal number: a zero denominator, whose numerator is zero
-//          too, gives 0, and no other is changed
-//   eps    added eps, lowest as above
+// Guards the divisions in generalised IoU: each divides by max(x + added, lowest). Published code
+// differs in this.
+//   none   added 0, lowest the smallest normal number: a zero denominator, whose numerator is also
+//          zero, gives 0, and no other quotient changes
+//   eps    added eps, lowest as for none
 //   clamp  added 0, lowest eps
 template <class Real>
 struct GiouGuard {
   Real added, lowest;
 };
 
-// Generalised IoU (Rezatofighi et al. 2019), in [-1, 1]. Where both boxes have zero area the IoU is
-// 0/0, and where they also lie on one line the hull is empty too: both terms count as 0 then, so
-// two points at different places give -1, and coincident ones give 0. No pair of finite boxes gives
-// NaN.
+// Generalised IoU (Rezatofighi et al. 2019), in [-1, 1]. If both boxes have zero area, the IoU is
+// 0/0 and counts as 0; if they also lie on one line, the hull is empty and its term counts as 0.
+// So two different points give -1, or 0 if they lie on one horizontal or vertical line, and
+// coincident points give 0. No pair of finite boxes gives NaN.
 template <class Real>
 DETR_FAST_HD inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b,
                                          const GiouGuard<Real>& guard) {
@@ -74,14 +75,14 @@ DETR_FAST_HD inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b,
          (hull - both) / larger(hull + guard.added, guard.lowest);
 }
 
-// Divides by an area, where 0/0 counts as 0.
+// What to divide by for an area, such that 0/0 gives 0.
 template <class Real>
 DETR_FAST_HD inline Real divisor(Real area) {
   return area > 0 ? area : Real(1);
 }
 
-// IoU in [0, 1], or generalised IoU as above, unguarded. NaN if a coordinate is NaN or infinite,
-// which minima and maxima alone would hide.
+// IoU in [0, 1], or generalised IoU as above, without a guard. NaN if a coordinate is NaN or
+// infinite, which minimum and maximum alone would hide.
 template <bool kGeneralized, class Real>
 DETR_FAST_HD inline Real pair_iou(const Box<Real>& a, const Box<Real>& b) {
   const auto [overlap, both, hull] = pair_areas(a, b);

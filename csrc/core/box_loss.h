@@ -1,6 +1,6 @@
-// The box losses of DETR (Carion et al. 2020, section 3.1): of each decoder layer the sums, over
-// its matched pairs, of |box - target|_1 and of 1 - GIoU; and the class that each query should
-// have. Here: what both forms of these ops share, loops left to them.
+// The box losses of DETR (Carion et al. 2020, section 3.1): for each decoder layer, the sums over
+// its matched pairs of |box - target|_1 and of 1 - GIoU; and the class that each query should have.
+// This file has what the CPU and GPU versions of these ops share; each has its own loops.
 #pragma once
 
 #include <cstdint>
@@ -15,24 +15,24 @@ namespace detr_fast {
 
 enum class CoordinateLoss : int { kL1 = 0, kSmoothL1 = 1 };
 
-// The type that boxes stored as T are computed in.
+// The type used to compute with boxes that are stored as T.
 template <class T>
 using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Which query answers for which target. Nothing in it is trusted: an index outside its range counts
-// as unmatched.
+// Which query is matched to which target. The contents are not trusted: an index out of range
+// counts as unmatched.
 struct Matched {
   const int64_t* query_index;  // [L, T]; -1 = unmatched
-  const void* image_offsets;   // [B + 1] where each image's targets begin, and the last one's end
-  bool wide;                   // offsets are int64, not int32
+  const void* image_offsets;   // [B + 1] where each image's targets begin, and the last image's end
+  bool offsets_are_int64;      // else int32
   int64_t layers, images, queries, targets;  // L, B, N, T
 
   DETR_FAST_HD int64_t offset(int64_t b) const {
-    return wide ? static_cast<const int64_t*>(image_offsets)[b]
-                : static_cast<const int32_t*>(image_offsets)[b];
+    return offsets_are_int64 ? static_cast<const int64_t*>(image_offsets)[b]
+                             : static_cast<const int32_t*>(image_offsets)[b];
   }
 
-  // The targets begin..end-1 are image b's.
+  // The targets of image b are begin(b)..end(b)-1.
   DETR_FAST_HD int64_t begin(int64_t b) const {
     const int64_t first = offset(b);
     return first < 0 ? 0 : first;
@@ -42,7 +42,7 @@ struct Matched {
     return last > targets ? targets : last;
   }
 
-  // The image of target t, or -1 if it is none's.
+  // The image of target t, or -1 if t belongs to no image.
   DETR_FAST_HD int64_t image_of(int64_t t) const {
     int64_t low = 0, high = images;  // the first b in low..high with offset(b + 1) > t
     while (low < high) {
@@ -55,12 +55,12 @@ struct Matched {
     return low < images && offset(low) <= t ? low : -1;
   }
 
-  // In [L, B, N].
+  // The index of a query in [L, B, N].
   DETR_FAST_HD int64_t place(int64_t layer, int64_t image, int64_t query) const {
     return (layer * images + image) * queries + query;
   }
 
-  // The place of the query of target t in a layer, or -1.
+  // The place of the query that is matched to target t in a layer, or -1.
   DETR_FAST_HD int64_t place_of(int64_t layer, int64_t t) const {
     const int64_t query = query_index[layer * targets + t];
     if (query < 0 || query >= queries) return -1;
@@ -120,7 +120,8 @@ DETR_FAST_HD inline BoxLoss<Real> pair_loss(const Box<Real>& box, const Box<Real
           1 - pair_iou<true>(box, target)};
 }
 
-// Adds to `out` the derivative by cx, cy, w, h of `box`, where `by` are those by the two losses.
+// Adds to `out` the derivative with respect to cx, cy, w, h of `box`; `by` holds the derivatives
+// with respect to the two losses.
 template <class Real>
 DETR_FAST_HD inline void add_pair_gradient(const Box<Real>& box, const Box<Real>& target,
                                            CoordinateLoss kind, const BoxLoss<Real>& by,

@@ -1,4 +1,4 @@
-// Half-precision numbers as the bits that they are stored as, to float32 and back.
+// Conversion of half-precision numbers, held as their stored bits, to float32 and back.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,7 @@ DETR_FAST_HD inline float to_float(Half x) {
 #endif
 }
 
-// To the nearest; of two equally near ones to the even.
+// Rounds to nearest, ties to even.
 DETR_FAST_HD inline void store(float* to, float x) { *to = x; }
 
 DETR_FAST_HD inline void store(Bfloat* to, float x) {
@@ -65,7 +65,7 @@ DETR_FAST_HD inline void store(Half* to, float x) {
   if (magnitude > 0x7f800000u) {
     magnitude = 0x7e00u;  // NaN
   } else if (magnitude < 0x38800000u) {
-    // Below 2^-14: denormal. Adding 0.5 leaves multiples of 2^-24, a denormal's last bit.
+    // Below 2^-14: denormal. Adding 0.5 rounds to a multiple of 2^-24, a denormal's last bit.
     magnitude = bits_of_float(float_of_bits(magnitude) + 0.5f) - bits_of_float(0.5f);
   } else {
     magnitude = (magnitude + 0xfffu + (magnitude >> 13 & 1) - 0x38000000u) >> 13;

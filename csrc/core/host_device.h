@@ -1,10 +1,10 @@
-// Marks functions of core/ that kernels call as well.
+// Marks functions of core/ that are also called by kernels.
 #pragma once
 
 #ifdef __CUDACC__
 #define DETR_FAST_HD __host__ __device__
-// For the parts of a kernel's body: large, but called once. Without it the compiler makes calls of
-// them, whose registers it saves to memory.
+// For parts of a kernel's body, which are large but called once. Without it the compiler emits
+// calls to them and saves registers to memory around each.
 #define DETR_FAST_KERNEL_PART __host__ __device__ __forceinline__
 #else
 #define DETR_FAST_HD

@@ -1,8 +1,9 @@
 // The cost of matching a query to a target (Carion et al. 2020, section 3.1 and appendix A.2):
 //   cost = weight_class * class_cost(label) + weight_bbox * |box - box'|_1 - weight_giou * GIoU
 // where class_cost is minus the softmax probability, or the focal cost of Deformable DETR.
-// Here: the options of that formula, and it in plain scalars, which the GPU uses, and the CPU for
-// float64 predictions; the vectorised float32 form (cpu/simd/cost_kernels.h) is tested against it.
+// This file has the options of that formula, and the formula in plain scalars, used by the GPU and,
+// for float64 predictions, by the CPU. The vectorised float32 version (cpu/simd/cost_kernels.h) is
+// tested against it.
 #pragma once
 
 #include <cmath>
@@ -24,7 +25,7 @@ struct PairCostOptionsOf {
 };
 using PairCostOptions = PairCostOptionsOf<double>;
 
-// As the kernels want them. giou_lowest must not become 0, which would give 0/0.
+// Converted to float for the kernels. giou_lowest must not become 0, which would give 0/0.
 inline PairCostOptionsOf<float> to_float(const PairCostOptions& o) {
   const auto single = [](double x) { return static_cast<float>(x); };
   return {single(o.weight_class),
@@ -38,7 +39,8 @@ inline PairCostOptionsOf<float> to_float(const PairCostOptions& o) {
           larger(single(o.giou_lowest), std::numeric_limits<float>::min())};
 }
 
-// 1 / (sum of exp(x - max)) of one query, with its max; NaN where the softmax does not exist.
+// For one query: the max of its logits, and scale = 1 / (sum of exp(x - max)); NaN if the softmax
+// does not exist.
 template <class Real>
 struct Softmax {
   Real max, scale;
@@ -51,9 +53,9 @@ inline Softmax<double> softmax_of(const double* logits, int64_t classes) {
   return {max, 1 / sum};
 }
 
-// The change of the sigmoid focal loss if the query had this class (Zhu et al. 2021; Lin et al.
-// 2017): positive part minus negative part. 1 - p is computed from the logit and does not round to
-// 0 where p rounds to 1.
+// The change in the sigmoid focal loss if the query had this class (Zhu et al. 2021; Lin et al.
+// 2017): positive part minus negative part. 1 - p is computed from the logit, so it does not round
+// to 0 where p rounds to 1.
 template <class Real>
 DETR_FAST_HD inline Real focal_cost(Real logit, const PairCostOptionsOf<Real>& options) {
   const Real one = 1;

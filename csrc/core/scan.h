@@ -1,5 +1,5 @@
-// What the assignment solver does to a row of costs: the loops in which it spends its time, in
-// plain scalars. cpu/simd/scan_kernels.h has the same functions on vectors.
+// The loops over a row of costs in which the assignment solver spends its time, in plain scalars.
+// cpu/simd/scan_kernels.h has the same functions on vectors.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace detr_fast {
 
-// Floats in a row of costs are padded to a multiple of this with infinity, for every instruction
-// set alike: loops over a row need no remainder.
+// Rows of costs are padded with infinity to a multiple of this many entries, the same for every
+// instruction set, so that loops over a row need no remainder loop.
 constexpr int64_t kRowAlignment = 16;
 
 inline constexpr int64_t padded(int64_t n) {
@@ -22,28 +22,29 @@ struct Minimum {
   int32_t col;
 };
 
-// A row's cheapest column, and what its second cheapest costs; both infinity and -1 as above.
+// A row's cheapest column, its cost, and the cost of the second cheapest column (`next`); infinity
+// and -1 as above.
 template <class Real>
 struct Offer {
   Real cost, next;
   int32_t col;
 };
 
-// A row's entries c[0..n) and their columns' dual variables v[0..n). owner[j] < 0: column j is
-// free. Ties are common in costs of integers, and a free column ends a search: among columns of the
-// same value a free one is found first, and otherwise the leftmost.
+// Scans a row's entries c[0..n), with their columns' dual variables v[0..n). owner[j] < 0: column j
+// is free. Integer costs often tie, and a free column ends a search: of columns with the same value
+// the first free one is returned, or the first one if none is free.
 template <class Real>
 struct PlainScan {
   static Minimum<Real> row_minimum(const Real* c, int32_t n, const int32_t* owner) {
-    Minimum<Real> found = {std::numeric_limits<Real>::infinity(), -1};
+    Minimum<Real> least = {std::numeric_limits<Real>::infinity(), -1};
     for (int32_t j = 0; j < n; ++j)
-      if (c[j] < found.value ||
-          (c[j] == found.value && found.col >= 0 && owner[j] < 0 && owner[found.col] >= 0))
-        found = {c[j], j};
-    return found;
+      if (c[j] < least.value ||
+          (c[j] == least.value && least.col >= 0 && owner[j] < 0 && owner[least.col] >= 0))
+        least = {c[j], j};
+    return least;
   }
 
-  // distance = min(distance, base + c - v); the minimum of distance.
+  // Sets distance = min(distance, base + c - v); returns the minimum of distance.
   static Minimum<double> relax(const Real* c, const double* v, double* distance, int32_t n,
                                double base, const int32_t* owner) {
     for (int32_t j = 0; j < n; ++j) {
@@ -53,19 +54,19 @@ struct PlainScan {
     return PlainScan<double>::row_minimum(distance, n, owner);
   }
 
-  // The least c + price, and the least of the other columns'.
+  // The least c + price, and the least c + price of the other columns.
   static Offer<Real> cheapest(const Real* c, const Real* price, int32_t n, const int32_t* owner) {
     constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
-    Offer<Real> found = {kInfinity, kInfinity, -1};
+    Offer<Real> best = {kInfinity, kInfinity, -1};
     for (int32_t j = 0; j < n; ++j) {
       const Real cost = c[j] + price[j];
-      if (cost < found.cost ||
-          (cost == found.cost && found.col >= 0 && owner[j] < 0 && owner[found.col] >= 0))
-        found = {cost, found.cost, j};
-      else if (cost < found.next)
-        found.next = cost;
+      if (cost < best.cost ||
+          (cost == best.cost && best.col >= 0 && owner[j] < 0 && owner[best.col] >= 0))
+        best = {cost, best.cost, j};
+      else if (cost < best.next)
+        best.next = cost;
     }
-    return found;
+    return best;
   }
 };
 

@@ -1,5 +1,6 @@
 // Shortest augmenting paths in reduced costs (Dijkstra): from a row without a column to a free
-// column, and from a free column that has a price to one that needs none.
+// column, and from a free column with a price (v < 0) to a free row, or to a column that can become
+// free with v = 0.
 #pragma once
 
 #include <algorithm>
@@ -14,39 +15,40 @@
 
 namespace detr_fast {
 
-// Scan: the loops over a row, as PlainScan.
+// Scan: the loops over a row, with the interface of PlainScan.
 template <class Real, class Scan>
 class Search {
  public:
-  Search(Scan scan, AssignmentState<Real>& state) : scan_(scan), my_(state) {}
+  Search(Scan scan, AssignmentState<Real>& state) : scan_(scan), state_(state) {}
 
-  // The column that is cheapest for a row at the present prices.
+  // The cheapest column for a row at the current prices.
   Minimum<double> nearest(int32_t row) {
-    distance_.assign(my_.stride, kInfinity);
-    return scan_.relax(my_.row(row), my_.v.data(), distance_.data(), my_.stride, 0.0,
-                       my_.row_of_col.data());
+    distance_.assign(state_.stride, kInfinity);
+    return scan_.relax(state_.row(row), state_.v.data(), distance_.data(), state_.stride, 0.0,
+                       state_.row_of_col.data());
   }
 
-  // Gives row `root` a column, others different ones, at the least cost; false if there is none,
-  // which leaves the state undefined.
+  // Gives row `root` a column at the least total cost, reassigning other rows where necessary.
+  // Returns false if no column can be reached, which leaves the state undefined.
   bool augment(int32_t root) {
-    return go(
-        root, {my_.u.data(), my_.col_of_row.data()}, {my_.v.data(), my_.row_of_col.data()},
-        my_.stride, [this](int32_t i) { return my_.row(i); }, kInfinity);
+    return apply_shortest_path(
+        root, {state_.u.data(), state_.col_of_row.data()},
+        {state_.v.data(), state_.row_of_col.data()}, state_.stride,
+        [this](int32_t i) { return state_.row(i); }, kInfinity);
   }
 
-  // A free column must cost nothing: v = 0. For each of `columns` (-1 = none) that has a price and
-  // is free, a row takes it, or the price goes, whatever leads to the least cost. The same search,
-  // with rows and columns exchanged.
+  // A free column must have v = 0. For each of `columns` (-1 = none) that is free but has v < 0,
+  // either a row takes the column or v is reset to 0, whichever gives the lower total cost. The
+  // same search as augment(), with rows and columns exchanged.
   void release(const std::vector<int32_t>& columns) {
-    slot_of_col_.assign(my_.cols, -1);
+    slot_of_col_.assign(state_.cols, -1);
     slots_ = 0;
     for (const int32_t j : columns)
-      if (j >= 0 && my_.row_of_col[j] < 0 && my_.v[j] < 0)
-        go(
-            j, {my_.v.data(), my_.row_of_col.data()}, {my_.u.data(), my_.col_of_row.data()},
-            static_cast<int32_t>(my_.u.size()), [this](int32_t col) { return column(col); },
-            -my_.v[j]);
+      if (j >= 0 && state_.row_of_col[j] < 0 && state_.v[j] < 0)
+        apply_shortest_path(
+            j, {state_.v.data(), state_.row_of_col.data()},
+            {state_.u.data(), state_.col_of_row.data()}, static_cast<int32_t>(state_.u.size()),
+            [this](int32_t col) { return column(col); }, -state_.v[j]);
   }
 
  private:
@@ -59,76 +61,82 @@ class Search {
 
   struct Visit {
     int32_t node;     // on the root's side
-    int32_t through;  // its partner, through which it was reached; -1 for the root
-    double distance;  // of the partner
+    int32_t through;  // the node's partner, via which it was reached; -1 for the root
+    double distance;  // from the root to the partner
     double dual;      // of the partner, before the search
   };
 
-  // From `root` to a free node on the other side. With a `longest` path, which is the price of the
-  // root, the path may also end at any visited node that then is free and costs nothing.
-  // costs(k) are those of node k of the root's side, padded to n.
+  // Finds the shortest path from `root` to a free node on the other side, reassigns partners along
+  // it and updates the duals. If `longest` is finite (the price of the root), the path may also end
+  // at any visited node of the root's side, the root included, which then becomes free with a dual
+  // of 0. costs(k) returns the costs of node k of the root's side, padded to n. Returns false if no
+  // path exists.
   template <class Costs>
-  bool go(int32_t root, Side mine, Side other, int32_t n, Costs costs, double longest) {
+  bool apply_shortest_path(int32_t root, Side own, Side other, int32_t n, Costs costs,
+                           double longest) {
     const bool may_stay_free = longest < kInfinity;
     distance_.assign(n, kInfinity);
     visits_.clear();
     visits_.push_back({root, -1, 0.0, 0.0});
     double length = 0, shortest = longest;
-    int32_t end = -1;  // where the shortest path ends: a free node on the other side, or else
-    size_t last = 0;   // a visit; the first is the root, which stays free
+    // The shortest path ends at `end`, a free node on the other side, or, if that is -1, at the
+    // node of visit `last`; visit 0 is the root, which then stays free.
+    int32_t end = -1;
+    size_t last = 0;
     for (;;) {
       const int32_t node = visits_.back().node;
-      const Minimum<double> found = scan_.relax(costs(node), other.dual, distance_.data(), n,
-                                                length - mine.dual[node], other.partner);
-      if (!(found.value < shortest)) break;
-      length = found.value;
-      const int32_t next = other.partner[found.col];
+      const Minimum<double> nearest = scan_.relax(costs(node), other.dual, distance_.data(), n,
+                                                  length - own.dual[node], other.partner);
+      if (!(nearest.value < shortest)) break;
+      length = nearest.value;
+      const int32_t next = other.partner[nearest.col];
       if (next < 0) {
         shortest = length;
-        end = found.col;
+        end = nearest.col;
         break;
       }
-      if (may_stay_free && length - mine.dual[next] < shortest) {
-        shortest = length - mine.dual[next];
+      if (may_stay_free && length - own.dual[next] < shortest) {
+        shortest = length - own.dual[next];
         last = visits_.size();
       }
-      visits_.push_back({next, found.col, length, other.dual[found.col]});
-      // A visited node must not be reached again: a dual of -infinity makes every candidate
-      // infinite, which saves the inner loop a mask.
-      other.dual[found.col] = -kInfinity;
-      distance_[found.col] = kInfinity;
+      visits_.push_back({next, nearest.col, length, other.dual[nearest.col]});
+      // A visited node must not be reached again. A dual of -infinity makes every candidate
+      // infinite, so the inner loop needs no mask.
+      other.dual[nearest.col] = -kInfinity;
+      distance_[nearest.col] = kInfinity;
     }
     if (end >= 0) {
-      hand_on(end, visits_.size(), mine, other, costs);
+      reassign_along_path(end, visits_.size(), own, other, costs);
     } else if (!may_stay_free) {
       return false;
     } else if (last > 0) {
-      mine.partner[visits_[last].node] = -1;
-      hand_on(visits_[last].through, last, mine, other, costs);
+      own.partner[visits_[last].node] = -1;
+      reassign_along_path(visits_[last].through, last, own, other, costs);
     }
     for (const Visit& visit : visits_) {
       const double nearer = shortest - visit.distance;
-      double& dual = mine.dual[visit.node];
+      double& dual = own.dual[visit.node];
       dual += nearer;
       if (may_stay_free) dual = std::min(dual, 0.0);
       if (visit.through >= 0) other.dual[visit.through] = visit.dual - nearer;
     }
-    if (may_stay_free && end < 0) mine.dual[visits_[last].node] = 0;  // but for rounding, it is
+    if (may_stay_free && end < 0) own.dual[visits_[last].node] = 0;  // removes a rounding error
     return true;
   }
 
-  // Hands `node` of the other side to the one from which it was reached, that one's partner to the
-  // one before it, and so on to the root. relax() does not store where a distance came from, which
-  // would slow it down; the few nodes on the path look for it among the `end` visits before them.
+  // Pairs `node` of the other side with the node from which it was reached, that node's previous
+  // partner with the node before it, and so on up to the root. relax() does not store where a
+  // distance came from, as that would slow it down. For the few nodes on the path the predecessor
+  // is searched for among the first `end` visits.
   template <class Costs>
-  void hand_on(int32_t node, size_t end, Side mine, Side other, Costs costs) {
+  void reassign_along_path(int32_t node, size_t end, Side own, Side other, Costs costs) {
     for (;;) {
       const double dual = end < visits_.size() ? visits_[end].dual : other.dual[node];
       size_t best = 0;
       double least = kInfinity;
       for (size_t k = 0; k < end; ++k) {
         const Visit& visit = visits_[k];
-        const double candidate = (visit.distance - mine.dual[visit.node]) +
+        const double candidate = (visit.distance - own.dual[visit.node]) +
                                  static_cast<double>(costs(visit.node)[node]) - dual;
         if (candidate < least) {
           least = candidate;
@@ -137,29 +145,29 @@ class Search {
       }
       const Visit& from = visits_[best];
       other.partner[node] = from.node;
-      mine.partner[from.node] = node;
+      own.partner[from.node] = node;
       if (best == 0) return;
       node = from.through;
       end = best;
     }
   }
 
-  // A column's costs [padded rows], of the few columns that are asked for. (In the padding they are
-  // infinite, so that nobody asks whom these rows belong to.)
+  // A column's costs [padded rows], copied on first use, since only a few columns are needed. The
+  // padding is infinite, so that a scan never reads the partners of those rows.
   const Real* column(int32_t col) {
-    const size_t rows = my_.u.size();
+    const size_t rows = state_.u.size();
     if (slot_of_col_[col] < 0) {
       slot_of_col_[col] = slots_++;
       Real* const out = grow(columns_, rows * slots_) + rows * slot_of_col_[col];
-      for (int32_t i = 0; i < my_.rows; ++i) out[i] = my_.row(i)[col];
-      std::fill(out + my_.rows, out + rows, std::numeric_limits<Real>::infinity());
+      for (int32_t i = 0; i < state_.rows; ++i) out[i] = state_.row(i)[col];
+      std::fill(out + state_.rows, out + rows, std::numeric_limits<Real>::infinity());
     }
     return columns_.data() + rows * slot_of_col_[col];
   }
 
   Scan scan_;
-  AssignmentState<Real>& my_;
-  AlignedVector<double> distance_;  // of the shortest path so far; infinity if visited
+  AssignmentState<Real>& state_;
+  AlignedVector<double> distance_;  // of the shortest path found so far; infinity if visited
   std::vector<Visit> visits_;       // in the order of the search
   std::vector<int32_t> slot_of_col_;
   int32_t slots_ = 0;

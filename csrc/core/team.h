@@ -1,21 +1,21 @@
 // A team: threads that solve one problem together. On a GPU it is a warp or a block
-// (cuda/team.cuh); in the tests it is emulated, its lanes run in shuffled order
+// (cuda/team.cuh); in the tests it is emulated, and its lanes run in shuffled order
 // (tests/cpp/emulated_team.h). Code for teams is written once, as a template, and runs in every
 // thread of the team. It may use:
 //
-//   Team    int rank(), size()   this thread's number, from 0, and how many there are
-//           void sync()          what any thread wrote before, all threads read afterwards
-//           Key<U> min(Key<U>)   the least of all threads' keys, given to all
+//   Team    int rank(), size()   this thread's number, from 0, and the number of threads
+//           void sync()          a barrier: all threads then see what any thread wrote before it
+//           Key<U> min(Key<U>)   the least of all threads' keys, returned to every thread
 //           uint32_t sum(uint32_t)
 //   Warp    a Team of 32, with
 //           uint32_t ballot(bool)  bit k: the argument of rank k
-//           float sum(float)       in an order that is always the same
+//           float sum(float)       always added in the same order
 //   Block   a Team of several warps, with
 //           Warp warp(), int warp_index(), warps()
-//           void lower(int32_t* x, int32_t value)   *x = min(*x, value), by several threads at once
+//           void lower(int32_t* x, int32_t value)   *x = min(*x, value), atomically
 //
-// min, sum and ballot order no memory: only sync does. All threads of a team must call the same of
-// these functions in the same order.
+// Only sync orders memory accesses; min, sum and ballot do not. All threads of a team must call
+// sync, min, sum and ballot in the same order.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ namespace detr_fast {
 
 constexpr int kWarpSize = 32;
 
-// Compared by value, then by index. The default is larger than all others.
+// Compared by value, then by index. The default is the largest possible key.
 template <class U>
 struct Key {
   U value = static_cast<U>(~U(0));
@@ -39,7 +39,8 @@ struct Key {
   }
 };
 
-// Unsigned integers of the same order as the numbers: GPUs find their minimum in one instruction.
+// Maps numbers to unsigned integers of the same order, whose minimum a GPU finds in one
+// instruction.
 DETR_FAST_HD inline uint32_t ordered(float x) {
   const uint32_t bits = bits_of_float(x);
   return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
@@ -66,7 +67,7 @@ DETR_FAST_HD inline double number_of(uint64_t key) {
 template <class Real>
 using OrderedKey = Key<decltype(ordered(Real()))>;
 
-// How many bits below `rank` are set.
+// The number of bits set below bit `rank`.
 DETR_FAST_HD inline int bits_below(uint32_t mask, int rank) {
   const uint32_t below = mask & ((uint32_t(1) << rank) - 1);
 #ifdef __CUDA_ARCH__
@@ -84,19 +85,19 @@ DETR_FAST_HD inline int count_bits(uint32_t mask) {
 #endif
 }
 
-// Writes the numbers i in 0..count-1 for which chosen(i) holds to put(position, i), ascending;
-// returns how many.
+// Calls put(position, i) for the numbers i in 0..count-1 for which chosen(i) holds, with positions
+// 0, 1, ... in ascending order of i; returns how many there are.
 template <class Warp, class Chosen, class Put>
 DETR_FAST_HD int32_t compact(const Warp& warp, int32_t count, Chosen chosen, Put put) {
-  int32_t found = 0;
+  int32_t written = 0;
   for (int32_t first = 0; first < count; first += kWarpSize) {
     const int32_t i = first + warp.rank();
-    const bool mine = i < count && chosen(i);
-    const uint32_t all = warp.ballot(mine);
-    if (mine) put(found + bits_below(all, warp.rank()), i);
-    found += count_bits(all);
+    const bool is_chosen = i < count && chosen(i);
+    const uint32_t mask = warp.ballot(is_chosen);
+    if (is_chosen) put(written + bits_below(mask, warp.rank()), i);
+    written += count_bits(mask);
   }
-  return found;
+  return written;
 }
 
 }  // namespace detr_fast

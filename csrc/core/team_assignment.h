@@ -1,15 +1,15 @@
-// The assignment problem solved by a team of threads: the GPU's form of core/assignment.h, with the
-// same rows (targets), columns (queries), dual variables and invariants, in three steps:
-//   1. greedy start: every row its cheapest column, where rows do not compete for it;
-//   2. where they do, an auction (core/team_auction.h), whose prices are near the dual variables;
-//   3. shortest paths (core/team_search.h) for the rows left over.
-// In steps 1 and 2 all warps of a block share the rows. Step 3 is a chain in which each link waits
-// for the one before. One warp does that without a barrier and is chosen up to kWarpColumns
+// The assignment problem solved by a team of threads: the GPU version of core/assignment.h, with
+// the same rows (targets), columns (queries), dual variables and invariants, in three steps:
+//   1. greedy start: every row takes its cheapest column, unless an earlier row takes the same one;
+//   2. if rows are left, an auction (core/team_auction.h), whose prices approximate the duals;
+//   3. shortest paths (core/team_search.h) for the rows that still have no column.
+// In steps 1 and 2 all warps of a block share the rows. Step 3 is a chain in which each step waits
+// for the previous one. A single warp needs no barrier for that, and is used up to kWarpColumns
 // columns. Costs are copied to the block's own memory before step 2, if they fit.
 //
-// The two forms are two sources because the CPU's is made of vector instructions and grows its
-// memory as it needs, while here every step is one of a team's collective operations and memory is
-// handed in.
+// The two versions are separate sources: the CPU version uses vector instructions and allocates
+// memory as needed, while here every step is a collective operation of a team, and the caller
+// provides the memory.
 #pragma once
 
 #include <cstddef>
@@ -25,15 +25,15 @@
 
 namespace detr_fast {
 
-// Every method is called by all threads of the block, unless it takes another team.
+// Every method is called by all threads of the block, unless it takes another team as an argument.
 template <class Block, class Real>
 class TeamSolver {
  public:
-  // Up to here the chain of step 3 is one warp's. An estimate: 12 cycles for each further
-  // column of a thread, against 150 for a barrier and the exchange between warps.
+  // Up to this many columns, one warp runs the chain of step 3. Estimated from 12 cycles for each
+  // further column of a thread, against 150 for a barrier and the exchange between warps.
   static constexpr int32_t kWarpColumns = 320;
 
-  // `room`: memory for `room_size` costs, near the threads; may be none.
+  // `room`: fast memory (the block's own) for `room_size` costs; room_size may be 0.
   DETR_FAST_KERNEL_PART TeamSolver(Block& block, const SolverMemory& memory, Real* room,
                                    int64_t room_size, int32_t warp_columns = kWarpColumns)
       : block_(block),
@@ -42,33 +42,33 @@ class TeamSolver {
         room_size_(room_size),
         warp_columns_(warp_columns) {}
 
-  // Solves cost [rows, stride], of which `cols` columns count: rows <= cols. +infinity forbids a
-  // pair. Afterwards, and if the result is kOk, col_of_row(i) is the column of row i.
+  // Solves cost [rows, stride], of which the first `cols` columns are used; rows <= cols. +infinity
+  // forbids a pair. If the result is kOk, col_of_row(i) is then the column of row i.
   DETR_FAST_KERNEL_PART Status solve(const Real* cost, int32_t rows, int32_t cols, int32_t stride) {
     problem_ = {cost, rows, cols, stride};
     rounds_ = steps_ = 0;
-    take_cheapest<false>();
+    assign_cheapest<false>();
     const int32_t free = m_.shared[SolverMemory::kFree];
     const Status status = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
     if (status != Status::kOk || free == 0) return status;
     const bool fits = static_cast<int64_t>(rows) * cols <= room_size_;
-    return fits ? settle<true>(free) : settle<false>(free);
+    return fits ? auction_and_search<true>(free) : auction_and_search<false>(free);
   }
 
   DETR_FAST_KERNEL_PART int32_t col_of_row(int32_t row) const { return m_.col_of_row[row]; }
 
-  // How long the chain was: rounds of the auction, and rows and columns visited by searches. Steps
-  // are known to the threads that searched, the first warp's among them.
+  // The length of the chain: rounds of the auction, and rows and columns visited by searches. Steps
+  // are valid in the threads that searched, which always include the first warp.
   DETR_FAST_KERNEL_PART int32_t rounds() const { return rounds_; }
   DETR_FAST_KERNEL_PART int32_t steps() const { return steps_; }
 
  private:
   using Problem = TeamProblem<Real>;
 
-  // u = the row's minimum keeps all reduced costs >= 0. Of the rows with the same cheapest column
-  // the first takes it. At v = 0, or at the prices that an auction has left.
+  // Setting u to the row's minimum keeps all reduced costs >= 0. Of several rows with the same
+  // cheapest column, the first takes it. Uses v = 0, or, if kPriced, the prices set by an auction.
   template <bool kPriced>
-  DETR_FAST_KERNEL_PART void take_cheapest() {
+  DETR_FAST_KERNEL_PART void assign_cheapest() {
     using Value = std::conditional_t<kPriced, double, Real>;
     for (int32_t j = block_.rank(); j < problem_.cols; j += block_.size()) {
       m_.row_of_col[j] = kNobody;
@@ -113,7 +113,7 @@ class TeamSolver {
         m_.shared[SolverMemory::kFree] = problem_.rows;
       }
       block_.sync();
-      return;  // never at prices, which are finite
+      return;  // never if kPriced: a priced problem has passed this check and prices are finite
     }
     for (int32_t i = block_.rank(); i < problem_.rows; i += block_.size())
       if (m_.row_of_col[m_.col_of_row[i]] != i) m_.col_of_row[i] = -1;
@@ -129,14 +129,14 @@ class TeamSolver {
     block_.sync();
   }
 
-  // Steps 2 and 3. Twice compiled, so that where costs are in the block's own memory, the loads on
-  // which each link of the chain waits are known to be from there.
-  template <bool kMoved>
-  DETR_FAST_KERNEL_PART Status settle(int32_t free) {
-    if (kMoved) move_costs();
+  // Steps 2 and 3. Compiled twice: if the costs are in the block's own memory, the compiler knows
+  // that the loads on which the chain waits come from there.
+  template <bool kCopied>
+  DETR_FAST_KERNEL_PART Status auction_and_search(int32_t free) {
+    if (kCopied) copy_costs();
     block_.sync();
-    for (bool may_compete = true;; may_compete = false) {
-      if (may_compete) free = compete(free);
+    for (bool may_bid = true;; may_bid = false) {
+      if (may_bid) free = run_auction(free);
       if (problem_.cols > warp_columns_) {
         search(block_, free);
       } else if (block_.warp_index() == 0) {
@@ -144,16 +144,16 @@ class TeamSolver {
         search(warp, free);
       }
       block_.sync();
-      const Status found = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
-      if (!may_compete || rounds_ == 0 || (found == Status::kOk && is_precise())) return found;
+      const Status status = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
+      if (!may_bid || rounds_ == 0 || (status == Status::kOk && is_precise())) return status;
       block_.sync();
-      take_cheapest<false>();
+      assign_cheapest<false>();
       free = m_.shared[SolverMemory::kFree];
       block_.sync();
     }
   }
 
-  DETR_FAST_KERNEL_PART void move_costs() {
+  DETR_FAST_KERNEL_PART void copy_costs() {
     const auto warp = block_.warp();
     for (int32_t i = block_.warp_index(); i < problem_.rows; i += block_.warps())
       for (int32_t j = warp.rank(); j < problem_.cols; j += kWarpSize)
@@ -162,10 +162,10 @@ class TeamSolver {
     problem_.stride = problem_.cols;
   }
 
-  // Step 2. A few rounds without a step are enough where rows want different columns. Where many
-  // want the same, steps settle the prices, roughly; at these all rows choose again, and bid for
-  // what is left to settle.
-  DETR_FAST_KERNEL_PART int32_t compete(int32_t free) {
+  // Step 2. A few rounds with step = 0 are enough if most rows prefer different columns. If many
+  // prefer the same ones, rounds with step > 0 find rough prices; at these all rows choose again,
+  // and the rows then without a column bid once more with step = 0.
+  DETR_FAST_KERNEL_PART int32_t run_auction(int32_t free) {
     TeamAuction<Block, Real> auction(block_, problem_, m_);
     const double gap = auction.typical_gap(free);
     if (!(gap > 0)) return free;
@@ -173,13 +173,13 @@ class TeamSolver {
     enum { kExact, kRough, kExactAgain };
     for (int phase = kExact;; ++phase) {
       const bool rough = phase == kRough;
-      // A price that rises by far more than a gap would cost other rows' bids digits that tell
-      // their costs apart.
+      // A price much larger than the gaps would make other rows' bids lose the digits in which
+      // their costs differ.
       free = auction.run(free, rough ? kStep * gap : 0.0, kMostGaps * gap,
                          rough ? problem_.rows + kMoreRounds : kExactRounds);
       if (phase == kExactAgain || (phase == kExact && free <= few)) break;
       if (rough) {
-        take_cheapest<true>();
+        assign_cheapest<true>();
         free = m_.shared[SolverMemory::kFree];
       }
     }
@@ -187,8 +187,8 @@ class TeamSolver {
     return free;
   }
 
-  // Costs minus prices are rounded to the digits that prices have. Where rows' costs are so small
-  // beside others that this is felt in what was chosen, prices have spoilt it.
+  // A cost minus a price is rounded to the precision of the price. If the costs of the assignment
+  // are so small beside the prices that this may affect it, the result is not precise enough.
   DETR_FAST_KERNEL_PART bool is_precise() {
     Key<uint64_t> lowest_v, dearest;
     for (int32_t j = block_.rank(); j < problem_.cols; j += block_.size()) {
@@ -218,10 +218,11 @@ class TeamSolver {
     steps_ = paths.steps();
   }
 
-  static constexpr int32_t kInvalidFirst = -2, kInfeasibleNext = -1;  // below every Status
+  // Lower than every Status, and an invalid cost before an infeasible row.
+  static constexpr int32_t kInvalidFirst = -2, kInfeasibleNext = -1;
 
-  // Chosen by counting rounds and steps for DETR's costs, untrained to trained, and random ones,
-  // with 20 to 300 rows: benchmarks/chain.py.
+  // Chosen by counting rounds and steps, with 20 to 300 rows, for random costs and for DETR's costs
+  // from untrained to trained models: benchmarks/chain.py.
   static constexpr int32_t kExactRounds = 8, kMoreRounds = 64, kFewFree = 8;
   static constexpr double kStep = 0.25, kMostGaps = 16;
   static constexpr double kRounding = 0x1p-52, kMostLost = 1e-12;

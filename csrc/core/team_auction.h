@@ -1,15 +1,15 @@
-// Prices for columns that several rows want, by an auction: D. P. Bertsekas, "The auction
-// algorithm: a distributed relaxation method for the assignment problem", Annals of Operations
-// Research 14 (1988). All rows without a column bid at the same time, one warp for each, which is
-// what a team can do and a search for one shortest path cannot.
+// Finds prices for contested columns by an auction: D. P. Bertsekas, "The auction algorithm: a
+// distributed relaxation method for the assignment problem", Annals of Operations Research 14
+// (1988). All rows without a column bid at the same time, one warp for each. A team can do this in
+// parallel, unlike a search for one shortest path.
 //
-// A column's price is -v. A row bids for its cheapest column, up to where the next cheapest would
-// cost the same and `step` more; the bidder that comes first among the free rows gets the column,
-// and the row that held it is free again. Prices only rise, and only those of columns that are held
-// from then on. With step = 0 a row that holds a column could not have a cheaper one: the
-// invariants of core/assignment.h hold, as after a search. But bidders for the same columns then
-// outbid each other by next to nothing; with step > 0 it takes fewer rounds, and a row's column may
-// be dearer than its cheapest one by `step`.
+// A column's price is -v. A row bids for its cheapest column: it raises the price by the difference
+// to its next cheapest column plus `step`. Of several bidders the first among the free rows gets
+// the column, and the row that held it becomes free again. Prices only rise, and only those of
+// columns that stay held from then on. With step = 0, every row that holds a column holds its
+// cheapest one: the invariants of core/assignment.h hold, as after a search. But rows that bid for
+// the same columns then outbid each other by tiny amounts. With step > 0 fewer rounds are needed,
+// and a row's column may cost up to `step` more than its cheapest one.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ class TeamAuction {
                                     const SolverMemory& memory)
       : block_(block), problem_(problem), m_(memory) {}
 
-  // How much dearer the second cheapest column of a free row is than its cheapest, on (geometric)
-  // average, where there is a difference; 0 if there is none anywhere.
+  // The geometric mean (approximate), over the free rows where it is positive and finite, of the
+  // cost difference between a row's second cheapest and cheapest column; 0 if there is no such row.
   DETR_FAST_KERNEL_PART double typical_gap(int32_t free) {
     const auto warp = block_.warp();
     uint32_t sum = 0, count = 0;
@@ -37,25 +37,26 @@ class TeamAuction {
       const Offer offer = best_offer(warp, m_.free_rows[k]);
       const double gap = offer.next - offer.cost;
       if (warp.rank() != 0 || !(gap > 0 && gap < Problem::infinity())) continue;
-      // The bits of a float, as a number, are nearly a logarithm. The lower ones would overflow.
+      // The bits of a float, read as an integer, approximate its logarithm. The lower bits are
+      // dropped, or the sum would overflow.
       sum += bits_of_float(static_cast<float>(gap)) >> kDroppedBits;
       ++count;
     }
-    block_.sync();  // who goes on may change what others have just read
+    block_.sync();  // a thread that continues may overwrite what others are still reading
     sum = block_.sum(sum);
     count = block_.sum(count);
     return count == 0 ? 0 : static_cast<double>(float_of_bits(sum / count << kDroppedBits));
   }
 
-  // At most so many rounds, in none of which a bid raises a price by more than most + step. Takes
-  // the number of free rows and returns it.
+  // Runs at most `rounds` rounds; no bid raises a price by more than most + step. `free` is the
+  // number of free rows; returns the number that remain.
   DETR_FAST_KERNEL_PART int32_t run(int32_t free, double step, double most, int32_t rounds) {
     for (int32_t j = block_.rank(); j < problem_.cols; j += block_.size()) first_bid()[j] = kNobody;
     block_.sync();
     for (int32_t round = 0; round < rounds && free > 0; ++round) {
       bid(free, step, most);
       block_.sync();
-      for (int32_t k = block_.rank(); k < free; k += block_.size()) hand_over(k);
+      for (int32_t k = block_.rank(); k < free; k += block_.size()) settle_bid(k);
       block_.sync();
       free = gather_free_rows(free);
       ++rounds_;
@@ -69,11 +70,12 @@ class TeamAuction {
   using Problem = TeamProblem<Real>;
   struct Offer {
     int32_t col;
-    double cost, next;  // at the present prices; of the second cheapest column
+    double cost, next;  // of `col` and of the second cheapest column, at the current prices
   };
 
-  // Per column the first of its bidders, as a position among the free rows. Per such position the
-  // column that the row bids for (-1 = none), its v if the bid wins, and the row that is free then.
+  // Reused memory. Per column: its first bidder, as a position among the free rows. Per such
+  // position: the column that the row bids for (-1 = none), that column's v if the bid wins, and
+  // the row that is free after the round (-1 = none).
   DETR_FAST_KERNEL_PART int32_t* first_bid() const { return m_.from; }
   DETR_FAST_KERNEL_PART int32_t* bid_col() const { return m_.visit_col; }
   DETR_FAST_KERNEL_PART double* bid_v() const { return m_.visit_distance; }
@@ -94,9 +96,9 @@ class TeamAuction {
         next = reduced;
       }
     }
-    Key<uint64_t> mine;
-    if (col >= 0) mine = m_.key_of(cost, col);
-    const Key<uint64_t> best = warp.min(mine);
+    Key<uint64_t> best;
+    if (col >= 0) best = m_.key_of(cost, col);
+    best = warp.min(best);
     const int32_t best_col = SolverMemory::col_of(best);
     const Key<uint64_t> second = warp.min(Key<uint64_t>{ordered(col == best_col ? next : cost), 0});
     return {best_col, number_of(best.value), number_of(second.value)};
@@ -110,7 +112,7 @@ class TeamAuction {
       if (warp.rank() != 0) continue;
       const double gap = offer.next - offer.cost, raise = (gap < most ? gap : most) + step;
       m_.u[row] = offer.cost;
-      // A tie costs its holder nothing: it would bid for it again in the next round.
+      // With a raise of 0, the row that loses the column would bid for it again in the next round.
       const bool bids = raise > 0 || !m_.is_held(offer.col);
       bid_col()[k] = bids ? offer.col : -1;
       if (!bids) continue;
@@ -119,7 +121,7 @@ class TeamAuction {
     }
   }
 
-  DETR_FAST_KERNEL_PART void hand_over(int32_t k) {
+  DETR_FAST_KERNEL_PART void settle_bid(int32_t k) {
     const int32_t row = m_.free_rows[k], col = bid_col()[k];
     next_free()[k] = row;
     if (col < 0 || first_bid()[col] != k) {
@@ -149,7 +151,7 @@ class TeamAuction {
     return m_.shared[SolverMemory::kFree];
   }
 
-  static constexpr int kDroppedBits = 20;  // 3 of the mantissa are left
+  static constexpr int kDroppedBits = 20;  // leaves 3 bits of the mantissa
 
   Block& block_;
   const Problem& problem_;

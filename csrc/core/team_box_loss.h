@@ -1,6 +1,6 @@
-// The box losses and the wanted classes by threads of a GPU (core/team.h). Sums are taken in an
-// order that is always the same, and a query looks for its target instead of being written to by
-// it: no atomics, and the same bits in every run.
+// The box losses and the queries' target classes, computed by threads of a GPU (core/team.h). Sums
+// are always taken in the same order, and each query looks for its target instead of targets
+// writing to their queries: no atomics, and the same bits in every run.
 #pragma once
 
 #include "core/box_loss.h"
@@ -8,8 +8,8 @@
 
 namespace detr_fast {
 
-// The sums of one layer, by a team whose size is a power of two. `partial` is the team's memory,
-// one for each thread; partial[0] is the result, once the team has returned from here.
+// Computes the sums of one layer by a team whose size is a power of two. `partial` is memory that
+// the team shares, with one element per thread; the result is in partial[0] when this returns.
 template <class Team, class T>
 DETR_FAST_KERNEL_PART void sum_box_losses(const Team& team, const BoxLossInput<T>& in,
                                           int64_t layer, BoxLoss<RealOf<T>>* partial) {
@@ -33,8 +33,8 @@ DETR_FAST_KERNEL_PART void sum_box_losses(const Team& team, const BoxLossInput<T
   }
 }
 
-// The gradient of one query's box, written to the boxes' gradient [L, B, N, 4]; `by` are the
-// layer's.
+// Writes the gradient of one query's box to the boxes' gradient [L, B, N, 4]; `by` holds the
+// gradients of the layer's two sums.
 template <class T>
 DETR_FAST_KERNEL_PART void query_gradient(const BoxLossInput<T>& in, int64_t layer, int64_t image,
                                           int64_t query, const BoxLoss<RealOf<T>>& by,
@@ -50,16 +50,16 @@ DETR_FAST_KERNEL_PART void query_gradient(const BoxLossInput<T>& in, int64_t lay
   for (int k = 0; k < 4; ++k) store(gradient + place + k, sum[k]);
 }
 
-// The class that a query should have: its target's label, of several targets' the last one's;
-// `no_object` without a target, or with one whose label is not in 0..no_object-1.
+// The class that a query should have: the label of its target, or of the last one if it has
+// several; `no_object` if it has no target, or if the label is not in 0..no_object-1.
 DETR_FAST_KERNEL_PART int64_t wanted_class(const Matched& m, const int64_t* labels,
                                            int64_t no_object, int64_t layer, int64_t image,
                                            int64_t query) {
   const int64_t* const query_index = m.query_index + layer * m.targets;
-  int64_t wanted = no_object;
+  int64_t label = no_object;
   for (int64_t t = m.begin(image), end = m.end(image); t < end; ++t)
-    if (query_index[t] == query) wanted = labels[t];
-  return wanted < 0 || wanted >= no_object ? no_object : wanted;
+    if (query_index[t] == query) label = labels[t];
+  return label < 0 || label >= no_object ? no_object : label;
 }
 
 }  // namespace detr_fast

@@ -1,12 +1,12 @@
 // The matching of DETR by teams of threads (core/team.h), for all layers and images at once: first
 // the cost of every pair, one tile of 32 queries per block, then the assignment, one problem per
-// block. What the CPU's form does (cpu/match.cpp), with two differences that come from nobody
-// waiting for the GPU: the sizes may be known to it alone, and faults are left for the host to
-// find.
+// block. It does what the CPU version does (cpu/match.cpp), with two differences because the host
+// does not wait for the GPU: the sizes may be known only on the device, and faults are stored for
+// the host to read later.
 //
-// Faults travel through the costs: a pair that has none is NaN, with the reason in the NaN's bits.
-// The assignment finds it, leaves the problem without a match and writes the first such pair to the
-// problem's slot of `faults`.
+// Faults are passed on in the costs: the cost of a faulty pair is NaN, with the reason in the NaN's
+// bits. The assignment finds it, leaves the problem without a match and writes the first such pair
+// to the problem's slot of `faults`.
 #pragma once
 
 #include <cmath>
@@ -21,22 +21,22 @@ namespace detr_fast {
 
 enum class LogitsType : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };  // as cpu::Dtype
 
-// A kernel's argument: passed by value, at most 4 KiB.
+// The kernels' argument, passed by value: at most 4 KiB.
 struct TeamMatchInput {
-  static constexpr int kLayers = 32, kImages = 256;  // of one launch
+  static constexpr int kLayers = 32, kImages = 256;  // at most, in one launch
 
   const void* logits[kLayers];  // [B, N, C] each
   const void* boxes[kLayers];   // [B, N, 4] cxcywh each
   LogitsType boxes_type;
   int32_t layers, images;                 // of this launch
-  int32_t first_layer, first_image;       // its place within the whole call
+  int32_t first_layer, first_image;       // where this launch begins within the whole call
   int32_t all_images;                     // B
   int32_t queries, classes, label_count;  // N, C; labels are 0..label_count-1
   const int64_t* labels;                  // [T]
   const float* target_boxes;              // [T, 4] cxcywh
-  int64_t targets;                        // T, or more: targets from the last offset on are padding
-  // Where an image's targets begin, for images first_image..., and where the last one's end: here,
-  // or on the device for all B images, if that is not null.
+  int64_t targets;                        // T; targets from the last offset on are padding
+  // Where each image's targets begin, and where the last image's end: `offsets` for the images of
+  // this launch, or, if not null, `device_offsets` on the device for all B images.
   int32_t offsets[kImages + 1];
   const int32_t* device_offsets;  // [B + 1]
   PairCostOptionsOf<float> options;
@@ -44,20 +44,21 @@ struct TeamMatchInput {
 
   float* cost;           // [L, T * N], scratch
   int64_t* query_index;  // [L, T] the query of each target; -1 = none
-  // Each image's min(N, M) queries, ascending, and then the target of each; or null. An image's
-  // begin at pair_starts within a layer's pairs_of_layer.
+  // Each image's min(N, M) queries, ascending, and then the target of each; or null. Those of an
+  // image begin at its pair_starts within the layer's pairs_of_layer entries.
   int64_t* pairs;
   int64_t pairs_of_layer;
   int32_t pair_starts[kImages];
-  uint64_t* faults;  // [L * B], 0 = none, else encode_fault; written where it is 0
-  // The solver's memory: in the block's own if a problem's fits there, else here.
+  uint64_t* faults;  // [L * B], 0 = none, else encode_fault; written only where it is 0
+  // The solver's memory, if it does not fit into the block's own memory.
   char* memory;
-  int64_t memory_of_problem, room;  // bytes and costs per problem
+  int64_t memory_of_problem;  // bytes per problem
+  int64_t room;               // costs per problem that the block's own memory has space for
 
   DETR_FAST_KERNEL_PART int32_t offset(int32_t image) const {
     return device_offsets ? device_offsets[first_image + image] : offsets[image];
   }
-  // Of this launch's layer and image.
+  // The number, within the whole call, of the problem of this launch's layer and image.
   DETR_FAST_KERNEL_PART int64_t problem(int32_t layer, int32_t image) const {
     return static_cast<int64_t>(first_layer + layer) * all_images + first_image + image;
   }
@@ -68,8 +69,8 @@ struct TeamMatchInput {
 
 static_assert(sizeof(TeamMatchInput) <= 4096, "the limit of kernel arguments");
 
-// Costs of one problem are a matrix with no more rows than columns: rows are targets, or, where
-// those outnumber the queries, rows are queries.
+// The costs of one problem form a matrix with rows <= cols: the rows are targets, or, if there are
+// more targets than queries, queries.
 struct CostLayout {
   int32_t rows, cols;
   bool by_query;
@@ -116,11 +117,11 @@ DETR_FAST_HD inline Box<float> load_box(const void* boxes, LogitsType type, int6
   }
 }
 
-// The softmax of one query by one warp: every thread gets it.
+// Computes the softmax of one query by one warp; every thread gets the result.
 template <class T, class Warp>
 DETR_FAST_KERNEL_PART Softmax<float> softmax_by_warp(const Warp& warp, const T* logits,
                                                      int32_t classes) {
-  Key<uint32_t> least;  // of the negated logits: the largest
+  Key<uint32_t> least;  // of the negated logits, to find the largest logit
   bool invalid = false;
   for (int32_t c = warp.rank(); c < classes; c += kWarpSize) {
     const float x = to_float(logits[c]);
@@ -133,15 +134,15 @@ DETR_FAST_KERNEL_PART Softmax<float> softmax_by_warp(const Warp& warp, const T* 
   for (int32_t c = warp.rank(); c < classes; c += kWarpSize)
     sum += std::exp(to_float(logits[c]) - max);
   sum = warp.sum(sum);
-  // With +inf, or nothing but -inf, x - max is NaN.
+  // If a logit is +inf, or all are -inf, x - max is NaN.
   const bool exists = warp.ballot(invalid) == 0 && is_finite(max) && is_finite(sum);
   return {max, exists ? 1 / sum : nan_with(Status::kInvalidLogits)};
 }
 
 constexpr int kTile = kWarpSize;  // queries of a tile, one per lane
 
-// The costs of one tile of queries with all targets of their image. `softmax` [kTile] is the
-// block's own memory.
+// Computes the costs of one tile of queries with all targets of their image. `softmax` [kTile] is
+// in the block's own memory.
 template <class T, class Block>
 DETR_FAST_KERNEL_PART void compute_costs(Block& block, const TeamMatchInput& in, int32_t layer,
                                          int32_t image, int32_t first_query,
@@ -155,8 +156,8 @@ DETR_FAST_KERNEL_PART void compute_costs(Block& block, const TeamMatchInput& in,
   const bool focal = in.options.class_cost == ClassCost::kFocal;
   if (!focal) {
     for (int32_t k = block.warp_index(); k < tile; k += block.warps()) {
-      const Softmax<float> mine = softmax_by_warp(warp, logits + k * in.classes, in.classes);
-      if (warp.rank() == 0) softmax[k] = mine;
+      const Softmax<float> of_query = softmax_by_warp(warp, logits + k * in.classes, in.classes);
+      if (warp.rank() == 0) softmax[k] = of_query;
     }
     block.sync();
   }
@@ -165,7 +166,7 @@ DETR_FAST_KERNEL_PART void compute_costs(Block& block, const TeamMatchInput& in,
   if (k >= tile) return;
   const int32_t n = first_query + k;
   const Box<float> box = load_box(in.boxes[layer], in.boxes_type, first + k);
-  const Softmax<float> mine = focal ? Softmax<float>{0, 0} : softmax[k];
+  const Softmax<float> of_query = focal ? Softmax<float>{0, 0} : softmax[k];
   const bool boxed = is_box(box);
   const CostLayout layout(in.queries, count);
   float* const cost = in.cost + in.first_target(layer, image) * in.queries;
@@ -180,9 +181,9 @@ DETR_FAST_KERNEL_PART void compute_costs(Block& block, const TeamMatchInput& in,
     } else {
       const float logit = to_float(logits[static_cast<int64_t>(k) * in.classes + label]);
       const float class_cost =
-          focal ? focal_cost(logit, in.options) : -std::exp(logit - mine.max) * mine.scale;
+          focal ? focal_cost(logit, in.options) : -std::exp(logit - of_query.max) * of_query.scale;
       result = in.options.weight_class * class_cost + box_cost(box, target, in.options);
-      const bool exists = focal ? logit == logit : mine.scale == mine.scale;
+      const bool exists = focal ? logit == logit : of_query.scale == of_query.scale;
       if (!exists || !boxed || !is_finite(result)) {
         const Status status = !exists  ? Status::kInvalidLogits
                               : !boxed ? Status::kInvalidBox
@@ -194,7 +195,8 @@ DETR_FAST_KERNEL_PART void compute_costs(Block& block, const TeamMatchInput& in,
   }
 }
 
-// status 8 bits, query + 1 and target + 1 28 bits each; larger numbers become 2^28 - 1.
+// Packs a fault into 64 bits: status 8 bits, query + 1 and target + 1 28 bits each; larger numbers
+// become 2^28 - 1.
 DETR_FAST_HD inline uint64_t encode_fault(Status status, int64_t query, int64_t target) {
   constexpr int64_t kMost = (int64_t(1) << 28) - 1;
   const uint64_t q = static_cast<uint64_t>(query + 1 < kMost ? query + 1 : kMost);
@@ -202,7 +204,8 @@ DETR_FAST_HD inline uint64_t encode_fault(Status status, int64_t query, int64_t 
   return static_cast<uint64_t>(status) << 56 | q << 28 | t;
 }
 
-// One problem's assignment, results written. All methods are called by all threads of the block.
+// Solves one problem's assignment and writes the results. All methods are called by all threads of
+// the block.
 template <class Block>
 class ProblemMatcher {
  public:
@@ -217,7 +220,7 @@ class ProblemMatcher {
         cost_(in.cost + in.first_target(layer, image) * in.queries),
         query_index_(in.query_index + in.first_target(layer, image)) {}
 
-  // `memory` holds SolverMemory for a problem of this size, `room` in_.room costs.
+  // `memory` has space for the SolverMemory of a problem of this size, `room` for in_.room costs.
   DETR_FAST_KERNEL_PART void run(void* memory, float* room) {
     if (image_ == in_.images - 1) clear_padding();
     if (count_ <= 0) return;
@@ -237,18 +240,19 @@ class ProblemMatcher {
   }
 
  private:
-  // Targets beyond the last image's: a fixed capacity is seldom full.
+  // Marks the padding after the last image's targets as unmatched: a fixed capacity is seldom full.
   DETR_FAST_KERNEL_PART void clear_padding() {
     if (in_.first_image + in_.images != in_.all_images) return;
     for (int64_t t = in_.offset(in_.images) + block_.rank(); t < in_.targets; t += block_.size())
       in_.query_index[(in_.first_layer + layer_) * in_.targets + t] = -1;
   }
 
-  // Makes infinite costs finite, but so large that fewer of them outweigh any saving elsewhere.
+  // Replaces infinite costs by a finite one so large that using fewer of them outweighs any saving
+  // elsewhere.
   DETR_FAST_KERNEL_PART void rank_infinite_last() {
     const int64_t entries = static_cast<int64_t>(layout_.rows) * layout_.cols;
     const float infinity = float_of_bits(0x7f800000u);
-    Key<uint32_t> least, most;  // most: of the complement
+    Key<uint32_t> least, most;  // most: the least complement
     uint32_t infinite = 0;
     for (int64_t k = block_.rank(); k < entries; k += block_.size()) {
       const float x = cost_[k];
@@ -307,13 +311,13 @@ class ProblemMatcher {
         });
   }
 
-  // Lists have a length that the host knows: pair k with k where there is no match.
+  // The host expects lists of a fixed length: without a match, pair k with k.
   DETR_FAST_KERNEL_PART void write_placeholder() {
     for (int32_t k = block_.rank(); k < layout_.rows; k += block_.size())
       pairs()[k] = pairs()[layout_.rows + k] = k;
   }
 
-  // Finds the first pair without a cost, by order of the matrix.
+  // Reports the first pair whose cost is NaN, in row-major order, or else `status` alone.
   DETR_FAST_KERNEL_PART void report(Status status) {
     Key<uint64_t> first;
     const uint64_t entries = static_cast<uint64_t>(layout_.rows) * layout_.cols;

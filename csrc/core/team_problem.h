@@ -1,4 +1,4 @@
-// An assignment problem as a team of threads shares it: costs, and what solving them needs.
+// An assignment problem as shared by a team of threads: its costs, and the memory to solve it.
 #pragma once
 
 #include <cstddef>
@@ -9,21 +9,22 @@
 
 namespace detr_fast {
 
-constexpr int32_t kNobody = 0x7fffffff;  // before the first of several that want a column is known
+constexpr int32_t kNobody = 0x7fffffff;  // no row or bidder has claimed the column yet
 
-// Handed in by the caller. The three steps of core/team_assignment.h have part of it in common.
+// The solver's memory, provided by the caller and shared by the three steps of
+// core/team_assignment.h.
 struct SolverMemory {
   double *u, *v;                     // [rows], [cols] dual variables
   double* distance;                  // [cols] of the shortest path so far; infinity if visited
-  double* visit_distance;            // [rows + 1] of what a search has visited, in its order
-  double* visit_dual;                // [rows + 1] its dual variable before the search
-  int32_t *visit_row, *visit_col;    // [rows + 1] its row and column; -1 for the root's other side
+  double* visit_distance;            // [rows + 1] distance of each visit of a search, in its order
+  double* visit_dual;                // [rows + 1] the dual variable before the search
+  int32_t *visit_row, *visit_col;    // [rows + 1] the visit's row and column; -1: none (the root)
   int32_t *row_of_col, *col_of_row;  // the assignment; -1 = none
-  int32_t* from;                     // [cols] whence a column (or a row) was reached
+  int32_t* from;                     // [cols] from where a column (or a row) was reached
   int32_t* free_rows;                // [rows] rows without a column
   int32_t* shared;                   // [2] see Shared
 
-  enum Shared { kStatus, kFree };  // of the first step; how many free_rows there are
+  enum Shared { kStatus, kFree };  // the solver's status; the number of free_rows
 
   static DETR_FAST_KERNEL_PART size_t bytes(int64_t rows, int64_t cols) {
     return static_cast<size_t>(rows * (3 * 8 + 4 * 4) + cols * (2 * 8 + 2 * 4) + 2 * 8 + 4 * 4);
@@ -31,13 +32,14 @@ struct SolverMemory {
 
   DETR_FAST_KERNEL_PART bool is_held(int32_t col) const { return row_of_col[col] >= 0; }
 
-  // Ties are common in costs of integers, and a free column is better than one that a row holds:
-  // whether `col` comes before `other` (-1 = none) if they are as dear.
+  // Whether `col` comes before `other` (-1 = none) if both cost the same: a free column comes
+  // before one that a row holds. Integer costs often tie.
   DETR_FAST_KERNEL_PART bool comes_first(int32_t col, int32_t other) const {
     return other >= 0 && is_held(other) && !is_held(col);
   }
 
-  // For the column of the least value: comes_first() decides ties, then the number.
+  // The least key is that of the column with the least value; ties are decided by comes_first(),
+  // then by the column's number.
   DETR_FAST_KERNEL_PART Key<uint64_t> key_of(double value, int32_t col) const {
     return {ordered(value), static_cast<uint32_t>(col) | (is_held(col) ? kHeld : 0u)};
   }
@@ -45,7 +47,7 @@ struct SolverMemory {
     return static_cast<int32_t>(key.index & ~kHeld);
   }
 
-  // `memory` is aligned to 8 bytes.
+  // `memory` must be aligned to 8 bytes.
   DETR_FAST_KERNEL_PART SolverMemory(void* memory, int64_t rows, int64_t cols) {
     u = static_cast<double*>(memory);
     v = u + rows;
@@ -75,7 +77,7 @@ struct TeamProblem {
     return cost + static_cast<size_t>(i) * stride;
   }
 
-  // +infinity, from its ordered key: kernels know no std::numeric_limits.
+  // +infinity, from its ordered key: kernels cannot call std::numeric_limits by default.
   static DETR_FAST_KERNEL_PART double infinity() { return number_of(uint64_t(0xfff0000000000000)); }
 };
 

@@ -1,5 +1,5 @@
-// linear_sum_assignment: checks each matrix and finds its rows' minima in one pass; where they do
-// not solve it, brings it into the solver's form (rows <= cols, to be minimised, rows padded).
+// linear_sum_assignment: checks each matrix and finds its rows' minima in one pass. If these do not
+// already solve it, converts it to the solver's form (rows <= cols, to be minimised, rows padded).
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -26,12 +26,12 @@ class Assigner {
     const auto minima_of = transpose ? layout.col_minima : layout.row_minima;
     const Real sign = maximize ? Real(-1) : Real(1);
     minima_.resize(fewer);
-    const Inspection found = minima_of(problem.cost, rows, cols, sign, minima_.data());
-    if (found.invalid) return Status::kInvalidCost;
+    const Inspection inspection = minima_of(problem.cost, rows, cols, sign, minima_.data());
+    if (inspection.invalid) return Status::kInvalidCost;
 
     if (!are_distinct(more)) {
-      // A power of two: scaling rounds nothing but what is 1e290 times smaller than the largest.
-      const Real factor = found.huge ? sign * Real(0x1p-64) : sign;
+      // A power of two: scaling rounds only entries that are 1e290 times smaller than the largest.
+      const Real factor = inspection.huge ? sign * Real(0x1p-64) : sign;
       for (Minimum<Real>& minimum : minima_) minimum.value *= factor * sign;
       const int64_t stride = padded(more);
       grow(copy_, static_cast<size_t>(fewer) * stride);
@@ -49,7 +49,7 @@ class Assigner {
  private:
   using Fetch = typename Solver<Real>::Fetch;
 
-  // Only the rows that the solver looks at: of random costs, less than half.
+  // Copies only the rows that the solver reads: for random costs, less than half of them.
   struct RowCopy {
     decltype(LayoutKernels<Real>::copy_rows) copy;
     const Real* cost;
@@ -59,12 +59,14 @@ class Assigner {
     int64_t stride;
 
     static void fetch(void* context, int32_t row) {
-      const RowCopy& my = *static_cast<const RowCopy*>(context);
-      my.copy(my.cost + row * my.cols, 1, my.cols, my.factor, my.out + row * my.stride, my.stride);
+      const RowCopy& self = *static_cast<const RowCopy*>(context);
+      self.copy(self.cost + row * self.cols, 1, self.cols, self.factor,
+                self.out + row * self.stride, self.stride);
     }
   };
 
-  // Whether every row (column, where there are fewer) may have its minimum.
+  // Whether all rows (or columns, if those are fewer) have their minima in different columns (or
+  // rows), which solves the problem.
   bool are_distinct(int64_t more) {
     owner_.assign(more, -1);
     for (size_t i = 0; i < minima_.size(); ++i) {
@@ -92,7 +94,7 @@ class Assigner {
     }
   }
 
-  std::vector<Minimum<Real>> minima_;  // of each row, or column where those are fewer
+  std::vector<Minimum<Real>> minima_;  // of each row, or of each column if those are fewer
   std::vector<int32_t> owner_;
   AlignedVector<Real> copy_;
   Solver<Real> solver_;

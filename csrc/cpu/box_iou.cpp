@@ -27,7 +27,7 @@ const IouKernelSet& iou_kernels() {
 
 namespace {
 
-constexpr int64_t kRowsPerChunk = 64;  // what a thread takes at once
+constexpr int64_t kRowsPerChunk = 64;  // the unit of work of a thread
 
 const IouKernels<float>& kernels_of(float) { return iou_kernels().for_float; }
 const IouKernels<double>& kernels_of(double) { return iou_kernels().for_double; }
@@ -48,7 +48,7 @@ void store_gradient(const CornerGradient<Real>& g, bool to_centre, Real* out) {
   }
 }
 
-// The second boxes of every batch in columns.
+// The second boxes of every batch element, as BoxColumns reads them: [B, 5, M].
 template <class Real>
 std::vector<Real> columns_of(const BoxPairs<Real>& in) {
   const int64_t m = in.count2;
@@ -66,7 +66,7 @@ std::vector<Real> columns_of(const BoxPairs<Real>& in) {
   return columns;
 }
 
-// Calls work(batch, first row, end row, chunk) for all chunks of rows.
+// Calls work(batch, first row, end row, chunk number) for all chunks of rows.
 template <class Real, class Work>
 void for_chunks(const BoxPairs<Real>& in, int64_t entries_per_pair, Work work) {
   const int64_t chunks = (in.count1 + kRowsPerChunk - 1) / kRowsPerChunk;
@@ -96,7 +96,7 @@ void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1
   const int64_t n = in.count1, m = in.count2;
   const int64_t chunks = (n + kRowsPerChunk - 1) / kRowsPerChunk;
   const std::vector<Real> columns = columns_of(in);
-  // Of the second boxes each chunk has a sum of its own, and all are added in order.
+  // Each chunk sums the gradients of the second boxes separately; the sums are then added in order.
   std::vector<Real> sums(in.batch * chunks * 4 * m, 0), scratch(in.batch * chunks * 4 * m);
   const auto row_gradient = kernels_of(Real()).row_gradient;
   for_chunks(in, 4, [&](int64_t b, int64_t first, int64_t end, int64_t k) {

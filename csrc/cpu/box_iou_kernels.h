@@ -16,10 +16,10 @@ struct BoxColumns {
 
 template <class Real>
 struct IouKernels {
-  // out [M]: of `a` with each box.
+  // Writes to out [M] the IoU of `a` with each box.
   void (*row)(bool generalized, const Box<Real>& a, BoxColumns<Real> b, Real* out);
-  // The gradients by corners for one row of the output's gradient [M]: of `a` to out_a [4], of the
-  // boxes added to out_b [4, M]. scratch: [4, M].
+  // The gradients with respect to corners, from one row of the output's gradient [M]: that of `a`
+  // is written to out_a [4], those of the boxes are added to out_b [4, M]. scratch: [4, M].
   void (*row_gradient)(bool generalized, const Box<Real>& a, BoxColumns<Real> b,
                        const Real* gradient, Real* out_a, Real* out_b, Real* scratch);
 };

@@ -1,5 +1,5 @@
 // The box losses of all decoder layers, their gradient, and the classes the queries should have.
-// One thread: a step has some thousand pairs, less work than waking a second one.
+// On one thread: a training step has a few thousand pairs, less work than waking a second thread.
 #include <algorithm>
 
 #include "cpu/box_ops.h"
@@ -35,7 +35,7 @@ void box_losses_backward(const BoxLossInput<T>& in, const RealOf<T>* by_coordina
     for (int64_t t = 0; t < m.targets; ++t) {
       const int64_t place = m.place_of(layer, t);
       if (place < 0) continue;
-      RealOf<T> sum[4];  // with what an earlier target of the same query left
+      RealOf<T> sum[4];  // starts from the sum over earlier targets of the same query
       for (int k = 0; k < 4; ++k) sum[k] = to_real(gradient[place * 4 + k]);
       add_pair_gradient(load_box(in.boxes + place * 4), load_box(in.target_boxes + t * 4), in.kind,
                         by, sum);

@@ -21,8 +21,8 @@ struct BoxPairs {
 template <class Real>
 void box_iou(const BoxPairs<Real>& in, Real* out);
 
-// The gradients of both batches, from that of the output [B, N, M]. The same bits on any number of
-// threads.
+// The gradients with respect to both batches, from the output's gradient [B, N, M]. The result is
+// bitwise the same on any number of threads.
 template <class Real>
 void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1, Real* out2);
 
@@ -31,7 +31,8 @@ void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1
 template <class T>
 void box_losses(const BoxLossInput<T>& in, RealOf<T>* coordinates, RealOf<T>* giou);
 
-// gradient: [L, B, N, 4], from those by the two losses, of which each layer's are `stride` further.
+// gradient: [L, B, N, 4], written, from the gradients of the two sums: that of layer l is at
+// l * stride.
 template <class T>
 void box_losses_backward(const BoxLossInput<T>& in, const RealOf<T>* by_coordinates,
                          int64_t coordinates_stride, const RealOf<T>* by_giou, int64_t giou_stride,

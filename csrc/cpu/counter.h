@@ -1,4 +1,4 @@
-// Work that several threads take off one counter.
+// Work that several threads take from a shared counter.
 #pragma once
 
 #include <atomic>
@@ -7,7 +7,8 @@
 
 namespace detr_fast::cpu {
 
-// Calls work(k) for the numbers that are left, until none is; other threads do so beside it.
+// Takes numbers k from the counter and calls work(k) until none is left; other threads may do the
+// same concurrently.
 inline void take_all(std::atomic<int64_t>& next, int64_t count,
                      const std::function<void(int64_t)>& work) {
   for (;;) {

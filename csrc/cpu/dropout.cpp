@@ -26,7 +26,8 @@ const DropoutKernelSet& kernel_set() {
 const DropoutKernels<float>& kernels_of(float) { return kernel_set().for_float; }
 const DropoutKernels<Bfloat>& kernels_of(Bfloat) { return kernel_set().for_bfloat; }
 
-// Calls run(block, its first element, its elements) for all, several blocks to a thread at once.
+// Calls run(block, its first element, its number of elements) for all blocks; a thread takes
+// several blocks at a time.
 template <class Run>
 void for_blocks(const DropoutInput& in, const Run& run) {
   constexpr int64_t kBlocksPerChunk = 16;

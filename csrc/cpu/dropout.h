@@ -1,5 +1,5 @@
-// Dropout whose mask is a function of a seed and the element's place: nothing to store, and the
-// backward pass draws the same again.
+// Dropout whose mask is a function of a seed and the element's position: no mask is stored, and the
+// backward pass computes the same mask again.
 #pragma once
 
 #include <cstdint>
@@ -11,21 +11,23 @@ namespace detr_fast::cpu {
 struct DropoutInput {
   int64_t count;  // elements
   uint64_t seed;
-  uint32_t threshold;  // of 65536 elements so many are dropped, on average
-  float scale;         // of those kept
+  uint32_t threshold;  // how many of 65536 elements are dropped, on average
+  float scale;         // of the elements that are kept
   int threads;
 };
 
-// out [count] = scale * x where kept, else 0. T is float or Bfloat. With `relu`, of max(x, 0).
+// out [count] = scale * x where kept, else 0; with `relu`, max(x, 0) replaces x. T is float or
+// Bfloat.
 template <class T>
 void dropout(const DropoutInput& in, const T* x, bool relu, T* out);
 
-// The gradient of dropout with `relu` by its input: scale * gradient where `out` is above 0.
+// The gradient of dropout with `relu` with respect to its input: scale * gradient where `out` > 0,
+// else 0.
 template <class T>
 void relu_dropout_backward(const DropoutInput& in, const T* gradient, const T* out, T* by_input);
 
-// The inner loops, compiled once per instruction set. A block has kDropoutBlock elements, the last
-// one fewer.
+// The inner loops, compiled once per instruction set. A block has kDropoutBlock elements; the last
+// one may have fewer.
 constexpr int64_t kDropoutBlock = 1024;
 
 template <class T>

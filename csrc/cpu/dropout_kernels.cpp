@@ -1,4 +1,4 @@
-// Compiled once per instruction set, each time with another DETR_FAST_KERNELS (CMakeLists.txt).
+// Compiled once per instruction set, each time with a different DETR_FAST_KERNELS (CMakeLists.txt).
 #include "cpu/dropout.h"
 
 #define DETR_FAST_JOIN_NAMES(a, b) a##b
@@ -9,9 +9,9 @@ namespace {
 
 constexpr int64_t kHalf = kDropoutBlock / 2;
 
-// A mixing function of 32 bits (xor-shift and multiply, after the finalizer of MurmurHash3). One
-// half of the seed goes in before, the other between, so that two seeds' sequences are not shifts
-// of each other.
+// A 32-bit mixing function (xor-shift and multiply, after the finalizer of MurmurHash3). One half
+// of the seed is added before the mixing, the other half in the middle, so that the sequences of
+// two seeds are not shifted copies of each other.
 inline uint32_t random_bits(uint32_t place, uint32_t seed_low, uint32_t seed_high) {
   uint32_t x = place * 0x9e3779b9u + seed_low;
   x = (x ^ (x >> 16)) * 0x7feb352du;
@@ -36,7 +36,8 @@ void block(const DropoutInput& in, int64_t block, const T* x, bool relu, T* out,
   const auto low = static_cast<uint32_t>(in.seed), high = static_cast<uint32_t>(in.seed >> 32);
   const auto first = static_cast<uint32_t>(block * kHalf);
   for (uint32_t k = 0; k < kHalf; ++k) bits[k] = random_bits(first + k, low, high);
-  // Two elements share a word: its lower half is for the block's first half.
+  // Two elements share a word: its lower half is for the block's first half, its upper half for the
+  // second.
   const auto run = relu ? apply<true, T> : apply<false, T>;
   run(bits, 0, in.threshold, in.scale, x, out, n < kHalf ? n : kHalf);
   if (n > kHalf) run(bits, 16, in.threshold, in.scale, x + kHalf, out + kHalf, n - kHalf);

@@ -1,5 +1,5 @@
-// The matching of DETR: for each decoder layer and image, the cost of its own queries x targets
-// block, written straight into the solver's layout, and its assignment.
+// The matching of DETR: for each decoder layer and image, the costs of its queries x targets,
+// written directly in the solver's layout, and the assignment.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -19,10 +19,10 @@ bool is_box(double cx, double cy, double w, double h) {
          h >= 0;
 }
 
-// The targets of one image, checked once and packed as every layer's cost wants them.
+// The targets of one image, checked once and packed in the form that every layer's costs need.
 template <class Real>
 struct Targets {
-  std::vector<int32_t> labels, label_of;  // the distinct labels [D], and of each target [M] its own
+  std::vector<int32_t> labels, label_of;  // distinct labels [D], each target's index into it [M]
   std::vector<Box<Real>> boxes;           // [M]
   int64_t count = 0;
 
@@ -100,7 +100,7 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
   return {};
 }
 
-// The same in double and plain scalars, without minima: float64 predictions are for tests and
+// The same in double and plain scalars, without minima: float64 predictions are meant for tests and
 // gradient checks.
 Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
                     const Targets<double>& targets, AlignedVector<double>&, double* cost,
@@ -141,8 +141,8 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
   return bad_box.status != Status::kOk ? bad_box : overflow;
 }
 
-// Makes infinite costs finite, but so large that fewer of them outweigh any saving elsewhere.
-// Returns false if that would overflow.
+// Replaces infinite costs by a finite one so large that using fewer of them outweighs any saving
+// elsewhere; at most the largest finite number.
 template <class Real>
 void rank_infinite_last(Real* cost, int64_t targets, int64_t queries) {
   constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
@@ -168,15 +168,15 @@ void rank_infinite_last(Real* cost, int64_t targets, int64_t queries) {
       if (cost[m * stride + n] == kInfinity) cost[m * stride + n] = last;
 }
 
-// All memory that matching one problem needs. Kept by each thread from call to call, so that a
-// training step does not ask the system for pages again: as large as the largest block of costs.
+// All memory needed to match one problem. Each thread keeps it from call to call, as large as its
+// largest block of costs, so that a training step does not request pages from the system again.
 template <class Real>
 struct Workspace {
   AlignedVector<Real> cost, transposed, scratch;
   std::vector<Minimum<Real>> minima;  // of each target
   Solver<Real> solver;
 
-  // Matches one layer and image; writes min(N, M) query indices, ascending, and as many targets.
+  // Matches one layer and image; writes min(N, M) query indices, ascending, then their targets.
   Fault run(const MatchInput& in, int64_t layer, int64_t image, const Targets<Real>& targets,
             int64_t* index) {
     const int64_t queries = in.queries, count = targets.count;
@@ -203,15 +203,17 @@ struct Workspace {
  private:
   Status solve(bool changed, int64_t targets, int64_t queries) {
     const int64_t stride = padded(queries);
-    const bool known = std::is_same_v<Real, float> && !changed;
+    const bool has_minima = std::is_same_v<Real, float> && !changed;
     if (targets <= queries)
-      return solver.solve(cost.data(), targets, queries, stride, known ? minima.data() : nullptr);
-    // The solver wants rows <= cols: queries become the rows.
-    const int64_t wide = padded(targets);
-    transposed.assign(static_cast<size_t>(queries) * wide, std::numeric_limits<Real>::infinity());
+      return solver.solve(cost.data(), targets, queries, stride,
+                          has_minima ? minima.data() : nullptr);
+    // The solver requires rows <= cols: queries become the rows.
+    const int64_t row_stride = padded(targets);
+    transposed.assign(static_cast<size_t>(queries) * row_stride,
+                      std::numeric_limits<Real>::infinity());
     for (int64_t m = 0; m < targets; ++m)
-      for (int64_t n = 0; n < queries; ++n) transposed[n * wide + m] = cost[m * stride + n];
-    return solver.solve(transposed.data(), queries, targets, wide);
+      for (int64_t n = 0; n < queries; ++n) transposed[n * row_stride + m] = cost[m * stride + n];
+    return solver.solve(transposed.data(), queries, targets, row_stride);
   }
 };
 
@@ -223,7 +225,7 @@ Fault match_in(const MatchInput& in, int64_t* index) {
     const Fault fault = targets[image].load(in, image, slot_of_label);
     if (fault.status != Status::kOk) return fault;
   }
-  std::vector<int64_t> start(in.images + 1, 0);  // of an image's output within a layer's
+  std::vector<int64_t> start(in.images + 1, 0);  // where an image's output begins within a layer's
   int64_t entries = 0;
   for (int64_t image = 0; image < in.images; ++image) {
     const int64_t pairs = std::min(in.counts[image], in.queries);

@@ -26,8 +26,9 @@ bool run_on_openmp(int64_t, int, const std::function<void(int64_t)>&) { return f
 namespace detr_fast::cpu {
 namespace {
 
-// What compilers make of `#pragma omp parallel`: runs fn(data) once in each thread of a team of so
-// many threads, 0 = as many as torch has set. GNU's runtime has it, and LLVM's and Intel's as well.
+// The function that compilers call for `#pragma omp parallel`: it runs fn(data) once in each thread
+// of a team of `threads` threads, 0 = as many as torch has set. The runtimes of GNU, LLVM and Intel
+// all have it.
 using Parallel = void (*)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
 
 struct Runtime {
@@ -42,14 +43,14 @@ struct Runtime {
   }
 };
 
-// Looked for at the first use: by then torch is there, if it will be.
+// Looked up at the first use: by then torch is loaded, if it is used at all.
 const Runtime& runtime() {
-  static const Runtime found;
-  return found;
+  static const Runtime instance;
+  return instance;
 }
 
-// Whether the process began as a fork of another, and no program was started in it since: the
-// kernel's flag PF_FORKNOEXEC, in the ninth field of a line whose second is a name in brackets.
+// Whether the process began as a fork of another and has not called exec since: the kernel's flag
+// PF_FORKNOEXEC, in the ninth field of a line whose second field is a name in parentheses.
 bool began_as_fork() {
   char line[512];
   std::FILE* const file = std::fopen("/proc/self/stat", "r");
@@ -62,13 +63,13 @@ bool began_as_fork() {
   return (flags & 0x40u) != 0;
 }
 
-// The fork may come before the module is loaded, or before the first call.
+// The fork may happen before the module is loaded, or later, before the first call.
 std::atomic<bool> is_forked_child{began_as_fork()};
 [[maybe_unused]] const int registered = pthread_atfork(
     nullptr, nullptr, [] { is_forked_child.store(true, std::memory_order_relaxed); });
 
-// One of the team's threads, of which each calling thread has its own: none was seen yet; the time
-// that it has computed, as a clock; or the team has no thread but the caller.
+// Each calling thread has its own team, and observes one other thread of it. kUnknown: none seen
+// yet; kKnown: worker_clock measures that thread's CPU time; kNone: the team is the caller alone.
 enum class Worker { kUnknown, kKnown, kNone };
 thread_local Worker worker = Worker::kUnknown;
 thread_local clockid_t worker_clock;
@@ -81,12 +82,12 @@ int64_t now() {
   return nanoseconds(t);
 }
 
-// Whether that thread computes at this moment, which is what looking for work is, too.
+// Whether that thread is running at this moment, be it only spinning while it waits for work.
 bool is_worker_awake() {
-  constexpr int64_t kLook = 2000;  // ns
+  constexpr int64_t kLook = 2000;  // ns of observation
   timespec before, after;
   if (clock_gettime(worker_clock, &before) != 0) {
-    worker = Worker::kUnknown;  // it has ended; the next call finds another one
+    worker = Worker::kUnknown;  // the thread has ended; the next call finds another
     return true;
   }
   for (const int64_t start = now(); now() - start < kLook;) {
@@ -104,8 +105,8 @@ struct Job {
   std::atomic<bool> has_worker{false};
   clockid_t clock_of_worker = {};
 
-  // The team is always torch's whole team: for one of another size the runtime would end threads
-  // and start them again. Who comes too late has nothing to do.
+  // The team is always torch's whole team: for a team of another size the runtime would end threads
+  // and start them again. The first `sharing` threads to arrive share the work, the others return.
   void take() {
     if (!pthread_equal(pthread_self(), caller) && !has_worker.exchange(true))
       if (pthread_getcpuclockid(pthread_self(), &clock_of_worker) != 0)

@@ -8,7 +8,8 @@
 namespace detr_fast::cpu {
 namespace {
 
-// What pays for a thread. Waking one takes as long as some hundred thousand entries.
+// The work that justifies one more thread. Waking one takes as long as a few hundred thousand
+// entries.
 constexpr int64_t kEntriesPerAwakeThread = 50000, kEntriesPerThread = 400000;
 
 }  // namespace
@@ -16,10 +17,10 @@ constexpr int64_t kEntriesPerAwakeThread = 50000, kEntriesPerThread = 400000;
 void parallel_for(int64_t count, int64_t entries, int threads,
                   const std::function<void(int64_t)>& work) {
   const int64_t most = std::min<int64_t>(threads, count);
-  // Asked only where it matters: it takes some microseconds.
+  // Checked only where it matters, as it takes some microseconds.
   const bool awake = most > 1 && entries >= 2 * kEntriesPerAwakeThread && openmp_is_awake();
-  const int64_t pays_for = entries / (awake ? kEntriesPerAwakeThread : kEntriesPerThread);
-  const int sharing = static_cast<int>(std::min(most, pays_for));
+  const int64_t worthwhile = entries / (awake ? kEntriesPerAwakeThread : kEntriesPerThread);
+  const int sharing = static_cast<int>(std::min(most, worthwhile));
   if (sharing > 1 &&
       (awake ? run_on_openmp(count, sharing, work) : run_on_pool(count, sharing - 1, work)))
     return;

@@ -1,4 +1,4 @@
-// Several threads that share the problems of one call.
+// Shares the problems of one call among several threads.
 #pragma once
 
 #include <cstdint>
@@ -7,15 +7,15 @@
 namespace detr_fast::cpu {
 
 // Calls work(k) once for each k in 0..count-1, in no particular order, on up to `threads` threads
-// of which the caller is one, as many as pay for so much work; returns when all are done. `entries`
-// is how many numbers are read or written in all. `work` must not throw.
+// including the caller, but no more than the work justifies; returns when all are done. `entries`
+// is the total number of values read or written. `work` must not throw.
 //
-// The other threads are torch's own (openmp.h) where these are awake, or a pool's (pool.h). A call
-// while another thread's is in progress on those runs on the caller alone.
+// The other threads are torch's (openmp.h) if those are awake, else those of a pool (pool.h). While
+// they are busy with another thread's call, a call runs on the caller alone.
 void parallel_for(int64_t count, int64_t entries, int threads,
                   const std::function<void(int64_t)>& work);
 
-// Whose threads a call would get now: "OpenMP" or "own".
+// Which threads a call would use now: "OpenMP" (torch's) or "own" (the pool's).
 const char* threads_in_use();
 
 }  // namespace detr_fast::cpu

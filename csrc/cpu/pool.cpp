@@ -33,7 +33,7 @@ class Pool {
     for (std::thread& thread : threads_) thread.join();
   }
 
-  // Returns false, having done nothing, if another thread's call is in progress.
+  // Returns false, without doing anything, if another thread's call is in progress.
   bool run(int64_t count, int helpers, const std::function<void(int64_t)>& work) {
     const std::unique_lock<std::mutex> call(calling_, std::try_to_lock);
     if (!call.owns_lock()) return false;
@@ -45,7 +45,7 @@ class Pool {
           threads_.emplace_back([this, number] { serve(number); });
           cpus_.push_back(-1);
         } catch (const std::system_error&) {
-          break;  // the system has no more threads: those there are, and the caller, do the work
+          break;  // no more threads available: the existing ones and the caller do the work
         }
       }
       work_ = &work;
@@ -53,12 +53,12 @@ class Pool {
       next_.store(0, std::memory_order_relaxed);
       invited_ = std::min(helpers, static_cast<int>(threads_.size()));
       ++round_;
-      part_from_caller();
+      move_off_caller_cpu();
     }
     wake_.notify_all();
     take_all(next_, count, work);
     std::unique_lock<std::mutex> lock(mutex_);
-    work_ = nullptr;  // who wakes up only now has nothing left to do, and nobody waits for it
+    work_ = nullptr;  // a thread that wakes only now has nothing to do, and is not waited for
     done_.wait(lock, [this] { return busy_ == 0; });
     return true;
   }
@@ -69,10 +69,10 @@ class Pool {
   }
 
  private:
-  // Linux may wake a thread on the CPU where it last ran, though its waker works there and another
-  // one idles: then both take turns, and two threads are no faster than one. So a thread that last
-  // ran here is sent elsewhere.
-  void part_from_caller() {
+  // Linux may wake a thread on the CPU where it last ran, even if the caller is running there and
+  // another CPU is idle. The two then take turns, no faster than one thread. So a thread that last
+  // ran on the caller's CPU is moved to another.
+  void move_off_caller_cpu() {
 #ifdef __linux__
     const int here = sched_getcpu();
     for (int k = 0; k < invited_; ++k) {
@@ -117,32 +117,32 @@ class Pool {
   std::mutex mutex_;    // guards what follows, except next_
   std::condition_variable wake_, done_;
   std::vector<std::thread> threads_;
-  std::vector<int> cpus_;  // where each thread last worked; -1: not known
+  std::vector<int> cpus_;  // where each thread last worked; -1: unknown
   const std::function<void(int64_t)>* work_ = nullptr;  // of the call in progress
   int64_t count_ = 0;
-  uint64_t round_ = 0;  // counts calls, so that a thread knows a new one
-  int invited_ = 0;     // threads of a lower number take part in this round
-  int busy_ = 0;        // of those, how many are at work
+  uint64_t round_ = 0;  // counts calls, so that a thread recognises a new one
+  int invited_ = 0;     // threads with a lower number take part in this round
+  int busy_ = 0;        // how many of those are working
   bool stopping_ = false;
   std::atomic<int64_t> next_{0};
 };
 
-// Destroyed, and with it joined, at exit or when the module is unloaded.
+// Destroys the pool, and so joins its threads, at exit or when the module is unloaded.
 struct Holder {
   Pool* pool = new Pool;
 
   Holder() {
 #ifndef _WIN32
-    // The parent's threads do not exist in the child, and its mutexes may be held by them: the
-    // child leaves that pool's memory alone and begins with an empty one.
+    // In the child the parent's threads do not exist, and may have left its mutexes locked: the
+    // child leaves that pool's memory untouched and starts with an empty pool.
     pthread_atfork(nullptr, nullptr, [] { holder().pool = new Pool; });
 #endif
   }
   ~Holder() { delete pool; }
 
   static Holder& holder() {
-    static Holder one;
-    return one;
+    static Holder instance;
+    return instance;
   }
 };
 

@@ -1,4 +1,4 @@
-// Many problems on several threads, with a result that does not depend on how many.
+// Solves many problems on several threads; the result does not depend on the number of threads.
 #pragma once
 
 #include <atomic>
@@ -11,8 +11,9 @@
 
 namespace detr_fast::cpu {
 
-// Calls solve(p), which returns a Fault, for each problem p in 0..count-1; returns the fault of the
-// lowest p, as if they had been called in order up to there. Entries and threads: parallel.h.
+// Calls solve(p), which returns a Fault, for each problem p in 0..count-1. Returns the fault of the
+// lowest p, as if the calls had run in order and stopped there. For `entries` and `threads` see
+// parallel.h.
 template <class Solve>
 Fault solve_all(int64_t count, int64_t entries, int threads, Solve solve) {
   std::mutex mutex;

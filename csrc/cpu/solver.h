@@ -1,4 +1,4 @@
-// The assignment solver with the row scans of this CPU.
+// The assignment solver with the row scans for this CPU.
 #pragma once
 
 #include <type_traits>

@@ -16,7 +16,7 @@ struct Problem {
   bool transposed;
 };
 
-// Problems of one shape, one after the other: any number in one launch.
+// Problems of one shape, contiguous in memory: any number in one launch.
 template <class Real>
 struct Batch {
   const Real* cost;
@@ -28,7 +28,7 @@ struct Batch {
   }
 };
 
-// Problems of any shapes: as many as a kernel's argument of 4 KiB describes.
+// Problems of any shapes: as many as fit into a kernel's argument of 4 KiB.
 template <class Real>
 struct Ragged {
   static constexpr int kMost = 128;
@@ -50,7 +50,7 @@ struct Output {
   int32_t* status;                 // [problems]
 };
 
-// The solver's memory where a block's own does not hold it, and what the latter is divided into.
+// The solver's memory if it does not fit into a block's own, and how the block's own is divided.
 struct Memory {
   char* workspace;
   int64_t of_problem;
@@ -58,7 +58,7 @@ struct Memory {
   uint32_t solver_bytes;
 };
 
-// kShared: the solver's memory is the block's own, and its loads are compiled as such.
+// kShared: the solver's memory is in shared memory, and its loads are compiled as such.
 template <class Real, class Problems, bool kShared>
 __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kShared))
     assign(const __grid_constant__ Problems problems, Output out, Memory memory) {
@@ -108,7 +108,7 @@ class Launcher {
     memory_.solver_bytes = static_cast<uint32_t>(shared_.solver);
   }
 
-  // `first` problems have been launched before.
+  // `first` is the number of problems launched before.
   template <class Problems>
   void run(const Problems& problems, int64_t count, Output out, int64_t first = 0) const {
     const auto kernel =

@@ -12,7 +12,7 @@ namespace {
 constexpr int kColumns = 128;                   // of the output, one per thread of a block
 constexpr int kRows = 8;                        // of the output, for each thread
 constexpr int kOwners = 32, kSlices = 8;        // of a block of the backward pass
-constexpr int64_t kGridLimit = int64_t(65535);  // of a grid's second and third dimension
+constexpr int64_t kGridLimit = int64_t(65535);  // of a grid's y and z dimensions
 
 template <class Real>
 __device__ Box<Real> load(const Real* at, bool by_centre) {
@@ -20,7 +20,8 @@ __device__ Box<Real> load(const Real* at, bool by_centre) {
                    : make_box_of_corners(at[0], at[1], at[2], at[3]);
 }
 
-// Blocks: columns in x, rows in y, batch in z; y and z go round where there are more.
+// Blocks: columns in x, rows in y, batch in z; in y and z each block loops over what exceeds the
+// grid.
 template <bool kGeneralized, class Real>
 __global__ void __launch_bounds__(kColumns) all_pairs(const BoxPairs<Real> in, Real* out) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x;
@@ -39,9 +40,9 @@ __global__ void __launch_bounds__(kColumns) all_pairs(const BoxPairs<Real> in, R
   }
 }
 
-// The gradient of `own` boxes [B, P, 4] from all `others` [B, Q, 4], where the output's gradient of
-// a pair lies at b * P * Q + p * own_stride + q * other_stride. Each thread sums a slice of the
-// others, and the slices are added in order.
+// The gradient with respect to the `own` boxes [B, P, 4] over all `others` [B, Q, 4]. The gradient
+// of the output for a pair is at b * P * Q + p * own_stride + q * other_stride. Each thread sums a
+// slice of the others, and the slices are added in order.
 template <bool kGeneralized, class Real>
 __global__ void __launch_bounds__(kOwners* kSlices)
     own_gradient(const Real* own, const Real* others, int64_t batch, int64_t own_count,

@@ -13,7 +13,7 @@ constexpr int kSumWarps = 8, kThreads = 128;
 template <class T>
 __global__ void __launch_bounds__(kSumWarps* kWarpSize)
     sum_losses(const BoxLossInput<T> in, RealOf<T>* coordinates, RealOf<T>* giou) {
-  // As numbers: shared memory cannot be initialised, as BoxLoss is.
+  // An array of numbers, as BoxLoss has initialisers and shared memory cannot be initialised.
   __shared__ RealOf<T> memory[2 * kSumWarps * kWarpSize];
   __shared__ typename Block<kSumWarps>::Memory exchange;
   const Block<kSumWarps> block(exchange);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads)
 
 bool is_empty(const Matched& m) { return m.layers * m.images * m.queries == 0; }
 
-// More than 65535 images or layers make the launch an error.
+// With more than 65535 images or layers the launch fails.
 dim3 blocks_for(const Matched& m) {
   return dim3(static_cast<unsigned>((m.queries + kThreads - 1) / kThreads),
               static_cast<unsigned>(m.images), static_cast<unsigned>(m.layers));

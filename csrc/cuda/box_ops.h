@@ -1,4 +1,4 @@
-// The launchers of the ops on boxes; what cuda/ops.h says of launchers holds.
+// The launchers of the ops on boxes; they behave as described in cuda/ops.h.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace detr_fast::cuda {
 
-// As cpu::BoxPairs.
+// The same as cpu::BoxPairs, without threads.
 template <class Real>
 struct BoxPairs {
   const Real *boxes1, *boxes2;  // [B, N, 4], [B, M, 4]
@@ -24,7 +24,7 @@ template <class Real>
 void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1, Real* out2,
                       int device, Stream stream);
 
-// As in cpu/box_ops.h; one kernel each.
+// The same as in cpu/box_ops.h; one kernel each.
 template <class T>
 void box_losses(const BoxLossInput<T>& in, RealOf<T>* coordinates, RealOf<T>* giou, int device,
                 Stream stream);

@@ -1,5 +1,5 @@
-// What every launcher needs: errors as exceptions, the device made current, shared memory beyond
-// 48 KiB. For .cu files only.
+// What every launcher needs: errors turned into exceptions, a guard that makes a device current,
+// and shared memory beyond 48 KiB. For .cu files only.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,8 +14,8 @@
 
 namespace detr_fast::cuda {
 
-// Throws std::runtime_error with the call's name and CUDA's text. The error is forgotten then, or
-// the next launch would report it as its own.
+// Throws std::runtime_error with the call's name and CUDA's text if `error` is an error. CUDA's
+// last error is cleared first, or the next launch would report it again.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();
@@ -28,7 +28,7 @@ inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel)
 
 inline cudaStream_t stream_at(Stream stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
-// Makes a device current, and the previous one again at the end of the scope.
+// Makes a device current, and restores the previous one at the end of the scope.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -38,7 +38,7 @@ class DeviceGuard {
     changed_ = true;
   }
   ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);  // it was current before: what could fail was reported
+    if (changed_) cudaSetDevice(previous_);  // unchecked: this device was current before
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
@@ -48,27 +48,27 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// An attribute of a device, asked for once: cudaDeviceGetAttribute takes its time.
+// An attribute of a device, cached because cudaDeviceGetAttribute is slow.
 inline int device_attribute(cudaDeviceAttr attribute, int device) {
   static std::mutex mutex;
-  static std::map<std::pair<int, int>, int> known;
+  static std::map<std::pair<int, int>, int> cache;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({static_cast<int>(attribute), device}, 0);
+  const auto [entry, is_new] = cache.try_emplace({static_cast<int>(attribute), device}, 0);
   if (!is_new) return entry->second;
   const cudaError_t error = cudaDeviceGetAttribute(&entry->second, attribute, device);
-  if (error != cudaSuccess) known.erase(entry);
+  if (error != cudaSuccess) cache.erase(entry);
   check(error, "cudaDeviceGetAttribute");
   return entry->second;
 }
 
-// The most bytes of dynamic shared memory that a block can ask for.
+// The maximum dynamic shared memory of a block, in bytes.
 inline int max_shared_memory(int device) {
   return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
-// Lets a kernel be launched with so many bytes of dynamic shared memory on the current device,
-// `device`. Only beyond 48 KiB is there anything to do, and then once per kernel, device and size
-// that grew. Throws if that is more than the device has: ask max_shared_memory() first.
+// Allows a kernel to be launched with `bytes` of dynamic shared memory on `device`, which must be
+// current. Needed only beyond 48 KiB, and then only if the kernel was not yet allowed as much on
+// that device. Throws if the device has less; check max_shared_memory() first.
 inline void allow_shared_memory(const void* kernel, int device, size_t bytes) {
   constexpr size_t kAlwaysAllowed = 48 * 1024;
   if (bytes <= kAlwaysAllowed) return;

@@ -1,4 +1,4 @@
-// The matching of DETR on the GPU, all layers and images: two kernels, no wait.
+// The matching of DETR on the GPU, all layers and images: two kernels per launch, without waiting.
 #include "core/team_match.h"
 #include "cuda/ops.h"
 #include "cuda/solver_memory.h"
@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kCostWarps* kWarpSize)
                    static_cast<int32_t>(blockIdx.x) * kTile, softmax);
 }
 
-// kShared: the solver's memory is the block's own, and its loads are compiled as such.
+// kShared: the solver's memory is in shared memory, and its loads are compiled as such.
 template <bool kShared>
 __global__ void __launch_bounds__(kSolverWarps* kWarpSize, resident_blocks(kShared))
     match_problems(const __grid_constant__ TeamMatchInput in, uint32_t solver_bytes) {

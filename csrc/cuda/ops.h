@@ -1,9 +1,9 @@
-// The CUDA launchers, in types that need no CUDA header: bindings.cpp includes this file.
+// The CUDA launchers, declared without CUDA headers because the bindings include this file.
 //
 // A launcher is a plain function of device pointers, sizes, a device index and a stream (a
-// cudaStream_t as torch hands it out: a number). It makes the device current for the call, launches
-// into the stream, checks the launch and returns without waiting. It allocates nothing, so that it
-// can be captured into a CUDA graph. It throws std::runtime_error where CUDA reports an error.
+// cudaStream_t as an integer, as torch provides it). It makes the device current for the call,
+// launches into the stream, checks the launch and returns without waiting. It allocates nothing, so
+// that it can be captured into a CUDA graph. It throws std::runtime_error if CUDA reports an error.
 #pragma once
 
 #include <cstdint>
@@ -21,21 +21,22 @@ int driver_version();   // the newest CUDA that the installed driver runs; 0 wit
 
 struct AssignmentInput {
   int64_t problems;  // P
-  // P entries each; or, of a batch, one for all problems, whose costs are [P, rows, cols].
+  // `cost`, `rows`, `cols` and `transposed` have P entries each; or, if is_batch, one entry each
+  // for all problems, whose costs are [P, rows, cols].
   bool is_batch;
   const void* const* cost;         // addresses of contiguous [rows, cols]
   const int32_t *rows, *cols;      // rows <= cols
-  const bool* transposed;          // whether the caller's rows are these columns
-  int64_t *row_index, *col_index;  // [sum of rows], written: the caller's, by the caller's row
-  int32_t* status;                 // [P], written: a Status; without kOk the pairs are (0, 0), ...
+  const bool* transposed;          // whether these columns are the caller's rows
+  int64_t *row_index, *col_index;  // [sum of rows], written: the caller's, in order of its rows
+  int32_t* status;                 // [P], written: a Status; if not kOk, pair k is (k, k)
   void* memory;  // [P * assignment_workspace(device, most rows, most cols)] bytes, or null if 0
 };
 
 // Solves every problem. Costs are float or double.
 void assign(const AssignmentInput& in, bool is_double, int device, Stream stream);
 
-// Bytes of device memory that each problem of a call needs, for the largest of its sizes: 0 unless
-// they exceed what a block has.
+// Bytes of device memory that each problem of a call needs, for the largest of its sizes: 0 if a
+// block's shared memory is enough.
 int64_t assignment_workspace(int device, int64_t rows, int64_t cols);
 
 struct MatchInput {
@@ -45,9 +46,9 @@ struct MatchInput {
   int64_t layers, images, queries, classes;
   const int64_t* labels;      // [T]
   const float* target_boxes;  // [T, 4] cxcywh
-  int64_t targets;            // T; more than the images have: the rest is padding
-  // Targets of each image: counts [B] on the host, or where they begin and end, [B + 1] on the
-  // device.
+  int64_t targets;            // T; if the images have fewer, the rest is padding
+  // The number of targets of each image, [B] on the host; or, if `counts` is null, where each
+  // image's targets begin and the last image's end, [B + 1] on the device.
   const int64_t* counts;
   const int32_t* device_offsets;
   int64_t most_targets;  // of one image, at most
@@ -55,11 +56,11 @@ struct MatchInput {
   bool nonfinite_last;
   float* cost;           // [L * T * N], scratch
   int64_t* query_index;  // [L, T], written: each target's query, or -1
-  // For each layer, for each image min(N, M) queries, ascending, and then their targets; written
-  // if not null, which needs counts.
+  // For each layer and each image, min(N, M) queries, ascending, and then their targets. May be
+  // null, and must be if `counts` is null.
   int64_t* pairs;
-  // [L * B] where the device can write it and the host can read it: encode_fault of a problem that
-  // has no match, written where it is 0.
+  // [L * B] in memory that the device can write and the host can read: encode_fault for a problem
+  // that has no match, written only where it is 0.
   uint64_t* faults;
   void* memory;  // [L * B * assignment_workspace(device, min(N, most), max(N, most))], or null if 0
 };

@@ -1,4 +1,4 @@
-// Where a block keeps what the assignment solver needs: decided by the host for a whole launch.
+// Where a block keeps the assignment solver's memory. The host decides it for a whole launch.
 #pragma once
 
 #include <algorithm>
@@ -10,21 +10,22 @@
 
 namespace detr_fast::cuda {
 
-// How many blocks a multiprocessor runs at once, if shared memory lets it: launch bounds of the
-// kernels, which take up to 128 registers per thread. With room for more they would spill, as those
-// would whose solver's memory is elsewhere, at 64-bit addresses.
+// How many blocks a multiprocessor runs at once, if shared memory allows it: launch bounds of the
+// kernels, which use up to 128 registers per thread. With a higher bound they would spill
+// registers. So would, even with 2 blocks, the kernels whose solver's memory is not shared memory,
+// because of its 64-bit addresses.
 constexpr int kResidentBlocks = 2;
 constexpr int resident_blocks(bool shared) { return shared ? kResidentBlocks : 1; }
 
-// A block's shared memory holds SolverMemory, if that fits, and then as many costs as `room` says.
+// A block's shared memory holds SolverMemory, if that fits, followed by `room` costs.
 struct SharedMemory {
   size_t solver;  // bytes; 0: the solver's memory is in the workspace
-  size_t bytes;   // in all
+  size_t bytes;   // total
   int64_t room;   // costs
 
-  // For problems of at most rows x cols, `problems` at once. More shared memory makes each step of
-  // the search faster, but lets fewer problems run at once: all of them shall, as far as a
-  // multiprocessor can hold them.
+  // For `problems` problems of at most rows x cols in one launch. More shared memory per block
+  // makes each step of the search faster, but lets fewer problems run at once. All problems should
+  // run at once, as far as kResidentBlocks per multiprocessor allow.
   SharedMemory(int device, int64_t problems, int64_t rows, int64_t cols, size_t size_of_cost) {
     constexpr size_t kReserved = 3 << 10;  // the block's static memory and the system's, per block
     const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, device);
@@ -34,15 +35,15 @@ struct SharedMemory {
         device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     const size_t of_block = max_shared_memory(device) - kReserved;
     const size_t share = std::min(of_block, of_processor / resident - kReserved);
-    const size_t wanted = (SolverMemory::bytes(rows, cols) + 15) / 16 * 16;
-    solver = wanted <= of_block ? wanted : 0;
+    const size_t needed = (SolverMemory::bytes(rows, cols) + 15) / 16 * 16;
+    solver = needed <= of_block ? needed : 0;
     const size_t left = share > solver ? share - solver : 0;
     room = static_cast<int64_t>(std::min(left / size_of_cost, static_cast<size_t>(rows * cols)));
     bytes = solver + room * size_of_cost;
   }
 };
 
-// Bytes of workspace that each problem needs beside the block's shared memory.
+// Bytes of workspace that each problem needs in addition to the block's shared memory.
 inline int64_t solver_workspace(int device, int64_t rows, int64_t cols) {
   const SharedMemory shared(device, 1, rows, cols, sizeof(float));
   return shared.solver ? 0 : (SolverMemory::bytes(rows, cols) + 15) / 16 * 16;

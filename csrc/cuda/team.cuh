@@ -14,8 +14,8 @@ class Warp {
   __device__ void sync() const { __syncwarp(); }
   __device__ uint32_t ballot(bool x) const { return __ballot_sync(kAll, x); }
 
-  // On values of 64 bits the reductions of 32 bits run in turn: on the upper half, on the lower
-  // half of those that tie, on the index of those that still do.
+  // For 64-bit values, 32-bit reductions run one after the other: on the upper half, on the lower
+  // half of those that tie, and on the index of those that still tie.
   __device__ Key<uint64_t> min(Key<uint64_t> key) const {
 #if __CUDA_ARCH__ >= 800
     const uint32_t high = static_cast<uint32_t>(key.value >> 32);
@@ -72,8 +72,8 @@ class Warp {
 template <int kWarps>
 class Block {
  public:
-  // What the warps exchange. Two of each: a value is read after the barrier that follows its
-  // writing, and overwritten only after the next one.
+  // What the warps exchange. There are two buffers, used in turn: a value is read after the barrier
+  // that follows its write, and overwritten only after the next barrier.
   struct Memory {
     uint64_t values[2][kWarps];
     uint32_t indices[2][kWarps];

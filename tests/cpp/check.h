@@ -1,4 +1,4 @@
-// A test fails by ending the program with the line that failed.
+// A failed check prints its line and ends the program.
 #pragma once
 
 #include <cstdio>

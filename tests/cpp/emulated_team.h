@@ -1,10 +1,11 @@
-// Teams of threads (core/team.h) without a GPU: every lane is a fiber with a stack of its own, that
-// runs until the next operation in which it must meet others. Which lane goes on next is shuffled,
-// so code that reads what another lane has not written yet, or overwrites what another has not read
-// yet, gives different results for different seeds. ThreadSanitizer is told what orders memory,
-// sync alone, and so finds every pair of accesses that none orders.
+// Teams of threads (core/team.h) without a GPU: every lane is a fiber with its own stack, which
+// runs until the next operation in which it must meet other lanes. The order in which lanes resume
+// is shuffled, so code that reads what another lane has not written yet, or overwrites what another
+// has not read yet, gives different results for different seeds. ThreadSanitizer is informed that
+// only sync orders memory, and so reports every pair of conflicting accesses that no sync
+// separates.
 //
-// A test fails if lanes meet in different operations, or if one ends while others wait for it.
+// A test fails if lanes meet in different operations, or if a lane ends while others wait for it.
 #pragma once
 
 #include <ucontext.h>
@@ -47,7 +48,8 @@ void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size
 
 namespace detr_fast {
 
-// While it lives, ThreadSanitizer does not look: the emulation's own data are not the kernels'.
+// During its lifetime ThreadSanitizer ignores accesses: the emulation's own data are not the
+// kernels'.
 struct Unobserved {
 #ifdef DETR_FAST_TSAN
   Unobserved() {
@@ -87,11 +89,11 @@ class Fibers {
       ready.clear();
       for (int k = 0; k < count; ++k)
         if (fibers_[k]->state == kReady) ready.push_back(k);
-      CHECK(ended == count || !ready.empty());  // else: lanes wait for lanes that never come
+      CHECK(ended == count || !ready.empty());  // else lanes wait for lanes that never arrive
     }
   }
 
-  // Called in a fiber: goes on once another one has made it ready.
+  // Called in a fiber: resumes once another fiber has made it ready.
   void wait() {
     const int k = current_;
     fibers_[k]->state = kWaiting;
@@ -110,7 +112,7 @@ class Fibers {
     std::vector<char> stack = std::vector<char>(kStack);
     State state = kEnded;
     bool started = false;
-    void* sanitizer = nullptr;  // its own handle of this fiber
+    void* sanitizer = nullptr;  // the sanitizer's handle of this fiber
   };
 
   static Fibers*& active() {
@@ -158,7 +160,7 @@ class Fibers {
     active() = this;
 #ifdef DETR_FAST_TSAN
     main_sanitizer_ = __tsan_get_current_fiber();
-    // The first switch orders memory: what the caller prepared is there for all lanes.
+    // The first switch orders memory: what the caller prepared is visible to all lanes.
     __tsan_switch_to_fiber(fiber.sanitizer, fiber.started ? 1 : 0);
 #endif
     fiber.started = true;
@@ -201,7 +203,8 @@ class Meeting {
   Meeting(Fibers& fibers, int first, int size)
       : fibers_(fibers), first_(first), size_(size), given_(size), result_(size) {}
 
-  // All lanes give a number and see(rank, number) all lanes'. `operation` must agree.
+  // Each lane passes a number, and see(rank, number) is then called with every lane's. `operation`
+  // must be the same in all lanes.
   template <class T, class See>
   void exchange(int rank, int operation, T mine, See see) {
     const Unobserved unobserved;
@@ -285,7 +288,7 @@ class EmulatedWarp : public EmulatedTeam {
     return mask;
   }
 
-  float sum(float x) const {  // as the GPU's: halves, quarters, ...
+  float sum(float x) const {  // in the GPU's order: halves, quarters, ...
     float all[kWarpSize];
     meeting_.exchange(rank_, Meeting::kFloatSum, x, [&](int k, float y) { all[k] = y; });
     for (int step = kWarpSize / 2; step > 0; step /= 2)
@@ -314,7 +317,7 @@ class EmulatedBlock : public EmulatedTeam {
   Meeting& of_warp_;
 };
 
-// Runs body(block) in every thread of a block of so many warps.
+// Runs body(block) in every thread of a block of `warps` warps.
 template <class Body>
 void emulate(int warps, uint32_t seed, const Body& body) {
   static Fibers fibers;

@@ -1,4 +1,4 @@
-// Assignment problems of several kinds, and the proof that an answer is optimal.
+// Assignment problems of several kinds, and a proof that a result is optimal.
 #pragma once
 
 #include <cmath>
@@ -46,7 +46,7 @@ Matrix<Real> make_matrix(Family family, int64_t rows, int64_t cols, int64_t stri
         case Family::kInitial:
           cost = of_row[i] + of_col[j] + Real(1e-3) * x;
           break;
-        case Family::kCrowded:  // boxes on a line: all rows want the first or the last columns
+        case Family::kCrowded:  // boxes on a line: all rows prefer the first or the last columns
           cost = std::abs(3 * of_row[i] - of_col[j] - 1) + Real(1e-2) * x;
           break;
         case Family::kTrained:
@@ -65,9 +65,9 @@ Matrix<Real> make_matrix(Family family, int64_t rows, int64_t cols, int64_t stri
   return matrix;
 }
 
-// Complementary slackness: dual variables exist that prove no other assignment is cheaper. They are
-// found by Bellman and Ford's relaxations over columns, which settle if and only if no exchange of
-// columns along a cycle, or along a path to a free column, lowers the total.
+// Complementary slackness: whether dual variables exist that prove that no other assignment is
+// cheaper. They are computed by Bellman-Ford relaxations over columns, which converge if and only
+// if no exchange of columns along a cycle, or along a path to a free column, lowers the total.
 template <class Real>
 bool is_optimal(const Matrix<Real>& matrix, const std::vector<int32_t>& col_of_row) {
   const double kTolerance = 1e-9;
@@ -91,7 +91,7 @@ bool is_optimal(const Matrix<Real>& matrix, const std::vector<int32_t>& col_of_r
   return false;
 }
 
-// Whether `rows` different columns exist of which each row may have one: by augmenting paths.
+// Whether every row can have an allowed column of its own, by augmenting paths.
 template <class Real>
 bool is_feasible(const Matrix<Real>& matrix) {
   std::vector<int64_t> owner(matrix.cols, -1);
@@ -112,7 +112,7 @@ bool is_feasible(const Matrix<Real>& matrix) {
   return true;
 }
 
-// Solves problems of every family and size with `solver` and proves each answer.
+// Solves problems of every family and size with `solver` and proves each result optimal.
 template <class Real, class Solver>
 void check_solver(Solver& solver, int64_t alignment, int repeats = 3, int64_t most_rows = 40) {
   std::mt19937 random(1);

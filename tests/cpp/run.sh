@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The C++ tests under AddressSanitizer and UBSan, then what has threads, real or emulated, under
+# Run the C++ tests under AddressSanitizer and UBSan, then those with real or emulated threads under
 # ThreadSanitizer.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-run() { # sanitizers, which tests, and their target if not all
+run() { # sanitizers, regex of test names, build targets (default: all)
   cmake -S "$here" -B "$work/$1" -DSANITIZE="$1" >"$work/log" 2>&1 || { cat "$work/log"; return 1; }
   cmake --build "$work/$1" --parallel 2 ${3:+--target $3} >"$work/log" 2>&1 ||
     { cat "$work/log"; return 1; }

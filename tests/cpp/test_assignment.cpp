@@ -1,4 +1,4 @@
-// The solver, as core/ has it: every answer is proven optimal by dual variables.
+// The solver with the scalar scans of core/: every result is proven optimal by dual variables.
 #include "core/assignment.h"
 #include "problems.h"
 
@@ -19,7 +19,7 @@ int main() {
   for (int i = 0; i < 72; ++i)
     CHECK(solver_of_doubles.row_of_col[solver_of_doubles.col_of_row[i]] == i);
 
-  // The proof itself must be able to fail.
+  // The proof itself must reject an assignment that is not optimal.
   Matrix<double> matrix(2, 3, 3);
   const double cost[] = {1, 2, 9, 2, 9, 9};
   for (int k = 0; k < 6; ++k) matrix.cost[k] = cost[k];

@@ -1,5 +1,5 @@
-// The kernels of one instruction set, named by argument and DETR_FAST_SIMD: scans and layouts
-// against the scalar form, the solver built on them, costs at the edges of their arrays.
+// The kernels of one instruction set, given as argument and in DETR_FAST_SIMD: scans and layouts
+// against the scalar version, the solver built on them, costs at the edges of their arrays.
 #include <cstring>
 
 #include "core/aligned.h"
@@ -44,7 +44,7 @@ void check_layouts(std::mt19937& random) {
   const LayoutKernels<Real>& layout = kernels_of<Real>().layout;
   for (const int64_t rows : {1, 2, 5, 16, 30, 77})
     for (const int64_t cols : {1, 3, 8, 15, 16, 33, 64, 100}) {
-      // Exactly as large as the matrix: reading beyond it is found.
+      // Exactly as large as the matrix, so that reading beyond it is detected.
       const Matrix<Real> matrix = make_matrix<Real>(Family::kForbidden, rows, cols, cols, random);
       const Real* const c = matrix.cost.data();
       for (const Real sign : {Real(1), Real(-1)}) {
@@ -87,8 +87,8 @@ void check_layouts(std::mt19937& random) {
     }
 }
 
-// One query after the other as a call of its own must give the same bits as all at once; every
-// array is exactly as large as it must be.
+// A separate call for each query must give the same bits as one call for all; every array is
+// exactly as large as required.
 void check_costs(std::mt19937& random) {
   std::uniform_real_distribution<float> uniform(0, 1);
   for (const int64_t queries : {1, 7, 16, 33})

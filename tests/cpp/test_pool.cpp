@@ -1,4 +1,4 @@
-// The pool of threads: all work done once, calls from several threads at once, fork.
+// The thread pool: all work is done exactly once, calls from several threads at once, fork.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kMuch = 1 << 30;  // entries: enough for any number of threads
 
 void check_all_done(int64_t count, int threads) {
-  std::vector<int> done(count, 0);  // plain ints: each belongs to one call of the work
+  std::vector<int> done(count, 0);  // plain ints: each is written by one call only
   parallel_for(count, kMuch, threads, [&](int64_t k) { ++done[k]; });
   for (const int times : done) CHECK(times == 1);
 }
@@ -54,7 +54,7 @@ void check_fork() {
 }  // namespace
 
 int main() {
-  CHECK(std::string(threads_in_use()) == "own");  // no OpenMP here
+  CHECK(std::string(threads_in_use()) == "own");  // this program has no OpenMP runtime
   check_all_done(10, 1);
   CHECK(pool_size() == 0);
   for (const int threads : {2, 4, 3, 8})

@@ -1,5 +1,5 @@
-// The GPU's form of the solver, run by emulated warps and blocks: every answer is proven optimal by
-// dual variables, whatever the order of the lanes.
+// The GPU version of the solver, run by emulated warps and blocks: every result is proven optimal
+// by dual variables, whatever the order of the lanes.
 #include "core/team_assignment.h"
 #include "emulated_team.h"
 #include "problems.h"
@@ -17,7 +17,7 @@ struct TeamForm {
   std::vector<int32_t> col_of_row = {}, row_of_col = {};
 
   Status solve(const Real* cost, int64_t rows, int64_t cols, int64_t stride) {
-    // Exactly as large as promised, so that AddressSanitizer sees what goes beyond.
+    // Exactly as large as specified, so that AddressSanitizer detects accesses beyond it.
     std::unique_ptr<double[]> memory(new double[(SolverMemory::bytes(rows, cols) + 7) / 8]);
     std::unique_ptr<Real[]> space(new Real[room]);
     const SolverMemory parts(memory.get(), rows, cols);
@@ -45,7 +45,7 @@ void check_faults() {
     std::vector<float> cost(5 * 9, 1.0f);
     cost[3 * 9 + 4] = bad;
     CHECK(form.solve(cost.data(), 5, 9, 9) == Status::kInvalidCost);
-    for (int j = 0; j < 9; ++j) cost[1 * 9 + j] = INFINITY;  // and a row without any column
+    for (int j = 0; j < 9; ++j) cost[1 * 9 + j] = INFINITY;  // and a row without any allowed column
     CHECK(form.solve(cost.data(), 5, 9, 9) == Status::kInvalidCost);
   }
 }

@@ -1,5 +1,5 @@
-// The GPU's form of the box losses and the wanted classes, run by emulated blocks and query by
-// query, against the CPU's form.
+// The GPU version of the box losses and the queries' target classes, run by emulated blocks and
+// query by query, against the CPU version.
 #include <cmath>
 #include <random>
 #include <vector>
@@ -12,8 +12,8 @@ using namespace detr_fast;
 
 namespace {
 
-// A matching with everything that one may hold: unmatched targets, indices out of range, images
-// without targets, padding behind the last one.
+// A matching with everything that a matching may contain: unmatched targets, indices out of range,
+// images without targets, padding after the last image's targets.
 struct Case {
   std::vector<int64_t> query_index, labels, wide_offsets;
   std::vector<int32_t> offsets;
@@ -28,7 +28,7 @@ struct Case {
     query_index.resize(layers * targets);
     for (int64_t layer = 0; layer < layers; ++layer)
       for (int64_t b = 0; b < images; ++b) {
-        // One after the other from a random start, so that no query has two targets.
+        // Consecutive queries from a random start, so that no query has two targets.
         const int64_t start = below(queries);
         for (int64_t t = wide_offsets[b]; t < wide_offsets[b + 1]; ++t) {
           const int64_t k = t - wide_offsets[b];
@@ -41,12 +41,12 @@ struct Case {
     for (int64_t& q : query_index)
       if (random() % 16 == 0) q = random() % 2 ? queries : -(int64_t(1) << 40);
     for (int64_t t = 0; t < targets; ++t) labels.push_back(below(8) - 1);
-    if (!sensible)  // as a broken caller might pass them: nothing outside may be touched
+    if (!sensible)  // as a broken caller might pass them: no access may be out of bounds
       for (int64_t& offset : wide_offsets) offset = below(3 * targets + 3) - targets;
     offsets.assign(wide_offsets.begin(), wide_offsets.end());
     matched.query_index = query_index.data();
     matched.image_offsets = wide ? static_cast<const void*>(wide_offsets.data()) : offsets.data();
-    matched.wide = wide;
+    matched.offsets_are_int64 = wide;
     matched.layers = layers;
     matched.images = images;
     matched.queries = queries;
@@ -66,7 +66,7 @@ void for_queries(const Matched& m, Work work) {
       for (int64_t query = 0; query < m.queries; ++query) work(layer, image, query);
 }
 
-// A number that T holds exactly.
+// A number that T represents exactly.
 template <class T>
 RealOf<T> number(std::mt19937& random) {
   T x;
@@ -110,7 +110,7 @@ void check_losses(std::mt19937& random, const Case& c, int warps, bool sensible)
     for_queries(m, [&](int64_t layer, int64_t image, int64_t query) {
       query_gradient(in, layer, image, query, by[layer], gradient.data());
     });
-    // With nonsensical offsets an image may have targets of another, and the forms differ.
+    // With nonsensical offsets an image may get targets of another, and the two versions differ.
     for (int64_t k = 0; sensible && k < places * 4; ++k)
       CHECK(near(to_real(gradient[k]), to_real(expected_gradient[k])));
   }

@@ -1,5 +1,5 @@
-// The GPU's form of the matching, run by emulated warps and blocks: costs against the formula in
-// double, assignments proven optimal, faults at their place.
+// The GPU version of the matching, run by emulated warps and blocks: costs against the formula in
+// double, assignments proven optimal, faults reported at the right place.
 #include <string>
 
 #include "core/team_match.h"
@@ -10,12 +10,12 @@ using namespace detr_fast;
 
 namespace {
 
-// One call: L layers, B images, targets of each image, and everything a launch needs.
+// One call: L layers, B images, the targets of each image, and everything a launch needs.
 struct Call {
   int32_t layers, images, queries, classes;
   std::vector<int32_t> counts;
   bool focal = false, tolerant = false, sizes_on_device = false;
-  int64_t spare = 0;  // targets beyond the last image's
+  int64_t spare = 0;  // padding after the last image's targets
   int64_t room = 0;
   std::vector<std::vector<float>> logits, boxes;  // [L][B * N * C], [L][B * N * 4]
   std::vector<int64_t> labels;
@@ -144,7 +144,7 @@ struct Call {
       }
   }
 
-  // Every problem optimal for the costs computed, the two forms of the result the same.
+  // Every problem's result is optimal for the computed costs, and the result's two forms agree.
   void check_matches() const {
     int64_t at = 0;
     for (int32_t layer = 0; layer < layers; ++layer) {
@@ -238,7 +238,7 @@ void check_faults() {
       if (what == "overflow") box[2] = 3e38f;
       call.run(2, 77);
       const bool of_target = expected.target == 2;
-      if (tolerant && !of_target) {  // somebody else answers
+      if (tolerant && !of_target) {  // the targets get other queries
         for (const uint64_t fault : call.faults) CHECK(fault == 0);
         for (int m = 0; m < 4; ++m) {
           const int64_t n = call.query_index[12 + 4 + m];

@@ -16,9 +16,10 @@ DETR_FAST_INLINE I lane_numbers() {
   return lanes;
 }
 
-// Calls use(k, c, x, counts) for the vectors of kRows rows of logits, c a multiple of kWidth: x is
-// row k from column c on, except that the last vector of a row that does not end with a whole one
-// reaches back, so as to end with the row. `counts` is true in lanes that no earlier vector had.
+// Calls use(k, c, x, counts) for the vectors of kRows rows of logits; c is a multiple of kWidth and
+// x is row k from column c on. If the row's length is not a multiple of kWidth, its last vector
+// starts earlier, so that it ends with the row. `counts` is true in lanes that no earlier vector
+// had.
 template <int kRows, class T, class Use>
 DETR_FAST_INLINE void for_each_vector(const T* logits, int64_t classes, Use use) {
   int64_t c = 0;
@@ -49,12 +50,13 @@ class ClassCosts {
         numerators_(in.scratch),
         costs_(numerators_ + kWidth * row_) {}
 
-  // Computes the costs [D, kWidth] for `count` queries from `first` on; returns which have none.
+  // Computes the costs [D, kWidth] of `count` queries from `first` on; returns a mask of the
+  // queries that have no cost.
   I compute(int64_t first, int count) {
     return in_.focal ? focal(first, count) : softmax(first, count);
   }
 
-  // Of the queries computed last.
+  // The costs of the queries computed last.
   const float* costs() const { return costs_; }
 
  private:
@@ -62,7 +64,7 @@ class ClassCosts {
     return static_cast<const T*>(in_.logits) + query * in_.classes;
   }
 
-  // Of a class, in a row of numerators.
+  // The position of a class in a row of numerators.
   int64_t place(int32_t label) const { return label < row_ - kWidth ? label : label + reach_; }
 
   I softmax(int64_t first, int count) {
@@ -75,8 +77,8 @@ class ClassCosts {
     if (!(highest(extreme) <= 80.0f) || true_lanes(~(sum <= kLargest) & exists))
       sum = careful_numerators(first, count);
     const F factor = -in_.weight_class / (exists ? sum : splat(1.0f));
-    // Transposing all numerators instead, a square at a time, is no faster below 40 labels, and
-    // with 50 by less than 2 %.
+    // Transposing all numerators instead, a square at a time, is no faster with fewer than 40
+    // labels, and less than 2 % faster with 50.
     int32_t offset[kWidth];
     for (k = 0; k < kWidth; ++k) offset[k] = static_cast<int32_t>((k < count ? k : 0) * row_);
     for (int64_t d = 0; d < in_.distinct; ++d)
@@ -84,8 +86,9 @@ class ClassCosts {
     return ~(sum <= kLargest) & exists;
   }
 
-  // For queries first + k..., and the sums by lane. Returns the largest magnitude of a logit, or
-  // `extreme`. Most logits are within the range of exp: no pass to subtract their maximum.
+  // Computes the numerators of kRows queries from first + k on, and their sums by lane. Returns the
+  // largest of `extreme` and the logits' magnitudes, by lane. Logits are usually within the range
+  // of exp, so no pass subtracts their maximum.
   template <int kRows>
   DETR_FAST_INLINE F numerators(int64_t first, int k, F* sums, F extreme) {
     F sum[kRows] = {};
@@ -100,7 +103,8 @@ class ClassCosts {
     return extreme;
   }
 
-  // The same for logits of any size. Returns the sums: NaN where there is no softmax.
+  // The same for logits of any magnitude, for `count` queries from `first` on. Returns the sums:
+  // NaN where the softmax does not exist.
   F careful_numerators(int64_t first, int count) {
     F sums[kWidth] = {};
     for (int k = 0; k < count; ++k) {
@@ -119,8 +123,8 @@ class ClassCosts {
     return totals(sums);
   }
 
-  // At the image's labels alone. A query has no cost where a logit is NaN; an infinite logit is a
-  // probability of 0 or 1.
+  // Reads only the logits of the image's labels. A query has no cost if one of these is NaN; an
+  // infinite logit is a probability of 0 or 1.
   I focal(int64_t first, int count) {
     I invalid = splat(0);
     for (int64_t d = 0; d < in_.distinct; ++d) {
@@ -144,8 +148,8 @@ class ClassCosts {
   static constexpr float kInfinity = __builtin_inff();
 
   const PairCostInput& in_;
-  const int64_t row_;        // C, and what fills the last vector
-  const int32_t reach_;      // how far back that one reaches
+  const int64_t row_;        // C, rounded up to whole vectors
+  const int32_t reach_;      // by how many columns the last vector starts earlier
   float* const numerators_;  // [kWidth, row_]
   float* const costs_;       // [D, kWidth]
 };

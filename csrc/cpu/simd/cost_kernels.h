@@ -1,6 +1,7 @@
 // The costs of one image's queries x targets (core/pair_cost.h has the formula in scalars), kWidth
-// queries at a time: their class costs, then, their boxes kept in registers, one target after the
-// other. Every cost is written once, into the solver's layout, and each target's least is noted.
+// queries at a time: first their class costs, then, with their boxes in registers, one target after
+// the other. Every cost is written once, in the solver's layout, and each target's least cost is
+// recorded.
 #pragma once
 
 #include "cpu/simd/class_costs.h"
@@ -34,7 +35,7 @@ class PairCosts {
       if (!in_.tolerant && first_true(invalid, count) < count)
         return {PairCostFault::kLogits, first + first_true(invalid, count), -1};
       load_boxes(first, count);
-      // NaN in a comparison is false. The sum of magnitudes is infinite if one is.
+      // A comparison with NaN is false. The sum of magnitudes is infinite if one of them is.
       const F magnitude = absolute(cx_) + absolute(cy_) + absolute(w_) + absolute(h_);
       const I good = (magnitude <= kLargest) & (w_ >= 0.0f) & (h_ >= 0.0f);
       if (!in_.tolerant && fault.kind == PairCostFault::kNone && first_true(~good, count) < count)
@@ -61,8 +62,8 @@ class PairCosts {
  private:
   static constexpr float kLargest = 3.402823466e38f;
   static constexpr float kInfinity = __builtin_inff();
-  // A product of two areas that are larger than the one and of boxes within the other neither
-  // underflows nor overflows.
+  // The product of two areas neither underflows nor overflows if both are at least kSmallArea and
+  // the boxes' coordinates are within kLargeCoordinate.
   static constexpr float kSmallArea = 1e-14f, kLargeCoordinate = 1e8f;
 
   static int first_true(I mask, int count) {
@@ -109,15 +110,15 @@ class PairCosts {
     area_ = (x1_ - x0_) * (y1_ - y0_);
   }
 
-  // Adds the box costs and writes `count` queries' costs. kUsual: all boxes are finite, with areas
-  // whose product is a normal number, and nothing guards the GIoU's divisions.
+  // Adds the box costs and writes the costs of `count` queries. kUsual: all boxes are finite, the
+  // product of any two areas is a normal number, and the GIoU's divisions need no guard.
   template <bool kUsual>
   void add_boxes(int64_t first, int count, I invalid) {
     const int64_t stride = padded(in_.queries);
     const I exists = lane_numbers() < count, query = lane_numbers() + static_cast<int32_t>(first);
     const F added = splat(in_.giou_added), lowest_area = splat(in_.giou_lowest);
     const float* const class_costs = class_costs_.costs();
-    F nothing = splat(0.0f);  // NaN where a cost was not finite
+    F nothing = splat(0.0f);  // becomes NaN where a cost was not finite
     for (int64_t m = 0; m < in_.count; ++m) {
       const float* const t = in_.targets + 9 * m;
       const F distance =
@@ -153,12 +154,12 @@ class PairCosts {
     overflow_ = nothing != nothing;
   }
 
-  // a / b - c / d, by one division.
+  // a / b - c / d, with one division.
   DETR_FAST_INLINE static F difference_of_ratios(F a, F b, F c, F d) {
     return (a * d - c * b) / (b * d);
   }
 
-  // The columns of the padding that no vector of queries reaches.
+  // Fills the columns of the padding that no vector of queries has written.
   void pad() {
     const int64_t stride = padded(in_.queries);
     for (int64_t n = (in_.queries + kWidth - 1) / kWidth * kWidth; n < stride; n += kWidth)
@@ -190,7 +191,7 @@ class PairCosts {
   const PairCostInput& in_;
   ClassCosts<T> class_costs_;
   float* const least_;     // [M, kWidth] the least costs so far
-  float* const least_at_;  // [M, kWidth] the bits of their queries
+  float* const least_at_;  // [M, kWidth] their queries, as the bits of int32
   bool has_usual_targets_ = false;
   F cx_, cy_, w_, h_, x0_, y0_, x1_, y1_, area_;
   I usual_, overflow_;

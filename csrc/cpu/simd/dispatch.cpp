@@ -1,4 +1,4 @@
-// Which instruction set: the best this CPU and its operating system support.
+// Chooses the instruction set: the best that this CPU and its operating system support.
 #include <cstdlib>
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// Compiled once per instruction set, each time with another DETR_FAST_KERNELS (CMakeLists.txt).
+// Compiled once per instruction set, each time with a different DETR_FAST_KERNELS (CMakeLists.txt).
 #include "cpu/simd/cost_kernels.h"
 #include "cpu/simd/layout_kernels.h"
 #include "cpu/simd/scan_kernels.h"

@@ -23,10 +23,10 @@ struct PairCostInput {
   bool focal;
   float alpha, gamma, eps;        // of the focal cost
   float giou_added, giou_lowest;  // guards the GIoU's two divisions: max(x + added, lowest)
-  bool tolerant;                  // a pair without a cost gets infinity instead of being a fault
+  bool tolerant;                  // a pair without a finite cost gets infinity and is no fault
   float* scratch;                 // [pair_cost_scratch(C, D, M)]
   float* cost;                    // [M, padded(N)], written; infinity in the padding
-  Minimum<float>* minima;         // [M], written: each target's first least cost
+  Minimum<float>* minima;         // [M], written: each target's least cost and its first query
 };
 
 inline constexpr int64_t class_cost_scratch(int64_t classes, int64_t distinct) {
@@ -37,14 +37,14 @@ inline constexpr int64_t pair_cost_scratch(int64_t classes, int64_t distinct, in
   return class_cost_scratch(classes, distinct) + kRowAlignment * 2 * count;
 }
 
-// The first thing wrong. Order: logits before boxes before costs, lower queries first.
+// The first fault. Logits come before boxes and boxes before costs; lower queries come first.
 struct PairCostFault {
   enum Kind { kNone, kLogits, kBox, kCost } kind;
   int64_t query;   // of kLogits and kBox
   int64_t target;  // of kCost
 };
 
-// The functions of PlainScan; n is a multiple of kRowAlignment.
+// The functions of PlainScan; n must be a multiple of kRowAlignment.
 template <class Real>
 struct ScanKernels {
   Minimum<Real> (*row_minimum)(const Real* c, int32_t n, const int32_t* owner);
@@ -58,15 +58,16 @@ struct Inspection {
   bool huge;     // an entry is a double beyond +-1e300
 };
 
-// On a contiguous matrix [rows, cols], its entries multiplied by a sign or factor.
+// Functions of a contiguous matrix [rows, cols], whose entries they multiply by `sign` or `factor`.
 template <class Real>
 struct LayoutKernels {
-  // The first minimum of each row [rows] or column [cols].
+  // Finds the first minimum of each row [rows] or column [cols].
   Inspection (*row_minima)(const Real* cost, int64_t rows, int64_t cols, Real sign,
-                           Minimum<Real>* found);
+                           Minimum<Real>* out);
   Inspection (*col_minima)(const Real* cost, int64_t rows, int64_t cols, Real sign,
-                           Minimum<Real>* found);
-  // To `out`, each row padded with infinity to `stride`: out [rows, stride], or [cols, stride].
+                           Minimum<Real>* out);
+  // Copies to `out` [rows, stride], or transposes to `out` [cols, stride]; each row of `out` is
+  // padded with infinity.
   void (*copy_rows)(const Real* cost, int64_t rows, int64_t cols, Real factor, Real* out,
                     int64_t stride);
   void (*transpose)(const Real* cost, int64_t rows, int64_t cols, Real factor, Real* out,
@@ -86,7 +87,8 @@ struct Kernels {
   KernelsOf<double> for_double;
 };
 
-// The best set that this CPU runs; DETR_FAST_SIMD=plain|avx2|avx512 in the environment caps it.
+// The best set that this CPU supports; DETR_FAST_SIMD=plain|avx2|avx512 in the environment limits
+// it.
 const Kernels& kernels();
 
 }  // namespace detr_fast::cpu

@@ -1,6 +1,5 @@
-// From a caller's contiguous matrix to the solver's rows: its check and each row's or column's
-// minimum in one pass, after which an easy problem is solved; its padded copy, which a hard one
-// needs.
+// From a caller's contiguous matrix to the solver's rows: one pass checks it and finds the minimum
+// of each row or column, which is enough for an easy problem; a hard one also needs a padded copy.
 #pragma once
 
 #include "cpu/simd/kernels.h"
@@ -9,7 +8,8 @@
 namespace detr_fast::cpu {
 namespace {
 
-// kCount vectors' running minima, where each came from, and what is wrong with the entries seen.
+// The running minima of kCount vectors, where each came from, and whether any entry was invalid or
+// huge.
 template <class Real, int kCount>
 struct RunningMinima {
   using V = Vec<Real>;
@@ -44,8 +44,8 @@ struct RunningMinima {
   }
 
  private:
-  // Above this a sum of path lengths could overflow a double and make a feasible problem look
-  // infeasible. No float comes near.
+  // Above this, a sum of path lengths could overflow a double and make a feasible problem look
+  // infeasible. Floats are far below it.
   static constexpr Real kHuge = static_cast<Real>(sizeof(Real) == 8 ? 1e300 : 1);
 };
 
@@ -56,7 +56,7 @@ DETR_FAST_INLINE typename IndexOf<Real>::type lane_indices() {
   return lanes;
 }
 
-// A vector at x of which `left` elements exist; more may be read only if they do.
+// Loads a vector at x, where `left` elements exist; reads no others.
 template <class Real>
 DETR_FAST_INLINE Vec<Real> load_within(const Real* x, int64_t left) {
   if (left >= kLanes<Real>) return load<Vec<Real>>(x);
@@ -65,13 +65,12 @@ DETR_FAST_INLINE Vec<Real> load_within(const Real* x, int64_t left) {
   return load<Vec<Real>>(copy);
 }
 
-// The matrix seldom is in a near cache, and the processor's own prefetching ends at each page: so
-// many bytes ahead, a double matrix of 900 columns takes two thirds of the time.
+// The matrix is seldom in a near cache, and the processor's own prefetching stops at each page.
+// Prefetching this many bytes ahead, a double matrix of 900 columns takes two thirds of the time.
 constexpr int64_t kAhead = 4096;
 
 template <class Real>
-Inspection row_minima(const Real* cost, int64_t rows, int64_t cols, Real sign,
-                      Minimum<Real>* found) {
+Inspection row_minima(const Real* cost, int64_t rows, int64_t cols, Real sign, Minimum<Real>* out) {
   constexpr int kCount = kLanes<Real>;
   using Lane = typename IndexOf<Real>::lane;
   const auto lanes = lane_indices<Real>();
@@ -83,15 +82,15 @@ Inspection row_minima(const Real* cost, int64_t rows, int64_t cols, Real sign,
       __builtin_prefetch(cost + j + kAhead / sizeof(Real));
       minima.add(0, sign * load<Vec<Real>>(cost + j), lanes + static_cast<Lane>(j));
     }
-    if (j < cols && cols >= kCount) {  // reaches back into the vector before
+    if (j < cols && cols >= kCount) {  // overlaps the previous vector
       j = cols - kCount;
       minima.add(0, sign * load<Vec<Real>>(cost + j), lanes + static_cast<Lane>(j));
     } else if (j < cols) {  // lanes beyond the row repeat its first entry, and rank after it
       minima.add(0, sign * load_within(cost, cols), lanes);
     }
-    const Inspection seen = minima.inspection();
-    all.invalid |= seen.invalid;
-    all.huge |= seen.huge;
+    const Inspection of_row = minima.inspection();
+    all.invalid |= of_row.invalid;
+    all.huge |= of_row.huge;
     const Real value = lowest(minima.value[0]);
     Lane col = -1;
     uint32_t at = equal_lanes(minima.value[0], splat(value));
@@ -101,16 +100,16 @@ Inspection row_minima(const Real* cost, int64_t rows, int64_t cols, Real sign,
         if (col < 0 || j_of_lane < col) col = j_of_lane;
       }
     }
-    found[i] = {value, static_cast<int32_t>(col)};
+    out[i] = {value, static_cast<int32_t>(col)};
   }
   return all;
 }
 
-// Columns first..first + kVectors * kLanes, all rows. Lanes beyond the last column read the rows
-// below, whose entries are part of the matrix too.
+// The minima of the columns first..first + kVectors * kLanes - 1 over all rows. Lanes beyond the
+// last column read entries of the rows below, which belong to the matrix too.
 template <int kVectors, class Real>
 DETR_FAST_INLINE Inspection panel_minima(const Real* cost, int64_t rows, int64_t cols,
-                                         int64_t first, Real sign, Minimum<Real>* found) {
+                                         int64_t first, Real sign, Minimum<Real>* out) {
   constexpr int kCount = kLanes<Real>;
   using Lane = typename IndexOf<Real>::lane;
   RunningMinima<Real, kVectors> minima;
@@ -119,8 +118,8 @@ DETR_FAST_INLINE Inspection panel_minima(const Real* cost, int64_t rows, int64_t
   int64_t i = 0;
   const int64_t reach = first + kVectors * kCount;  // beyond the row's start
   for (; i * cols + reach <= size && i < rows; ++i, row += 1) {
-    // The matrix seldom is in a near cache. The processor's own prefetching does not see through
-    // the steps from row to row: without this, problems from memory take 15 % longer.
+    // The matrix is seldom in a near cache, and the processor's own prefetching does not follow the
+    // steps from row to row: without this, problems from memory take 15 % longer.
     if (first == 0)
       for (int64_t j = 0; j < cols; j += 64 / static_cast<int64_t>(sizeof(Real)))
         __builtin_prefetch(cost + i * cols + j + 2048 / sizeof(Real));
@@ -136,32 +135,31 @@ DETR_FAST_INLINE Inspection panel_minima(const Real* cost, int64_t rows, int64_t
     for (int lane = 0; lane < kCount; ++lane) {
       const int64_t j = first + k * kCount + lane;
       if (j < cols)
-        found[j] = {minima.value[k][lane], static_cast<int32_t>(Lane(minima.index[k][lane]))};
+        out[j] = {minima.value[k][lane], static_cast<int32_t>(Lane(minima.index[k][lane]))};
     }
   return minima.inspection();
 }
 
 template <class Real>
-Inspection col_minima(const Real* cost, int64_t rows, int64_t cols, Real sign,
-                      Minimum<Real>* found) {
+Inspection col_minima(const Real* cost, int64_t rows, int64_t cols, Real sign, Minimum<Real>* out) {
   constexpr int kCount = kLanes<Real>;
   Inspection all = {false, false};
   for (int64_t first = 0; first < cols;) {
     const int64_t vectors = (cols - first + kCount - 1) / kCount;
-    Inspection seen;
-    int64_t taken = 4;
+    Inspection of_panel;
+    int64_t width = 4;  // vectors
     if (vectors >= 4) {
-      seen = panel_minima<4>(cost, rows, cols, first, sign, found);
+      of_panel = panel_minima<4>(cost, rows, cols, first, sign, out);
     } else if (vectors >= 2) {
-      seen = panel_minima<2>(cost, rows, cols, first, sign, found);
-      taken = 2;
+      of_panel = panel_minima<2>(cost, rows, cols, first, sign, out);
+      width = 2;
     } else {
-      seen = panel_minima<1>(cost, rows, cols, first, sign, found);
-      taken = 1;
+      of_panel = panel_minima<1>(cost, rows, cols, first, sign, out);
+      width = 1;
     }
-    all.invalid |= seen.invalid;
-    all.huge |= seen.huge;
-    first += taken * kCount;
+    all.invalid |= of_panel.invalid;
+    all.huge |= of_panel.huge;
+    first += width * kCount;
   }
   return all;
 }
@@ -180,7 +178,7 @@ void copy_rows(const Real* cost, int64_t rows, int64_t cols, Real factor, Real* 
   }
 }
 
-// 4 x 4 entries of `in`, rows `in_stride` apart, to 4 x 4 of `out`.
+// Transposes 4 x 4 entries of `in`, whose rows are `in_stride` apart, to 4 x 4 entries of `out`.
 template <class Real>
 DETR_FAST_INLINE void transpose_tile(const Real* in, int64_t in_stride, Real factor, Real* out,
                                      int64_t out_stride) {
@@ -217,7 +215,7 @@ template <class Real>
 void transpose(const Real* cost, int64_t rows, int64_t cols, Real factor, Real* out,
                int64_t stride) {
   const int64_t whole_rows = rows / 4 * 4, whole_cols = cols / 4 * 4;
-  // 16 rows at a time: a line of `out` is filled while it is in the nearest cache.
+  // 16 rows at a time, so that a line of `out` is filled while it is in the nearest cache.
   for (int64_t top = 0; top < whole_rows; top += 16) {
     const int64_t bottom = top + 16 < whole_rows ? top + 16 : whole_rows;
     for (int64_t j = 0; j < whole_cols; j += 4)

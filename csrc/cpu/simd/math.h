@@ -1,4 +1,5 @@
-// exp and log on vectors of floats. Coefficients: own least-maximum fits of the relative error.
+// exp and log on vectors of floats. The coefficients minimise the maximum relative error; they were
+// fitted for this file.
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -26,9 +27,9 @@ DETR_FAST_INLINE I table_entry(I n) {
 DETR_FAST_INLINE F exp_in_range(F x) {
   const F shift = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves an integer in the low bits
 #if defined(__AVX2__)
-  // x = n ln2 / kWidth + r. The table holds 2^(k / kWidth) for k = n modulo kWidth, less the k that
-  // adding n to the exponent's bits counts again. One constant will do for ln2, whose float is off
-  // by only 3e-9: with a fused multiplication r is off by 3e-9 x.
+  // x = n ln2 / kWidth + r. For k = n modulo kWidth, the table holds the bits of 2^(k / kWidth)
+  // minus the k that adding n to the exponent's bits adds once more. One constant is enough for
+  // ln2, whose float is off by only 3e-9: with fused multiply-add, r is off by 3e-9 x.
   const F shifted = x * (1.44269504f * kWidth) + shift;
   const F n = shifted - shift;
   const F r = x - n * (0.693147182f / kWidth);
@@ -52,9 +53,9 @@ DETR_FAST_INLINE F exp_in_range(F x) {
 #endif
 }
 
-// e^x for x <= 0; below -87.3, before results turn denormal, it stays at 1.2e-38.
+// e^x for x <= 0. Below -87.3, where results would soon be denormal, it stays at 1.2e-38.
 DETR_FAST_INLINE F exp_nonpositive(F x) {
-  return exp_in_range(maximum(splat(-87.3f), x));  // in this order NaN stays NaN
+  return exp_in_range(maximum(splat(-87.3f), x));  // in this argument order NaN stays NaN
 }
 
 // ln(x) for normal x > 0, to 2 units in the last place. x = 2^n (1 + t), sqrt(1/2) <= 1 + t.
@@ -73,7 +74,7 @@ DETR_FAST_INLINE F log_positive(F x) {
   p = p * t + 0.3333331346511841f;
   const F exponent = __builtin_convertvector(n, F);
   const F square = t * t;
-  // ln2 in two parts, the larger exact in few bits: no rounding when multiplied by n.
+  // ln2 in two parts. The larger has few significant bits, so that its product with n is exact.
   return exponent * 0.693359375f + (t + (square * (p * t - 0.5f) + exponent * -2.12194440e-4f));
 }
 

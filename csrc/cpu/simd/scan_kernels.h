@@ -8,20 +8,21 @@
 namespace detr_fast::cpu {
 namespace {
 
-// The first column j with x(j) == value for a vector of columns, a free one if there is one.
+// The first free column for which equal() has a bit set, or the first column if none is free.
+// equal(j) returns one bit for each of the kCount columns from j on.
 template <int kCount, class Equal>
 DETR_FAST_INLINE int32_t find_column(int32_t n, const int32_t* owner, Equal equal) {
-  int32_t found = -1;
+  int32_t first = -1;
   for (int32_t j = 0; j < n; j += kCount) {
     uint32_t lanes = equal(j);
     while (lanes != 0) {
       const int32_t col = j + __builtin_ctz(lanes);
       if (owner[col] < 0) return col;
-      if (found < 0) found = col;
+      if (first < 0) first = col;
       lanes &= lanes - 1;
     }
   }
-  return found;
+  return first;
 }
 
 template <class Real>
@@ -29,7 +30,7 @@ Minimum<Real> row_minimum(const Real* c, int32_t n, const int32_t* owner) {
   using V = Vec<Real>;
   constexpr int kCount = kLanes<Real>;
   const Real infinity = static_cast<Real>(__builtin_inf());
-  V least = splat(infinity), least2 = least;  // two chains hide the latency of minimum()
+  V least = splat(infinity), least2 = least;  // two chains, to hide the latency of minimum()
   int32_t j = 0;
   for (; j + 2 * kCount <= n; j += 2 * kCount) {
     least = minimum(load<V>(c + j), least);
@@ -38,9 +39,10 @@ Minimum<Real> row_minimum(const Real* c, int32_t n, const int32_t* owner) {
   if (j < n) least = minimum(load<V>(c + j), least);
   const Real value = lowest(minimum(least, least2));
   if (value == infinity) return {infinity, -1};
-  const V wanted = splat(value);
-  return {value, find_column<kCount>(
-                     n, owner, [&](int32_t k) { return equal_lanes(load<V>(c + k), wanted); })};
+  const V value_lanes = splat(value);
+  return {value, find_column<kCount>(n, owner, [&](int32_t k) {
+            return equal_lanes(load<V>(c + k), value_lanes);
+          })};
 }
 
 template <class Real>
@@ -60,13 +62,14 @@ Minimum<double> relax(const Real* c, const double* v, double* distance, int32_t 
   }
   const double value = lowest(minimum(least, least2));
   if (value == __builtin_inf()) return {value, -1};
-  const D wanted = splat(value);
+  const D value_lanes = splat(value);
   return {value, find_column<kCount>(n, owner, [&](int32_t j) {
-            return equal_lanes(load<D>(distance + j), wanted);
+            return equal_lanes(load<D>(distance + j), value_lanes);
           })};
 }
 
-// The lesser of x and `least` becomes `least`; the greater becomes `next`, if it is less than that.
+// Keeps the two smallest values: `least` becomes the smaller of x and `least`, and `next` the
+// smaller of `next` and the other.
 template <class V>
 DETR_FAST_INLINE void keep_two(V x, V& least, V& next) {
   next = minimum(maximum(x, least), next);
@@ -88,14 +91,14 @@ Offer<Real> cheapest(const Real* c, const Real* price, int32_t n, const int32_t*
   keep_two(least2, least, next);
   const Real cost = lowest(least);
   if (cost == infinity) return {infinity, infinity, -1};
-  const V wanted = splat(cost);
+  const V cost_lanes = splat(cost);
   const auto equal = [&](int32_t k) {
-    return equal_lanes(load<V>(c + k) + load<V>(price + k), wanted);
+    return equal_lanes(load<V>(c + k) + load<V>(price + k), cost_lanes);
   };
-  // One lane's least is taken; the others' may be the next.
+  // One lane's least is the cost; the least of another lane may be the second.
   Real others[kCount];
   store(others, least);
-  others[__builtin_ctz(equal_lanes(least, wanted))] = infinity;
+  others[__builtin_ctz(equal_lanes(least, cost_lanes))] = infinity;
   const Real second = lowest(minimum(minimum(next, next2), load<V>(others)));
   if (second == cost) return {cost, second, find_column<kCount>(n, owner, equal)};
   uint32_t lanes = 0;

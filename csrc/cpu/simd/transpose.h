@@ -1,4 +1,4 @@
-// Transposing what is in registers.
+// Transposes of vectors in registers.
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -7,7 +7,7 @@ namespace detr_fast::cpu {
 namespace {
 
 #if defined(__AVX2__)
-// In each quarter of 4 floats (half, with AVX2): v[i][j] becomes v[j][i].
+// Within each quarter of 4 floats (each half, with AVX2), v[i][j] becomes v[j][i].
 DETR_FAST_INLINE void transpose_quarters(F* v) {
 #if defined(__AVX512F__)
   const __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
@@ -76,8 +76,8 @@ DETR_FAST_INLINE void transpose_square(F (&v)[kWidth]) {
 #endif
 }
 
-// kWidth times four floats in a row become four vectors: of all the first ones, of all the second
-// ones and so on.
+// kWidth consecutive groups of four floats become four vectors: one of all first elements, one of
+// all second elements, and so on.
 DETR_FAST_INLINE void transpose_fours(F (&v)[4]) {
 #if defined(__AVX512F__)
   const F a = even_quarters(v[0], v[1]), b = odd_quarters(v[0], v[1]);
@@ -100,7 +100,7 @@ DETR_FAST_INLINE void transpose_fours(F (&v)[4]) {
 #endif
 }
 
-// The sum of each vector's lanes, v[i]'s in lane i.
+// The sum of each vector's lanes; that of v[i] is in lane i.
 DETR_FAST_INLINE F totals(F (&v)[kWidth]) {
   transpose_square(v);
   for (int half = kWidth / 2; half > 0; half /= 2)

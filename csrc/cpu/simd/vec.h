@@ -1,17 +1,19 @@
-// Vectors of the widest registers this translation unit is compiled for: 16 floats or 8 doubles
-// with AVX-512, half of that with AVX2, a quarter otherwise (SSE2, NEON). Arithmetic, comparison
-// and selection are the compiler's vector extension; only what it has no words for is intrinsics.
+// Vectors of the widest registers that this translation unit is compiled for: 16 floats or 8
+// doubles with AVX-512, half as many with AVX2, a quarter otherwise (SSE2, NEON). Arithmetic,
+// comparison and selection use the compiler's vector extension; intrinsics only do what it cannot
+// express.
 //
-// kernels.cpp, the only file to include this, is compiled once per instruction set. Everything here
-// is therefore in an unnamed namespace, and no inline function of another header may be called: the
-// linker would keep one copy of it, perhaps the one that an older CPU cannot run.
+// kernels.cpp, the only source file that includes this, is compiled once per instruction set.
+// Everything here is therefore in an unnamed namespace, and an inline function of another header
+// may be called only if the compiler always inlines it: the linker would keep a single copy,
+// possibly one that an older CPU cannot run.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #if defined(__SSE2__)
-// GCC 12 and earlier take the deliberately undefined operands inside for mistakes.
+// GCC 12 and earlier warn about the deliberately undefined operands inside.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #if !defined(__clang__)
@@ -32,7 +34,7 @@ constexpr int kWidth = 8;
 constexpr int kWidth = 4;
 #endif
 
-// Floats, doubles, and integers as wide as each, which is also what a comparison gives (-1 = true).
+// Floats, doubles, and integers as wide as each; comparisons return these integers (-1 = true).
 typedef float F __attribute__((vector_size(4 * kWidth)));
 typedef int32_t I __attribute__((vector_size(4 * kWidth)));
 typedef double D __attribute__((vector_size(4 * kWidth)));
@@ -95,7 +97,8 @@ DETR_FAST_INLINE To bits_of(From v) {
 
 DETR_FAST_INLINE F absolute(F v) { return bits_of<F>(bits_of<I>(v) & 0x7fffffff); }
 
-// a < b ? a : b, hence b where either is NaN. GCC 12 does not see that this is one instruction.
+// a < b ? a : b (maximum: a > b ? a : b), so b where either is NaN. With intrinsics, because GCC 12
+// does not compile it to one instruction.
 #if defined(__AVX512F__)
 DETR_FAST_INLINE F minimum(F a, F b) { return (F)_mm512_min_ps((__m512)a, (__m512)b); }
 DETR_FAST_INLINE D minimum(D a, D b) { return (D)_mm512_min_pd((__m512d)a, (__m512d)b); }
@@ -122,7 +125,7 @@ DETR_FAST_INLINE F largest_magnitude(F a, F b) {
 #endif
 }
 
-// Across the lanes of one vector.
+// The minimum or maximum across the lanes of one vector.
 #if defined(__AVX512F__)
 DETR_FAST_INLINE float lowest(F v) { return _mm512_reduce_min_ps((__m512)v); }
 DETR_FAST_INLINE double lowest(D v) { return _mm512_reduce_min_pd((__m512d)v); }
@@ -148,7 +151,7 @@ DETR_FAST_INLINE float highest(F v) {
 }
 #endif
 
-// A bit for each lane in which the vectors are equal.
+// equal_lanes: a bit for each lane in which the vectors are equal. true_lanes: for each true lane.
 #if defined(__AVX512F__)
 DETR_FAST_INLINE uint32_t equal_lanes(F a, F b) {
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ);
@@ -178,7 +181,7 @@ DETR_FAST_INLINE uint32_t equal_lanes(D a, D b) { return sign_bits(a == b); }
 DETR_FAST_INLINE uint32_t true_lanes(I mask) { return sign_bits(mask); }
 #endif
 
-// kLanes<double> reals, widened.
+// Loads kLanes<double> numbers and converts them to double.
 DETR_FAST_INLINE D load_wide(const double* x) { return load<D>(x); }
 DETR_FAST_INLINE D load_wide(const float* x) {
 #if defined(__AVX512F__)
@@ -190,7 +193,7 @@ DETR_FAST_INLINE D load_wide(const float* x) {
 #endif
 }
 
-// x[index[k]] of each lane k.
+// x[index[k]] in each lane k.
 DETR_FAST_INLINE F gather(const float* x, const int32_t* index) {
 #if defined(__AVX512F__)
   return (F)_mm512_i32gather_ps(_mm512_loadu_si512(index), x, 4);

@@ -1,4 +1,4 @@
-// float32, float16 and bfloat16 in memory to vectors of floats.
+// Loads float32, float16 and bfloat16 from memory as vectors of floats.
 #pragma once
 
 #include "core/half.h"

@@ -1,12 +1,12 @@
-// CUDA for a host without a GPU, as much of it as csrc/cuda uses: the launchers and kernels compile
+// The part of CUDA that csrc/cuda uses, for a host without a GPU: the launchers and kernels compile
 // as C++ (translate.py) and run. Blocks run one after the other, in shuffled order; a block's
-// threads are the fibers of emulated_team.h, shuffled too. Launches are held to the limits of two
-// devices, an H200 and a small GPU; dynamic shared memory ends at a page that may not be touched,
-// and begins as NaN.
+// threads are the fibers of emulated_team.h, also shuffled. Launches must respect the limits of two
+// devices, an H200 and a small GPU. Dynamic shared memory is filled with NaN at first, and ends at
+// an inaccessible page.
 //
-// What is not seen here: speed, what nvcc makes of the code, memory ordering, streams; a kernel
-// that has not asked for much shared memory where another has; the limit on a block's static
-// memory.
+// Not covered: speed, the code that nvcc generates, memory ordering, streams; a kernel that did not
+// request more than 48 KiB of shared memory after another kernel did; the limit on a block's static
+// shared memory.
 #pragma once
 
 #include <sys/mman.h>
@@ -68,17 +68,17 @@ inline detr_fast::Fibers fibers;
 inline std::unique_ptr<detr_fast::Meeting> block;
 inline std::vector<std::unique_ptr<detr_fast::Meeting>> warps;
 inline dim3 block_index, grid_size;
-inline char* shared = nullptr;  // the running block's
+inline char* shared = nullptr;  // of the running block
 inline cudaError_t last_error = cudaSuccess;
 inline int device = 0;
-inline size_t most_shared[kDeviceCount];  // that any kernel has been allowed
+inline size_t most_shared[kDeviceCount];  // the most that any kernel has been allowed
 inline uint32_t seed = 0;
 inline int64_t launches = 0;
 
 inline dim3 thread_index() { return dim3(static_cast<unsigned>(fibers.current()), 0, 0); }
 inline char* shared_memory() { return shared; }
 
-// Calls see(lane, value) with every lane's value, once all lanes of the warp have given theirs.
+// Calls see(lane, value) with every lane's value, once all lanes of the warp have passed theirs.
 template <class T, class See>
 void in_warp(unsigned mask, int operation, T value, See see) {
   CHECK(mask == 0xffffffffu);
@@ -87,7 +87,7 @@ void in_warp(unsigned mask, int operation, T value, See see) {
                                                  see);
 }
 
-// Memory whose last byte lies before a page that may not be touched.
+// Memory whose last byte is followed by an inaccessible page.
 class Guarded {
  public:
   explicit Guarded(size_t bytes) : bytes_((bytes + 15) / 16 * 16) {

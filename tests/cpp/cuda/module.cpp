@@ -1,4 +1,4 @@
-// csrc/cuda, emulated, as a Python module with the contents of detr_fast._C.cuda.
+// csrc/cuda, emulated, as a Python module with the same contents as detr_fast._C.cuda.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -14,7 +14,7 @@ namespace {
 
 namespace py = pybind11;
 
-// The columns of rows, and how many rounds and steps the solver took to find them.
+// Returns each row's column, and how many rounds and steps the solver needed.
 std::tuple<std::vector<int32_t>, int32_t, int32_t> solve(
     const py::array_t<double, py::array::c_style>& cost) {
   const int32_t rows = static_cast<int32_t>(cost.shape(0)),

@@ -1,5 +1,5 @@
-// What a team's threads find together (cuda/team.cuh), by an emulated block, as a Python module.
-// Built for a GPU with reductions of one instruction, and for one without.
+// A team's collective operations (cuda/team.cuh), run by an emulated block, as a Python module.
+// Built for a GPU with single-instruction reductions, and for one without.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -38,8 +38,8 @@ void kernel(const uint64_t* values, const uint32_t* indices, Found* found) {
   mine.float_sum = warp.sum(static_cast<float>(indices[k]));
 }
 
-// Per thread: (value, index) of the least key of its warp, of the block, the same for keys of 32
-// bits, and the sums of the indices: of the warp, of the block, and of the warp as floats.
+// Returns per thread: (value, index) of the least key of its warp and of the block, the same for
+// 32-bit keys, and the sums of the indices: of the warp, of the block, and of the warp as floats.
 std::vector<std::array<double, 11>> reduce(const std::vector<uint64_t>& values,
                                            const std::vector<uint32_t>& indices) {
   CHECK(values.size() == kThreads && indices.size() == kThreads);

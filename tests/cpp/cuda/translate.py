@@ -1,4 +1,4 @@
-"""Turns what only nvcc reads in csrc/cuda into C++: python translate.py csrc/cuda OUT."""
+"""Translate the CUDA syntax in csrc/cuda to C++: python translate.py csrc/cuda OUT."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ SHARED = re.compile(r"extern __shared__ __align__\(16\) char (\w+)\[\];")
 
 
 def translate(text: str) -> str:
-    """The launches as calls, dynamic shared memory as a pointer, the architecture as a macro."""
+    """Make launches calls, dynamic shared memory a pointer, and the architecture a macro."""
     text = LAUNCH.sub(r"emulated::launch([&](auto... args) { \1(args...); }, \2)(", text)
     text = SHARED.sub(r"char* const \1 = emulated::shared_memory();", text)
     return text.replace("__CUDA_ARCH__", "EMULATED_CUDA_ARCH")
