@@ -11,7 +11,7 @@ from torchvision.ops import box_convert
 
 from benchmarks.baselines.published_criterion import WEIGHTS, PublishedCriterion
 from benchmarks.cases import Case, make
-from benchmarks.gpu_names import BOX_LOSSES, IOU, LOSSES, PUBLISHED_LOSSES, TORCHVISION
+from benchmarks.gpu_names import BOX_LOSSES, IOU, IOU_OP, LOSSES, PUBLISHED_LOSSES, TORCHVISION
 from benchmarks.gpu_timing import Problem
 from detr_fast import FastMatcher, PackedTargets
 from detr_fast.ops import box_losses, generalized_box_iou
@@ -93,7 +93,7 @@ def box_ious(seed: int, device: str = "cuda", images: int = 16) -> Problem:
             "bytes": 2 * images * 900 * 100 * 4,  # written, and its gradient read
         },
         {
-            "generalized_box_iou": lambda _: torch.autograd.grad(
+            IOU_OP: lambda _: torch.autograd.grad(
                 generalized_box_iou(queries, wanted).sum() / count, queries
             )[0],
             TORCHVISION: theirs,

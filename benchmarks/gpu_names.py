@@ -18,6 +18,8 @@ BOX_LOSSES = "box_losses"
 PUBLISHED_LOSSES = "published criterion's"
 TORCH_ASSIGNMENT = "torch-linear-assignment"
 TORCHVISION = "torchvision, image by image"
+IOU_OP = "generalized_box_iou"
+OURS = ("FastMatcher", SOLVER, BOX_LOSSES, IOU_OP)
 
 # Column `variant` of training steps.
 EAGER, COMPILED, GRAPHED = "detr_fast", "detr_fast compiled", "detr_fast CUDA graph"

@@ -77,8 +77,7 @@ def goals_table(of_kernels: list[Row], of_steps: list[Row]) -> list[str]:
     """What is to be reached, beside what was."""
     lines = ["## Goals", "", "| goal | measured | |", "|---|---|---|"]
     for goal in goals(of_kernels, of_steps):
-        state = "met" if goal.met else "missed" if goal.measured else "no rows"
-        lines.append(_line(goal.text, goal.measured, state))
+        lines.append(_line(*goal))
     return lines
 
 

@@ -55,7 +55,7 @@ def _profiled(call: Callable[[], object]) -> Mapping[str, int]:
     return {event.key: event.count for event in _events(call)}
 
 
-def kernel_times(call: Callable[[], object], calls: int = 5) -> str:
+def kernel_times(call: Callable[[], object], calls: int = 3) -> str:
     """Microseconds of each of this project's kernels in one call, the shortest of some: its name
     and time, one after the other."""
 

@@ -81,7 +81,7 @@ class FastMatcher(nn.Module):
             call, once the GPU has reported them, or by :func:`detr_fast.check_faults`; the call
             itself gives the image's targets no match, and its lists pair query k with target k.
             ``"sync"``: at once, but the host waits. CPU tensors are always checked at once. Replays
-            of a captured CUDA graph call nothing here: only ``check_faults`` reports theirs.
+            of a CUDA graph raise nothing: ``check_faults`` or a later call outside reports theirs.
 
     Raises:
         ValueError: if all weights are 0, one is not finite, or an option is invalid.

@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import bench_gpu, bench_train_step, child, gpu_page, gpu_report, sanitized
+from benchmarks.cases import FAMILIES
 from benchmarks.checkout import ROOT, commit
-from benchmarks.gpu_goals import goals
+from benchmarks.gpu_goals import CASES, INCOMPLETE, MET, MISSED, NO_ROWS, STEP_CASE, goals
 from benchmarks.gpu_names import (
     ASSIGNMENT,
     BOX_LOSSES,
@@ -21,9 +23,11 @@ from benchmarks.gpu_names import (
     EAGER,
     LOSSES,
     MATCHING,
+    NEW_SIZES,
     PACKED,
     PUBLISHED,
     PUBLISHED_LOSSES,
+    RAGGED,
     SOLVER,
     TORCH_ASSIGNMENT,
     TRANSFORMERS,
@@ -348,7 +352,7 @@ def test_rows_become_a_page_and_a_figure(tmp_path) -> None:
     assert "torch-linear-assignment not installed" in page
     # (5 us - 4 MB at 4 TB/s) / 50 steps
     assert "| FastMatcher, packed | 5.0 | 29 of 30 | 7 | 0 | 1.0 | 50 | 80 |" in page
-    assert "| box losses, forward and backward: 5 x the published ones |  | no rows |" in page
+    assert "| box losses, forward and backward: 5 x the published criterion |  | no rows |" in page
     draw(ROWS, tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").stat().st_size > 10_000
 
@@ -403,39 +407,94 @@ def kernel_row(what: str, variant: str, gpu_us: float, **others: str) -> dict[st
     return row | others
 
 
-def step_row(variant: str, speedup: float, host_waits: str = "") -> dict[str, str]:
+def step_row(variant: str, speedup: float, host_waits: str = "", **others: str) -> dict[str, str]:
     row = {"variant": variant, "speedup_to_published": str(speedup), "host_waits": host_waits}
-    return row | {"precision": "bf16 autocast"}
+    return row | STEP_CASE | others
 
 
-def test_goals_are_compared_with_the_worst_case_and_the_best_rival() -> None:
+def states(kernels: list[dict[str, str]], steps: list[dict[str, str]]) -> list[str]:
+    return [goal.state for goal in goals(kernels, steps)]
+
+
+GOOD_STEPS = [
+    step_row(PUBLISHED, 1.0),
+    step_row(TRANSFORMERS, 1.5),
+    step_row(EAGER, 1.8, "0"),
+    step_row(PUBLISHED, 1.0),
+    step_row(COMPILED, 2.1, "0"),
+]
+
+
+def good_kernels() -> list[dict[str, str]]:
+    """Just what all goals ask for."""
+    rows = []
+    for what, ours, theirs in (
+        (ASSIGNMENT, SOLVER, TORCH_ASSIGNMENT),
+        (RAGGED, SOLVER, f"{TORCH_ASSIGNMENT}, padded to 100"),
+        (NEW_SIZES, SOLVER, f"{TORCH_ASSIGNMENT}, padded to the largest M"),
+        (LOSSES, BOX_LOSSES, PUBLISHED_LOSSES),
+    ):
+        for case in range(CASES[what]):
+            rows.append(kernel_row(what, ours, 10, problems=str(case)))
+            rows.append(kernel_row(what, theirs, 50, problems=str(case), waits="2"))
     large = {"queries": "300", "targets": "100"}
-    kernels = [
-        kernel_row(ASSIGNMENT, SOLVER, 10),
-        kernel_row(ASSIGNMENT, f"{SOLVER}, checked", 30),
-        kernel_row(ASSIGNMENT, TORCH_ASSIGNMENT, 90, waits="2"),
-        kernel_row(ASSIGNMENT, f"{TORCH_ASSIGNMENT}, rows are queries", 60),
-        kernel_row(ASSIGNMENT, SOLVER, 10, family="trained"),
-        kernel_row(ASSIGNMENT, TORCH_ASSIGNMENT, 45, family="trained"),
-        kernel_row(MATCHING, PACKED, 59),
-        kernel_row(MATCHING, PACKED, 61, family="random", host_us="149"),
-        kernel_row(MATCHING, PACKED, 240, **large),
-        kernel_row(MATCHING, PACKED, 999, family="random", **large),
-        kernel_row(LOSSES, BOX_LOSSES, 10),
-        kernel_row(LOSSES, PUBLISHED_LOSSES, 50),
-    ]
-    steps = [step_row(PUBLISHED, 1.0), step_row(TRANSFORMERS, 1.5), step_row(EAGER, 1.8, "0")]
-    steps += [step_row(PUBLISHED, 1.0), step_row(COMPILED, 2.1, "1")]
-    assert [(goal.measured, goal.met) for goal in goals(kernels, steps)] == [
-        ("4.5 x at least, of 2: trained, 96 x (100 x 20)", False),
-        ("", False),
-        ("", False),
-        ("61 us at most, of 2: random", False),
-        ("149 us at most, of 2: random", True),
-        ("240 us at most, of 1: initial", True),
-        ("5.0 x at least, of 1: initial, 96 x (100 x 20)", True),
-        ("0 at most, of 7", True),
-        ("2.10 x: detr_fast compiled", True),
-        ("1.40 x: detr_fast compiled", True),
-        ("1 at most, of 2: detr_fast compiled", False),
-    ]
+    for family in FAMILIES:
+        rows.append(kernel_row(MATCHING, PACKED, 60, family=family, host_us="150"))
+        rows.append(kernel_row(MATCHING, f"{PACKED} with a capacity", 99, family=family))
+        time = 250 if family == "initial" else 999
+        rows.append(kernel_row(MATCHING, PACKED, time, family=family, **large))
+    return [*rows, kernel_row(ASSIGNMENT, f"{SOLVER}, checked", 30, problems="0", waits="1")]
+
+
+def test_goals_that_are_met() -> None:
+    assert states(good_kernels(), GOOD_STEPS) == [MET] * 11
+    measured = [goal.measured for goal in goals(good_kernels(), GOOD_STEPS)]
+    assert measured[0].startswith("5.00 x at least, in 12 of 12 cases: initial, 0 x (100 x 20)")
+    assert measured[3] == "60.0 us at most, in 3 of 3 families: trained"
+    assert measured[8:10] == ["2.10 x: detr_fast compiled", "1.40 x: detr_fast compiled"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "what", "variant", "change"),
+    [
+        (0, ASSIGNMENT, SOLVER, {"gpu_us": "10.1"}),
+        (1, RAGGED, f"{TORCH_ASSIGNMENT}, padded to 100", {"gpu_us": "49"}),
+        (3, MATCHING, PACKED, {"gpu_us": "61"}),
+        (4, MATCHING, PACKED, {"host_us": "151"}),
+        (6, LOSSES, BOX_LOSSES, {"gpu_us": "11"}),
+        (7, MATCHING, f"{PACKED} with a capacity", {"waits": "1"}),
+    ],
+)
+def test_one_case_is_enough_to_miss_a_goal(goal, what, variant, change) -> None:
+    rows = good_kernels()
+    row = next(row for row in rows if (row["what"], row["variant"]) == (what, variant))
+    row |= change
+    assert [k for k, state in enumerate(states(rows, GOOD_STEPS)) if state != MET] == [goal]
+    assert states(rows, GOOD_STEPS)[goal] == MISSED
+
+
+def test_goals_are_not_met_before_all_rows_are_there() -> None:
+    rows = good_kernels()
+    for k, row in enumerate(rows):  # each of them matters, but for the checked solver
+        without = [*rows[:k], *rows[k + 1 :]]
+        if row["variant"].endswith(("checked", "with a capacity")) or row["gpu_us"] == "999":
+            continue
+        assert INCOMPLETE in states(without, GOOD_STEPS) or NO_ROWS in states(without, GOOD_STEPS)
+    cut = [{**row, "waits": "" if k else row["waits"]} for k, row in enumerate(rows)]
+    assert states(cut, GOOD_STEPS)[7] == INCOMPLETE
+    assert states([], []) == [NO_ROWS] * 11
+    other = [row | {"model": "resnet18"} for row in GOOD_STEPS]
+    assert states(rows, other)[8:] == [NO_ROWS] * 3
+    assert states(rows, [row | {"host_waits": ""} for row in GOOD_STEPS])[10] == INCOMPLETE
+
+
+def test_goals_know_how_many_cases_there_are() -> None:
+    count = Counter()
+    for what in CASES:
+        titles = [title for title, _ in bench_gpu.cases([ASSIGNMENT, LOSSES], 0, quick=False)]
+        others = [name for name in CASES if name != what and name.startswith(what)]
+        count[what] = sum(
+            title.startswith(what) and not any(title.startswith(name) for name in others)
+            for title in titles
+        )
+    assert count == CASES

@@ -10,7 +10,7 @@ from benchmarks.cases import FAMILIES, Case
 from benchmarks.failures import Failures
 from benchmarks.gpu_assignment import NEW_BATCHES, assignment, new_sizes, ragged
 from benchmarks.gpu_boxes import box_ious, loss_variants, losses
-from benchmarks.gpu_names import IOU, LOSSES
+from benchmarks.gpu_names import IOU, LOSSES, SOLVER
 from benchmarks.gpu_profile import blocking_calls, by_kernel
 from benchmarks.gpu_timing import Problem, measure, rows_of
 
@@ -155,30 +155,32 @@ def test_nothing_is_profiled_or_counted_before_everything_is_timed(monkeypatch) 
 
     monkeypatch.setattr(bench_gpu, "rows_of", timed)
     monkeypatch.setattr(bench_gpu, "waits", waits)
-    monkeypatch.setattr(bench_gpu, "kernel_times", lambda call: "a 1.0")
+    monkeypatch.setattr(bench_gpu, "kernel_times", lambda call: done.append("kernels") or "a 1.0")
     failures = Failures()
     cases = [
         ("first", lambda: problem(a=lambda k: 2, b=lambda k: 1 / k)),
         ("broken", broken),
-        ("last", lambda: problem(a=lambda k: 5)),
+        ("last", lambda: problem(**{SOLVER: lambda k: 5})),
     ]
     write = lambda rows: written.append([(row["waits"], row["steps"]) for row in rows])  # noqa: E731
     rows = bench_gpu.run(iter(cases), 3, failures, write)
-    assert done == ["time"] * 2 + ["waits"] * 3
-    assert [(row["variant"], row["waits"], row["steps"]) for row in rows] == [
-        ("a", 2, 11),
-        ("b", "", 11),
-        ("a", 5, 11),
+    assert done == ["time"] * 2 + ["waits"] * 3 + ["kernels"]  # of ours alone
+    assert [(row["variant"], row["waits"], row.get("kernels"), row["steps"]) for row in rows] == [
+        ("a", 2, None, 11),
+        ("b", "", None, 11),
+        (SOLVER, 5, "a 1.0", 11),
     ]
     assert failures.lines == [
         "FAILED broken: MemoryError: too large",
-        "FAILED profile of a case, b: ZeroDivisionError: division by zero",
+        "FAILED waits of a case, b: ZeroDivisionError: division by zero",
     ]
     none = ("", "")
     assert written == [
         [none, none],
         [none, none, none],
         [(2, ""), none, none],
+        [(2, ""), none, (5, "")],
+        [(2, ""), none, (5, "")],  # the kernels
         [(2, ""), none, (5, "")],
         [(2, 11), ("", 11), (5, "")],
         [(2, 11), ("", 11), (5, 11)],

@@ -103,7 +103,8 @@ def test_a_copy_is_another_buffer() -> None:
 
 
 def test_nothing_is_copied_to_a_gpu_while_a_graph_is_captured(monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
     packed = PackedTargets.pack(targets_of([3, 2]), capacity=9)
     with pytest.raises(RuntimeError, match="capacity and move them to the GPU before"):
         packed.to("cuda")

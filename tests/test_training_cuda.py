@@ -13,7 +13,7 @@ from detr_fast.training.checkpoint import load_checkpoint
 
 pytestmark = needs_cuda
 GPU = "cuda:0"
-OPTIONS = ["--epochs", "1", "--batch-size", "4", "--num-queries", "6", "--workers", "1"]
+OPTIONS = ["--epochs", "2", "--batch-size", "4", "--num-queries", "6", "--workers", "1"]
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -25,8 +25,8 @@ def test_a_run_and_a_longer_one(tmp_path):
     trainer = small_trainer(tmp_path, device=GPU, epochs=2)
     row = trainer.run()
     losses = logged(tmp_path, "loss")
-    assert len(losses) == 12 and torch.isfinite(torch.tensor(losses)).all()
-    assert row["AP"] <= 1 and trainer.ema.updates == 12
+    assert len(losses) == 12 and len(set(losses)) == 12
+    assert 0 <= row["AP"] <= 1 and trainer.ema.updates == 12
     assert all(p.device == trainer.device for p in trainer.model.parameters())
     resumed = small_trainer(tmp_path, load_checkpoint(tmp_path), device=GPU, epochs=3)
     resumed.run()
@@ -40,19 +40,20 @@ def test_a_run_and_a_longer_one(tmp_path):
 )
 def test_options_of_speed_and_memory(tmp_path, options):
     small_trainer(tmp_path, device=GPU, epochs=1, **options).run()
-    assert torch.isfinite(torch.tensor(logged(tmp_path, "loss"))).all()
+    assert len(logged(tmp_path, "loss")) == 6 // options.get("accumulate", 1)
 
 
 def test_a_run_as_a_cuda_graph(tmp_path):
     """The learning rate, which a schedule changes, and averaged weights follow it."""
-    options = {"device": GPU, "epochs": 3, "image_size": (48, 48), "warmup_steps": 8}
+    options = {"device": GPU, "epochs": 3, "image_size": (48, 48), "schedule": "cosine"}
     trainer = small_trainer(tmp_path, cuda_graph=True, **options)
     assert trainer.graphed is not None
     before = [p.clone() for p in trainer.model.parameters()]
     trainer.run()
     assert trainer.graphed is not None  # it did not fall back
     rates = logged(tmp_path, "lr")
-    assert len(set(rates[:8])) == 8
+    assert len(set(rates)) == len(rates) == 18
+    assert all(isinstance(group["lr"], torch.Tensor) for group in trainer.optimizer.param_groups)
     for then, now, mean in zip(
         before, trainer.model.parameters(), trainer.ema.module.parameters(), strict=True
     ):
@@ -103,3 +104,5 @@ def test_commands_with_options_of_a_gpu(tmp_path, monkeypatch, voc_folder, capsy
     assert main(["benchmark", *data, *OPTIONS[2:], *options, "--steps", "2", *where]) == 0
     said = capsys.readouterr().out
     assert "no CUDA graph" not in said and "without a CUDA graph" not in said
+    table = said[said.rindex("phase ") :]
+    assert ("graph " in table) == ("--cuda-graph" in options) == ("forward " not in table)

@@ -170,7 +170,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         "--compile", action="store_true", help="torch.compile: minutes to start, faster steps"
     )
     training.add_argument(
-        "--cuda-graph", action="store_true", help="each step as one CUDA graph; needs --image-size"
+        "--cuda-graph",
+        action="store_true",
+        help="each step as one CUDA graph; needs --image-size, and excludes --compile, "
+        "--checkpointing and --accumulate",
     )
     training.add_argument(
         "--checkpointing", action="store_true", help="gradient checkpointing: less memory"
