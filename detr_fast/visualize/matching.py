@@ -245,7 +245,8 @@ def _parts(axes: Axes, matching: ImageMatching, names: list[str], matcher: FastM
     axes.set_title(
         "cost of the matched query (plain) and of the arg-min (hatched), by part", fontsize=9
     )
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    # Below the axes: bars of few targets leave no corner free.
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=4)
 
 
 def _layers(axes: Axes, matchings: list[ImageMatching], names: list[str]) -> None:
