@@ -24,8 +24,8 @@ from benchmarks.harness import environment_info, measure, write_csv
 from benchmarks.step_contenders import CONTENDERS, IMPOSSIBLE, Case, Contender
 from benchmarks.step_processes import DEFAULT, KEPT, ProcessContender
 from detr_fast.precision import amp_dtype
+from detr_fast.training.clock import STEP_PHASES
 
-STEP_PHASES = ("forward", "match", "loss", "backward", "optimizer")  # of the PhaseClock's
 Entrant = tuple[str, str]  # a contender's name, and its allocator on a CPU
 
 

@@ -1,7 +1,7 @@
 """The bare assignment on a GPU beside torch-linear-assignment: batches of one shape, and ragged."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -121,7 +121,7 @@ def ragged(family: str, seed: int, device: str = "cuda", images: int = 16) -> Pr
     others as it is.
     """
     batches = [
-        list(itertools.islice(_matrices(family, images, limit, seed + k, device), 13 * images))
+        _matrices(Case(family, images, 300, 91, limit, layers=13), seed + k, device)
         for k, limit in enumerate(RAGGED_LIMITS)
     ]
     variants: dict[str, Call] = {
@@ -152,11 +152,10 @@ def ragged(family: str, seed: int, device: str = "cuda", images: int = 16) -> Pr
 
 def new_sizes(family: str, seed: int, device: str = "cuda", images: int = 16) -> Problem:
     """As :func:`ragged`, each call with a largest M that no call before it had."""
-
-    batches = []
-    for number in range(NEW_BATCHES):
-        case = Case(family, images, 300, 91, 20 + 5 * number, layers=1, exact=True)
-        batches.append([cost.contiguous() for cost in costs_of(*make(case, seed, device))])
+    batches = [
+        _matrices(Case(family, images, 300, 91, targets, layers=1, exact=True), seed, device)
+        for targets in range(20, 20 + 5 * NEW_BATCHES, 5)
+    ]
     first = batches[0]
 
     def in_turn(solve: Callable[[Tensor | list[Tensor]], object], inputs: list) -> Call:
@@ -184,11 +183,8 @@ def new_sizes(family: str, seed: int, device: str = "cuda", images: int = 16) ->
     )
 
 
-def _matrices(
-    family: str, images: int, limit: int, seed: int, device: str
-) -> Iterator[Tensor]:  # [M, 300], contiguous
-    case = Case(family, images, 300, 91, limit, layers=13)
-    return (cost.contiguous() for cost in costs_of(*make(case, seed, device)))
+def _matrices(case: Case, seed: int, device: str) -> list[Tensor]:  # of [M, N]
+    return [cost.contiguous() for cost in costs_of(*make(case, seed, device))]
 
 
 def _padded(costs: list[Tensor], rows: int = 0) -> Tensor:  # [P, max M or rows, N]

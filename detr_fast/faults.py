@@ -99,8 +99,6 @@ def check_faults(device: torch.device | str | int | None = None) -> None:
     device = torch.device("cuda" if device is None else device)
     if device.type != "cuda":
         return
-    if device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
     torch.cuda.synchronize(device)
     raise_pending(device, when="")
 

@@ -137,9 +137,8 @@ def _page_locked(tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy of it in page-locked memory, to copy to a GPU without a wait."""
     if not tensor.is_cpu or torch.compiler.is_compiling():  # which cannot trace what follows
         return tensor
-    if (
-        torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-    ):  # every replay would read this memory again
+    # A captured copy would read this memory at every replay.
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "targets are copied from the CPU while a CUDA graph is captured: pack them with a "
             "capacity and move them to the GPU before the capture"

@@ -199,18 +199,18 @@ def test_readme_numbers_have_a_row():
 
 def test_what_the_readmes_say_of_steps_is_in_the_rows():
     """Ratios to the published formula, outside of the generated tables."""
-    speedup = {}
+    speed = {}
     for folder in (RESULTS, RESULTS / "zen4"):
         for row in rows_of(folder / "train_step_cpu.csv"):
             key = folder.name, row["precision"], row["allocator"], row["variant"]
-            speedup[key] = float(row["images_per_second"])
+            speed[key] = float(row["images_per_second"])
     published = {
         (folder, precision, allocator): value
-        for (folder, precision, allocator, variant), value in speedup.items()
+        for (folder, precision, allocator, variant), value in speed.items()
         if variant == PUBLISHED
     }
     ratios = {
-        (folder, precision, over): speedup[folder, precision, "kept", COMPILED]
+        (folder, precision, over): speed[folder, precision, "kept", COMPILED]
         / published[folder, over, "kept"]
         for folder in ("results", "zen4")
         for precision, over in (

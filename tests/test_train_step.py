@@ -18,7 +18,7 @@ from detr_fast.models.resnet import block_forward, conv_norm
 from detr_fast.packing import PackedTargets
 from detr_fast.training.graph import GraphedStep
 from detr_fast.training.optimizer import gradient_norm, make_optimizer
-from detr_fast.training.step import TrainStep, pack_to_power, pad_to_bucket
+from detr_fast.training.step import TrainStep, pack_to_capacity, pad_to_bucket
 from tests.test_train_step_baselines import frozen_statistics
 
 CPU = torch.device("cpu")
@@ -252,15 +252,15 @@ def test_bucket():
 
 
 def test_capacity_is_a_power_of_two():
-    assert len(pack_to_power(TARGETS).labels) == 64
+    assert len(pack_to_capacity(TARGETS).labels) == 64
     many = [{"labels": torch.zeros(65, dtype=torch.int64), "boxes": torch.full((65, 4), 0.5)}]
-    assert len(pack_to_power(many).labels) == 128
+    assert len(pack_to_capacity(many).labels) == 128
     none = [{"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}]
-    assert len(pack_to_power(none).labels) == 64
+    assert len(pack_to_capacity(none).labels) == 64
     packed = PackedTargets.pack(TARGETS)
-    assert len(pack_to_power(packed).labels) == 64
+    assert len(pack_to_capacity(packed).labels) == 64
     roomy = PackedTargets.pack(TARGETS, capacity=7)
-    assert pack_to_power(roomy) is roomy
+    assert pack_to_capacity(roomy) is roomy
 
 
 def test_no_cuda_graph_on_a_cpu():

@@ -70,6 +70,17 @@ def saved_steps(trainer: Trainer) -> list[int]:
     return steps
 
 
+def interrupt_evaluation(trainer: Trainer, monkeypatch) -> None:
+    """A signal comes as an evaluation begins."""
+    evaluate = trainer._evaluate
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(trainer, "_evaluate", interrupted)
+
+
 def assert_resumed_as_whole(run: Path, whole: Path, epoch: int) -> None:
     """A run that ended before an epoch's evaluation goes on as one that did not."""
     checkpoint = load_checkpoint(run)
@@ -208,13 +219,7 @@ class TestResume:
         """It is finished, and no further step is trained."""
         small_trainer(tmp_path / "whole").run()
         stopped = small_trainer(tmp_path / "stopped")
-        evaluate = stopped._evaluate
-
-        def interrupted(*arguments):
-            signal.raise_signal(signal.SIGTERM)
-            return evaluate(*arguments)
-
-        monkeypatch.setattr(stopped, "_evaluate", interrupted)
+        interrupt_evaluation(stopped, monkeypatch)
         with pytest.raises(Interrupted, match="stopped at step 6 of 18"):
             stopped.run()
         checkpoint = load_checkpoint(tmp_path / "stopped")
@@ -227,13 +232,7 @@ class TestResume:
         small_trainer(tmp_path, epochs=1).run()
         checkpoint = load_checkpoint(tmp_path) | {"evaluation_due": True}
         resumed = small_trainer(tmp_path, checkpoint, epochs=2)
-        evaluate = resumed._evaluate
-
-        def interrupted(*arguments):
-            signal.raise_signal(signal.SIGTERM)
-            return evaluate(*arguments)
-
-        monkeypatch.setattr(resumed, "_evaluate", interrupted)
+        interrupt_evaluation(resumed, monkeypatch)
         with pytest.raises(Interrupted, match="stopped at step 6 of 12"):
             resumed.run()
         assert not load_checkpoint(tmp_path)["evaluation_due"]

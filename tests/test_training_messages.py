@@ -20,18 +20,20 @@ def lines_about_graphs(capsys) -> list[str]:
     return [line for line in (said.out + said.err).splitlines() if "CUDA graph" in line]
 
 
+def assert_one_line(capsys, quiet: bool, pattern: str) -> None:
+    """About graphs, unless nothing is to be printed."""
+    lines = lines_about_graphs(capsys)
+    assert len(lines) == (0 if quiet else 1)
+    assert all(re.match(pattern, line) for line in lines)
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_without_a_cuda_graph_a_run_says_why_and_trains_on(tmp_path, capsys, quiet):
     small_trainer(tmp_path / "plain", quiet=quiet, epochs=1).run()
     assert not lines_about_graphs(capsys)
     trainer = small_trainer(tmp_path / "asked", quiet=quiet, epochs=1, cuda_graph=True)
     trainer.run()
-    said = lines_about_graphs(capsys)
-    if quiet:
-        assert not said
-    else:
-        (line,) = said
-        assert re.match(r"note +no CUDA graph: .*\bcpu\b", line)
+    assert_one_line(capsys, quiet, r"note +no CUDA graph: .*\bcpu\b")
     assert trainer.step == 6
     assert train_rows(tmp_path / "asked") == train_rows(tmp_path / "plain")
 
@@ -60,12 +62,7 @@ def test_a_batch_of_another_shape_ends_the_cuda_graph_and_is_trained_on(
     assert graphed.capacity == 4 * max(len(trainer.train_set.record(i).boxes) for i in range(24))
     assert not lines_about_graphs(capsys)
     trainer.run()
-    said = lines_about_graphs(capsys)
-    if quiet:
-        assert not said
-    else:
-        (line,) = said
-        assert re.match(r"note +.*without a CUDA graph: images are too wide$", line)
+    assert_one_line(capsys, quiet, r"note +.*without a CUDA graph: images are too wide$")
     assert graphed.calls == 4 and trainer.graphed is None
     assert (trainer.step, trainer.images_seen) == (12, 48)
     assert train_rows(tmp_path / "graphed") == train_rows(tmp_path / "plain")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-# In the order of a step. A CUDA graph is all of them but the first, and cannot be divided.
-PHASES = ("data", "forward", "match", "loss", "backward", "optimizer", "graph")
+STEP_PHASES = ("forward", "match", "loss", "backward", "optimizer")
+PHASES = ("data", *STEP_PHASES, "graph")  # a CUDA graph is a whole step, which cannot be divided
 
 
 class PhaseClock:

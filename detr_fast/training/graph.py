@@ -9,7 +9,7 @@ from detr_fast import _C, faults
 from detr_fast.data import Batch
 from detr_fast.packing import PackedTargets
 from detr_fast.training.config import TrainConfig
-from detr_fast.training.step import Targets, TrainStep, ignore
+from detr_fast.training.step import TrainStep, ignore, pack_to_capacity
 
 WARM_UP = 3  # steps on a side stream before capturing, as torch asks for
 
@@ -72,7 +72,7 @@ class GraphedStep:
             ValueError: too many targets for the capacity, or what matching has found meanwhile.
         """
         images, mask, targets = batch
-        targets = self._packed(targets)
+        targets = pack_to_capacity(targets, self.capacity)
         if self._steps == 0:
             self._images = images.to(self.step.device, memory_format=torch.channels_last, copy=True)
             self._mask = None if mask is None else mask.to(self.step.device, copy=True)
@@ -92,13 +92,6 @@ class GraphedStep:
             losses = self._losses
         mark("graph")
         return losses
-
-    def _packed(self, targets: Targets) -> PackedTargets:
-        if isinstance(targets, PackedTargets):
-            if targets.counts is None:  # it has a capacity
-                return targets
-            targets = targets.unpack()
-        return PackedTargets.pack(targets, self.capacity)
 
     def _check_shapes(self, images: Tensor, mask: Tensor | None) -> None:
         if images.shape != self._images.shape:

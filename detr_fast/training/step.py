@@ -117,7 +117,7 @@ class TrainStep:
             self._size = self._size or images.shape[2:]
             if images.shape[2:] != self._size:
                 images, mask = pad_to_bucket(images, mask)
-            targets = pack_to_power(targets)
+            targets = pack_to_capacity(targets)
         return Batch(images, mask, targets)
 
 
@@ -137,11 +137,17 @@ def pad_to_bucket(
     return F.pad(images, (0, right, 0, below)), F.pad(mask, (0, right, 0, below), value=True)
 
 
-def pack_to_power(targets: Targets) -> PackedTargets:
-    """Pack the targets with a power of two, at least 64, as capacity."""
+def pack_to_capacity(targets: Targets, capacity: int | None = None) -> PackedTargets:
+    """Return the targets packed with a capacity, unchanged if they already have one.
+
+    Args:
+        capacity: default: the power of two that holds them, 64 at least.
+    """
     if isinstance(targets, PackedTargets):
         if targets.counts is None:  # it has a capacity
             return targets
         targets = targets.unpack()
-    total = sum(len(target["labels"]) for target in targets)
-    return PackedTargets.pack(targets, capacity=max(64, 1 << (total - 1).bit_length()))
+    if capacity is None:
+        total = sum(len(target["labels"]) for target in targets)
+        capacity = max(64, 1 << (total - 1).bit_length())
+    return PackedTargets.pack(targets, capacity)
