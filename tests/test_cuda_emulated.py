@@ -1,22 +1,25 @@
-"""The GPU's code on a machine without a GPU: launchers and kernels of csrc/cuda, compiled for the
-host over an emulated CUDA (tests/cpp/cuda), behind the same bindings and the same Python.
+"""The GPU's code on a machine without a GPU: launchers and kernels of csrc/cuda as nvcc compiles
+them, run by an emulation (tests/cpp/ptx), behind the same bindings and the same Python.
+
+The emulation raises for what compute-sanitizer looks for: accesses outside of tensors and of a
+block's memory, shared memory that is read before it is written, accesses that no barrier orders,
+and barriers that not all threads reach.
 
 Most tests are those of a GPU, from their own files. A tensor that ``.cuda()`` returns stays on the
 CPU, and says that it is on a GPU where the package asks.
 """
 
-import importlib.util
-import subprocess
+import re
+import shutil
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pybind11
 import pytest
 import test_cuda
 import torch
 from devices import OnGpu
+from emulated_cuda import SOURCE, Emulated, build
 from test_box_iou import test_batches_are_their_images as test_iou_of_batches
 from test_box_iou import test_equals_torchvision as test_iou_equals_torchvision
 from test_box_iou import test_every_constellation as test_iou_of_every_constellation
@@ -55,7 +58,7 @@ from test_matching_cuda import (
     test_wrong_shapes_are_named_at_once,
 )
 
-from benchmarks import chain
+from benchmarks import chain, sanitized
 from benchmarks.cases import FAMILIES, Case, cost_matrices, make
 from detr_fast import (
     _C,
@@ -70,39 +73,18 @@ from detr_fast import (
 from detr_fast.losses import SetCriterion
 from detr_fast.ops import matched, pairwise
 
-ROOT = Path(__file__).resolve().parents[1]
 SHAPES = [(1, 1), (5, 9), (40, 40), (20, 300), (30, 70), (70, 30), (3, 900)]
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the emulated CUDA is for Linux"),
-    pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source tree"),
+    pytest.mark.skipif(not SOURCE.is_dir(), reason="needs the source tree"),
+    pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and runs these tests"),
 ]
 
 
 @pytest.fixture(scope="module")
-def modules(tmp_path_factory):
-    """Gives the modules by name, built from the source tree."""
-    build = tmp_path_factory.mktemp("emulated_cuda")
-    configure = ["cmake", "-S", str(ROOT / "tests" / "cpp" / "cuda"), "-B", str(build)]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
-    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def load(name):
-        (path,) = build.glob(f"{name}.*so")
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
-@pytest.fixture(scope="module")
-def emulated(modules):
-    return modules("emulated_cuda")
+def emulated(tmp_path_factory):
+    return Emulated(build(tmp_path_factory.mktemp("emulated_cuda")))
 
 
 def to_gpu(tensor: torch.Tensor) -> OnGpu:
@@ -116,6 +98,7 @@ def gpu(emulated, monkeypatch):
     monkeypatch.setattr(_C, "cuda_version", "emulated")
     for module in (matched, pairwise):
         monkeypatch.setattr(module, "kernel_for", lambda op, _: (getattr(emulated, op), (0, 0)))
+    monkeypatch.setattr(torch.Tensor, "data_ptr", emulated.data_ptr)
     monkeypatch.setattr(torch.Tensor, "cuda", to_gpu)
     matching_cuda._workspace.cache_clear()
     yield emulated
@@ -141,6 +124,56 @@ def kernels(gpu, monkeypatch):
     return Kernels(gpu)
 
 
+BROKEN = {
+    "nothing": None,
+    "no_barrier_of_the_block": "a read (before the first write|unordered with .* another warp)",
+    "no_barrier_of_the_warp": "a read unordered with a write by another lane",
+    "a_ballot_for_a_barrier": "a read unordered with a write by another lane",
+    "overwritten_before_it_is_read": "unordered with a (read|write) by another warp",
+    "blocks_write_the_same": "a write unordered with a write by another block",
+    "a_block_reads_what_another_writes": "unordered with a (read|write) by another block",
+    "atomic_and_not": "unordered with a (read|write) by another (lane|warp)",
+    "never_written": "a read before the first write",
+    "outside_of_the_block": "thread 63: accesses memory outside of the block's",
+    "outside_of_memory": "thread 63: accesses memory of nobody",
+    "not_aligned": "the address is not aligned",
+    "a_barrier_for_some": "a barrier of the block that not all threads reach",
+    "a_lane_returns": "waits for lanes that never come",
+    "a_warp_returns": "a barrier of the block that not all threads reach",
+    "lanes_at_two_places": r"meets lanes that wait at tests/cpp/ptx/broken\.cu:\d+",
+    "lanes_that_never_come": "waits for lanes that never come",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_undefined_is_an_error(name, emulated):
+    if BROKEN[name] is None:
+        found = emulated.run_broken(name)
+        assert found[:64] == [70 - (t % 32 ^ 1) + (t >= 32) * 0 for t in range(64)]
+        return
+    with pytest.raises(RuntimeError, match=BROKEN[name]) as error:
+        emulated.run_broken(name)
+    assert re.search(rf"\b{name}\b", str(error.value))
+
+
+def test_kernels_reach_only_the_tensors_they_are_given(gpu, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda tensor: gpu.data_ptr(tensor[:0]) + 4096)
+    with pytest.raises(RuntimeError, match=r"csrc/.*: accesses memory of nobody"):
+        linear_sum_assignment(torch.rand(1, 3, 4).cuda())
+
+
+def test_what_compute_sanitizer_watches_on_a_gpu(gpu, kernels, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    before = gpu.launches_by_kernel()
+    sanitized.run()
+    kernels = {name for name in before if name.startswith("detr_fast::")}
+    assert "detr_fast::cuda::match_problems<true>" in kernels
+    after = gpu.launches_by_kernel()
+    assert {name for name in kernels if after[name] == before[name]} == set()  # each has run
+
+
 def test_it_is_the_emulation_that_runs(gpu):
     layers, targets = [predictions(2, 30, seed=s) for s in range(3)], targets_of([4, 6])
     before = gpu.launches()
@@ -161,13 +194,13 @@ def test_assignment_is_scipys(shape, kind, dtype):
 
 @pytest.mark.parametrize("arch", [900, 750])
 @pytest.mark.parametrize("most", [3, 1 << 20, 1 << 52])
-def test_what_a_team_finds_together(arch, most, modules):
+def test_what_a_team_finds_together(arch, most, emulated):
     """On GPUs that find a minimum in one instruction and on older ones, ties included."""
     rng = np.random.default_rng(most)
     for _ in range(5):
         values, indices = rng.integers(0, most, 96), rng.integers(0, 20, 96)
         values[rng.integers(96)] <<= int(rng.integers(10))
-        rows = modules(f"emulated_reductions_{arch}").reduce(values.tolist(), indices.tolist())
+        rows = getattr(emulated, f"reduce_{arch}")(values.tolist(), indices.tolist())
         narrow = values & 0xFFFFFFFF
         for k, row in enumerate(rows):
             warp = slice(k // 32 * 32, k // 32 * 32 + 32)

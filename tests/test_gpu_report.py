@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_gpu, bench_train_step, child, gpu_page, gpu_report, sanitized
+from benchmarks import bench_gpu, bench_train_step, child, gpu_page, gpu_report
 from benchmarks.cases import FAMILIES
 from benchmarks.checkout import ROOT, commit
 from benchmarks.gpu_goals import CASES, INCOMPLETE, MET, MISSED, NO_ROWS, STEP_CASE, goals
@@ -338,10 +338,6 @@ def test_the_sanitizers_filter_is_in_the_name_of_every_kernel(steps) -> None:
     for name, mangled in kernels.items():
         assert mangled, name
         assert all(substring.encode() in found for found in mangled)
-
-
-def test_what_the_sanitizer_watches_runs() -> None:
-    sanitized.run("cpu")
 
 
 def test_rows_become_a_page_and_a_figure(tmp_path) -> None:

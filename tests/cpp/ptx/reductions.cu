@@ -1,14 +1,11 @@
-// A team's collective operations (cuda/team.cuh), run by an emulated block, as a Python module.
-// Built for a GPU with single-instruction reductions, and for one without.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <vector>
+// A team's collective operations (cuda/team.cuh), compiled for PTX_ARCHITECTURE.
+#include <utility>
 
 #include "cuda/team.cuh"
-#include "cuda_runtime.h"
+#include "reductions.h"
+#include "runtime.h"
 
+namespace ptx {
 namespace {
 
 using detr_fast::Key;
@@ -21,7 +18,8 @@ struct Found {
   float float_sum;
 };
 
-void kernel(const uint64_t* values, const uint32_t* indices, Found* found) {
+template <int kArchitecture>
+__global__ void reductions(const uint64_t* values, const uint32_t* indices, Found* found) {
   __shared__ detr_fast::cuda::Block<kWarps>::Memory exchange;
   detr_fast::cuda::Block<kWarps> block(exchange);
   const auto warp = block.warp();
@@ -38,15 +36,20 @@ void kernel(const uint64_t* values, const uint32_t* indices, Found* found) {
   mine.float_sum = warp.sum(static_cast<float>(indices[k]));
 }
 
-// Returns per thread: (value, index) of the least key of its warp and of the block, the same for
-// 32-bit keys, and the sums of the indices: of the warp, of the block, and of the warp as floats.
-std::vector<std::array<double, 11>> reduce(const std::vector<uint64_t>& values,
-                                           const std::vector<uint32_t>& indices) {
-  CHECK(values.size() == kThreads && indices.size() == kThreads);
+template <class T>
+std::pair<uint64_t, uint64_t> region(const std::vector<T>& of) {
+  return {reinterpret_cast<uint64_t>(of.data()), sizeof(T) * of.size()};
+}
+
+}  // namespace
+
+template <>
+Rows reduce<PTX_ARCHITECTURE>(const std::vector<uint64_t>& values,
+                              const std::vector<uint32_t>& indices) {
   std::vector<Found> found(kThreads);
-  emulated::launch([](auto... args) { kernel(args...); }, 1, kThreads, 0, nullptr)(
-      values.data(), indices.data(), found.data());
-  std::vector<std::array<double, 11>> rows;
+  allow({region(values), region(indices), region(found)});
+  reductions<PTX_ARCHITECTURE><<<1, kThreads>>>(values.data(), indices.data(), found.data());
+  Rows rows;
   for (const Found& f : found)
     rows.push_back({static_cast<double>(f.warp64.value), static_cast<double>(f.warp64.index),
                     static_cast<double>(f.block64.value), static_cast<double>(f.block64.index),
@@ -57,6 +60,4 @@ std::vector<std::array<double, 11>> reduce(const std::vector<uint64_t>& values,
   return rows;
 }
 
-}  // namespace
-
-PYBIND11_MODULE(EMULATED_NAME, m) { m.def("reduce", &reduce); }
+}  // namespace ptx

@@ -1,4 +1,5 @@
-// csrc/cuda, emulated, as a Python module with the same contents as detr_fast._C.cuda.
+// The kernels of csrc/cuda as nvcc compiles them, without a GPU, as a Python module with the same
+// contents as detr_fast._C.cuda.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -7,8 +8,11 @@
 #include <vector>
 
 #include "bindings.h"
+#include "broken.h"
 #include "core/team_assignment.h"
-#include "cuda_runtime.h"
+#include "emulated_team.h"
+#include "reductions.h"
+#include "runtime.h"
 
 namespace {
 
@@ -39,7 +43,12 @@ std::tuple<std::vector<int32_t>, int32_t, int32_t> solve(
 
 PYBIND11_MODULE(emulated_cuda, m) {
   detr_fast::define_cuda(m);
-  m.def("launches", [] { return emulated::launches; }, "How many kernels have been launched.");
-  m.def("current_device", [] { return emulated::device; });
+  m.def("allow", &ptx::allow);
+  m.def("launches", &ptx::launches);
+  m.def("launches_by_kernel", &ptx::launches_by_kernel);
+  m.def("current_device", &ptx::current_device);
+  m.def("run_broken", &ptx::run_broken);
+  m.def("reduce_900", &ptx::reduce<900>);
+  m.def("reduce_750", &ptx::reduce<750>);
   m.def("solve", &solve);
 }
