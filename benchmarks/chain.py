@@ -6,15 +6,16 @@ problem follow each other, those of others run beside them, so that the longest 
 of a step is the least a batch can take.
 
 This is the GPU's form (csrc/core/team_assignment.h) in NumPy, step for step, but for costs of such
-different sizes that the GPU starts again.
+different sizes that the GPU starts again, and for those near the ends of their type's range.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
 
-EXACT_ROUNDS, MORE_ROUNDS, FEW_FREE = 8, 64, 8
+EXACT_ROUNDS, LAST_ROUNDS, MORE_ROUNDS, FEW_FREE = 8, 16, 64, 8
 STEP, MOST_GAPS = 0.25, 16
+SMALLEST = {np.float32: 2.0**-22, np.float64: 2.0**-51}  # raise of a rough bid, beside its numbers
 
 
 def longest_chain(costs: Iterable[np.ndarray]) -> int:
@@ -23,15 +24,19 @@ def longest_chain(costs: Iterable[np.ndarray]) -> int:
 
 
 def solve(cost: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Of finite costs [M, N]: the optimal column of each row, rounds, and visits of searches."""
-    solver = _Solver(np.asarray(cost, dtype=np.float64))
+    """Of finite costs [M, N]: the optimal column of each row, rounds, and visits of searches.
+
+    float32 costs have rough prices in float32, float64 costs in float64.
+    """
+    solver = _Solver(np.asarray(cost))
     solver.solve()
     return solver.col_of, solver.rounds, solver.visits
 
 
 class _Solver:
     def __init__(self, cost: np.ndarray) -> None:
-        self.cost = cost
+        self.real = cost.dtype.type
+        self.cost = cost.astype(np.float64)
         self.rows, self.cols = cost.shape
         self.v = np.zeros(self.cols)
         self.rounds = self.visits = 0
@@ -71,16 +76,22 @@ class _Solver:
         free = self.free_rows()
         if not gap > 0:
             return free
-        free = self.auction(free, 0, MOST_GAPS * gap, EXACT_ROUNDS)
-        if len(free) > FEW_FREE + self.rows // 16:
-            self.auction(free, STEP * gap, MOST_GAPS * gap, self.rows + MORE_ROUNDS)
+        most, few = MOST_GAPS * gap, self.rows // 16
+        if len(free) <= self.rows // 2:
+            free = self.auction(free, 0, most, EXACT_ROUNDS)
+        if len(free) > FEW_FREE + few:
+            self.v = self.v.astype(self.real)  # rough prices, in the costs' precision
+            self.auction(free, STEP * gap, most, self.rows + MORE_ROUNDS, few)
+            self.v = self.v.astype(np.float64)
             self.assign_cheapest()
-            free = self.auction(self.free_rows(), 0, MOST_GAPS * gap, EXACT_ROUNDS)
+            free = self.auction(self.free_rows(), 0, most, LAST_ROUNDS)
         return free
 
-    def auction(self, free: list[int], step: float, most: float, rounds: int) -> list[int]:
+    def auction(
+        self, free: list[int], step: float, most: float, rounds: int, few: int = 0
+    ) -> list[int]:
         for _ in range(rounds):
-            if not free:
+            if len(free) <= few:
                 break
             self.rounds += 1
             bids = [self.bid(row, step, most) for row in free]
@@ -101,13 +112,18 @@ class _Solver:
 
     def bid(self, row: int, step: float, most: float) -> tuple[int, float]:
         """The column that a row bids for (-1: none), and the column's v if it wins."""
-        reduced = self.cost[row] - self.v
-        col = self.first_of(reduced == reduced.min())  # an exact bid leaves a tie
-        self.u[row] = reduced[col]
-        gap = np.delete(reduced, col).min(initial=np.inf) - reduced[col]
-        raise_ = min(gap, most) + step
+        real = self.v.dtype.type
+        reduced = self.cost[row].astype(real) - self.v
+        # An exact bid leaves a tie.
+        col = int(reduced.argmin()) if step else self.first_of(reduced == reduced.min())
+        cost, v = reduced[col], self.v[col]
+        self.u[row] = cost
+        gap = np.delete(reduced, col).min(initial=real(np.inf)) - cost
+        raise_ = min(gap, real(most)) + real(step)
+        if step:
+            raise_ = max(raise_, (abs(cost) + abs(v)) * real(SMALLEST[real]))
         bids = raise_ > 0 or self.row_of[col] < 0
-        return (col, self.v[col] - raise_) if bids else (-1, 0.0)
+        return (col, v - raise_) if bids else (-1, real(0))
 
     def first_of(self, ties: np.ndarray) -> int:
         """Of columns that tie, a free one if there is one."""

@@ -301,6 +301,24 @@ def test_assignment_is_scipys(kind, shape, dtype) -> None:
             assert_scipys(problem, i, j, maximize)
 
 
+@pytest.mark.parametrize("size", ["tiny", "small", "large", "huge"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_costs_of_any_size(dtype, size) -> None:
+    """Rows that compete: their prices are multiples of the costs, and must not overflow."""
+    row, col, noise = np.random.default_rng(3).random((3, 40, 90))
+    cost = np.abs(3 * row[:, :1] - col[:1] - 1) + 0.01 * noise
+    limits = torch.finfo(dtype)
+    scale = {
+        "tiny": 1e4 * limits.smallest_normal,
+        "small": limits.tiny**0.5,
+        "large": limits.max**0.5,
+        "huge": limits.max / 4,
+    }
+    problem = torch.from_numpy(cost * scale[size]).to(dtype)
+    rows, cols = linear_sum_assignment(problem.cuda())
+    assert_scipys(problem, rows.cpu(), cols.cpu())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(40, 60), (60, 60), (20, 300)])
 def test_costs_of_two_rows_hide_nothing_in_rows_with_far_smaller_ones(shape, dtype) -> None:

@@ -45,6 +45,7 @@ from test_cuda import (
     on_gpu,
     test_a_problem_too_large_for_the_block,
     test_assignment_faults,
+    test_costs_of_any_size,
     test_costs_of_two_rows_hide_nothing_in_rows_with_far_smaller_ones,
     test_dtypes_and_options,
     test_nonfinite_last,
@@ -212,12 +213,13 @@ def test_what_a_team_finds_together(arch, most, emulated):
             assert row == [*expected, *sums]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("queries", "targets"), [(60, 20), (150, 50), (400, 40), (40, 40)])
-def test_the_chain_is_as_long_as_the_benchmark_counts(family, queries, targets, gpu):
+def test_the_chain_is_as_long_as_the_benchmark_counts(family, queries, targets, dtype, gpu):
     for cost in cost_matrices(family, 3, queries, targets, True, 0):
-        cols, *counts = gpu.solve(cost.astype(np.float64))
-        expected, *expected_counts = chain.solve(cost)
+        cols, *counts = gpu.solve(cost.astype(dtype))
+        expected, *expected_counts = chain.solve(cost.astype(dtype))
         assert counts == expected_counts
         assert cols == expected.tolist()
 

@@ -10,3 +10,12 @@
 #define DETR_FAST_HD
 #define DETR_FAST_KERNEL_PART
 #endif
+
+// Before a loop: repeat its body instead of looping, or never do.
+#ifdef __CUDACC__
+#define DETR_FAST_UNROLL _Pragma("unroll")
+#define DETR_FAST_KEEP_LOOP _Pragma("unroll 1")
+#else
+#define DETR_FAST_UNROLL
+#define DETR_FAST_KEEP_LOOP
+#endif

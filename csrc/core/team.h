@@ -9,13 +9,14 @@
 //           uint32_t sum(uint32_t)
 //   Warp    a Team of 32, with
 //           uint32_t ballot(bool)  bit k: the argument of rank k
+//           U least(U)             the least of 32-bit or 64-bit unsigned integers
 //           float sum(float)       always added in the same order
 //   Block   a Team of several warps, with
 //           Warp warp(), int warp_index(), warps()
 //           void lower(int32_t* x, int32_t value)   *x = min(*x, value), atomically
 //
-// Only sync orders memory accesses; min, sum and ballot do not. All threads of a team must call
-// sync, min, sum and ballot in the same order.
+// Only sync orders memory accesses; the others do not. All threads of a team must call all of them
+// in the same order, but for lower.
 #pragma once
 
 #include <cstdint>
@@ -83,6 +84,29 @@ DETR_FAST_HD inline int count_bits(uint32_t mask) {
 #else
   return __builtin_popcount(mask);
 #endif
+}
+
+// Calls use(i, load(i)) for the numbers i below count that are a thread's own: rank, rank + size
+// and so on. kAhead loads are under way at once, as each takes longer than what `use` does with it.
+template <int32_t kAhead, class Team, class Load, class Use>
+DETR_FAST_KERNEL_PART void for_own(const Team& team, int32_t count, Load load, Use use) {
+  const int32_t size = team.size();
+  decltype(load(0)) ahead[kAhead];
+  int32_t first = 0, i = team.rank();
+  DETR_FAST_KEEP_LOOP
+  for (; first + kAhead * size <= count; first += kAhead * size, i += kAhead * size) {
+    DETR_FAST_UNROLL
+    for (int32_t k = 0; k < kAhead; ++k) ahead[k] = load(i + k * size);
+    DETR_FAST_UNROLL
+    for (int32_t k = 0; k < kAhead; ++k) use(i + k * size, ahead[k]);
+  }
+  if (first == count) return;
+  DETR_FAST_UNROLL
+  for (int32_t k = 0; k < kAhead; ++k)
+    if (i + k * size < count) ahead[k] = load(i + k * size);
+  DETR_FAST_UNROLL
+  for (int32_t k = 0; k < kAhead; ++k)
+    if (i + k * size < count) use(i + k * size, ahead[k]);
 }
 
 // Calls put(position, i) for the numbers i in 0..count-1 for which chosen(i) holds, with positions

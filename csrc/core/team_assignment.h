@@ -5,7 +5,7 @@
 //   3. shortest paths (core/team_search.h) for the rows that still have no column.
 // In steps 1 and 2 all warps of a block share the rows. Step 3 is a chain in which each step waits
 // for the previous one. A single warp needs no barrier for that, and is used up to kWarpColumns
-// columns. Costs are copied to the block's own memory before step 2, if they fit.
+// columns. Step 1 copies the costs to the block's own memory, if they fit.
 //
 // The two versions are separate sources: the CPU version uses vector instructions and allocates
 // memory as needed, while here every step is a collective operation of a team, and the caller
@@ -47,11 +47,11 @@ class TeamSolver {
   DETR_FAST_KERNEL_PART Status solve(const Real* cost, int32_t rows, int32_t cols, int32_t stride) {
     problem_ = {cost, rows, cols, stride};
     rounds_ = steps_ = 0;
-    assign_cheapest<false>();
+    const bool fits = static_cast<int64_t>(rows) * cols <= room_size_;
+    assign_cheapest<false>(fits);
     const int32_t free = m_.shared[SolverMemory::kFree];
     const Status status = static_cast<Status>(m_.shared[SolverMemory::kStatus]);
     if (status != Status::kOk || free == 0) return status;
-    const bool fits = static_cast<int64_t>(rows) * cols <= room_size_;
     return fits ? auction_and_search<true>(free) : auction_and_search<false>(free);
   }
 
@@ -67,8 +67,9 @@ class TeamSolver {
 
   // Setting u to the row's minimum keeps all reduced costs >= 0. Of several rows with the same
   // cheapest column, the first takes it. Uses v = 0, or, if kPriced, the prices set by an auction.
+  // If `copies` (not if kPriced), the costs are copied to room_ as well.
   template <bool kPriced>
-  DETR_FAST_KERNEL_PART void assign_cheapest() {
+  DETR_FAST_KERNEL_PART void assign_cheapest(bool copies = false) {
     using Value = std::conditional_t<kPriced, double, Real>;
     for (int32_t j = block_.rank(); j < problem_.cols; j += block_.size()) {
       m_.row_of_col[j] = kNobody;
@@ -80,15 +81,22 @@ class TeamSolver {
     const auto warp = block_.warp();
     for (int32_t i = block_.warp_index(); i < problem_.rows; i += block_.warps()) {
       const Real* const c = problem_.row(i);
+      Real* const copy = copies ? room_ + static_cast<size_t>(i) * problem_.cols : nullptr;
       OrderedKey<Value> least;
       bool invalid = false;
-      for (int32_t j = warp.rank(); j < problem_.cols; j += kWarpSize) {
-        Value value = c[j];
-        if (kPriced) value -= static_cast<Value>(m_.v[j]);
-        invalid |= !(value > -Problem::infinity());
-        const OrderedKey<Value> key = {ordered(value), static_cast<uint32_t>(j)};
-        if (key < least) least = key;
-      }
+      for_own<kPriced ? 4 : 5>(
+          warp, problem_.cols,
+          [&](int32_t j) {
+            Value value = c[j];
+            if constexpr (kPriced) value -= m_.v[j];
+            return value;
+          },
+          [&](int32_t j, Value value) {
+            if (copies) copy[j] = static_cast<Real>(value);
+            invalid |= !(value > -Problem::infinity());
+            const auto key = ordered(value);
+            if (key < least.value) least = {key, static_cast<uint32_t>(j)};
+          });
       invalid = warp.ballot(invalid) != 0;
       least = warp.min(least);
       if (warp.rank() != 0) continue;
@@ -133,8 +141,10 @@ class TeamSolver {
   // that the loads on which the chain waits come from there.
   template <bool kCopied>
   DETR_FAST_KERNEL_PART Status auction_and_search(int32_t free) {
-    if (kCopied) copy_costs();
-    block_.sync();
+    if (kCopied) {
+      problem_.cost = room_;
+      problem_.stride = problem_.cols;
+    }
     for (bool may_bid = true;; may_bid = false) {
       if (may_bid) free = run_auction(free);
       if (problem_.cols > warp_columns_) {
@@ -153,15 +163,6 @@ class TeamSolver {
     }
   }
 
-  DETR_FAST_KERNEL_PART void copy_costs() {
-    const auto warp = block_.warp();
-    for (int32_t i = block_.warp_index(); i < problem_.rows; i += block_.warps())
-      for (int32_t j = warp.rank(); j < problem_.cols; j += kWarpSize)
-        room_[static_cast<size_t>(i) * problem_.cols + j] = problem_.row(i)[j];
-    problem_.cost = room_;
-    problem_.stride = problem_.cols;
-  }
-
   // Step 2. A few rounds with step = 0 are enough if most rows prefer different columns. If many
   // prefer the same ones, rounds with step > 0 find rough prices; at these all rows choose again,
   // and the rows then without a column bid once more with step = 0.
@@ -169,19 +170,15 @@ class TeamSolver {
     TeamAuction<Block, Real> auction(block_, problem_, m_);
     const double gap = auction.typical_gap(free);
     if (!(gap > 0)) return free;
-    const int32_t few = kFewFree + problem_.rows / 16;
-    enum { kExact, kRough, kExactAgain };
-    for (int phase = kExact;; ++phase) {
-      const bool rough = phase == kRough;
-      // A price much larger than the gaps would make other rows' bids lose the digits in which
-      // their costs differ.
-      free = auction.run(free, rough ? kStep * gap : 0.0, kMostGaps * gap,
-                         rough ? problem_.rows + kMoreRounds : kExactRounds);
-      if (phase == kExactAgain || (phase == kExact && free <= few)) break;
-      if (rough) {
-        assign_cheapest<true>();
-        free = m_.shared[SolverMemory::kFree];
-      }
+    // A price much larger than the gaps would make other rows' bids lose the digits in which their
+    // costs differ.
+    const double most = kMostGaps * gap, step = kStep * gap;
+    const int32_t few = problem_.rows / 16, rounds = problem_.rows + kMoreRounds;
+    if (free <= problem_.rows / 2) free = auction.run_exact(free, most, kExactRounds);
+    if (free > few + kFewFree && (most + step) * rounds < kHighestPrice) {
+      auction.run_rough(free, step, most, rounds, few);
+      assign_cheapest<true>();
+      free = auction.run_exact(m_.shared[SolverMemory::kFree], most, kLastRounds);
     }
     rounds_ = auction.rounds();
     return free;
@@ -221,10 +218,11 @@ class TeamSolver {
   // Lower than every Status, and an invalid cost before an infeasible row.
   static constexpr int32_t kInvalidFirst = -2, kInfeasibleNext = -1;
 
-  // Chosen by counting rounds and steps, with 20 to 300 rows, for random costs and for DETR's costs
-  // from untrained to trained models: benchmarks/chain.py.
-  static constexpr int32_t kExactRounds = 8, kMoreRounds = 64, kFewFree = 8;
+  // Chosen by counting bids, rounds and steps, with 20 to 300 rows, for random costs and for DETR's
+  // costs from untrained to trained models: benchmarks/chain.py.
+  static constexpr int32_t kExactRounds = 8, kLastRounds = 16, kMoreRounds = 64, kFewFree = 8;
   static constexpr double kStep = 0.25, kMostGaps = 16;
+  static constexpr double kHighestPrice = sizeof(Real) == sizeof(float) ? 0x1p126 : 0x1p1022;
   static constexpr double kRounding = 0x1p-52, kMostLost = 1e-12;
 
   Block& block_;

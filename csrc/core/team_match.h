@@ -228,7 +228,6 @@ class ProblemMatcher {
     if (layout_.rows == 0) return;
     const SolverMemory parts(memory, layout_.rows, layout_.cols);
     if (in_.nonfinite_last) rank_infinite_last();
-    block_.sync();
     TeamSolver<Block, float> solver(block_, parts, room, in_.room);
     const Status status = solver.solve(cost_, layout_.rows, layout_.cols, layout_.cols);
     if (status == Status::kOk) {

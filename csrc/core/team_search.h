@@ -39,14 +39,18 @@ class TeamSearch {
       const double base = length - m_.u[row];
       double least = Problem::infinity();
       int32_t nearest = -1;
-      for (int32_t j = team_.rank(); j < problem_.cols; j += team_.size()) {
-        const double candidate = base + static_cast<double>(c[j]) - m_.v[j];
-        const double distance = relax(j, candidate, row);
-        if (distance < least || (distance == least && m_.comes_first(j, nearest))) {
-          least = distance;
-          nearest = j;
-        }
-      }
+      for_own<kAhead>(
+          team_, problem_.cols,
+          [&](int32_t j) {
+            const double candidate = base + static_cast<double>(c[j]) - m_.v[j];
+            return Reached{candidate, m_.distance[j]};
+          },
+          [&](int32_t j, Reached reached) {
+            const double distance = relax(j, reached, row);
+            if (distance == least && m_.comes_first(j, nearest)) nearest = j;
+            nearest = distance < least ? j : nearest;
+            least = distance < least ? distance : least;
+          });
       Key<uint64_t> key;
       if (nearest >= 0) key = m_.key_of(least, nearest);
       key = team_.min(key);
@@ -90,6 +94,7 @@ class TeamSearch {
 
  private:
   using Problem = TeamProblem<Real>;
+  static constexpr int32_t kAhead = 4;
 
   DETR_FAST_KERNEL_PART void reset_distances() {
     for (int32_t j = team_.rank(); j < problem_.cols; j += team_.size())
@@ -112,12 +117,18 @@ class TeamSearch {
     m_.distance[k] = Problem::infinity();
   }
 
-  DETR_FAST_KERNEL_PART double relax(int32_t k, double candidate, int32_t from) {
-    const double distance = m_.distance[k];
-    if (!(candidate < distance)) return distance;
-    m_.distance[k] = candidate;
-    m_.from[k] = from;
-    return candidate;
+  // A distance that a visit offers, and the least so far.
+  struct Reached {
+    double candidate, distance;
+  };
+
+  DETR_FAST_KERNEL_PART double relax(int32_t k, const Reached& reached, int32_t from) {
+    const bool is_nearer = reached.candidate < reached.distance;
+    if (is_nearer) {
+      m_.distance[k] = reached.candidate;
+      m_.from[k] = from;
+    }
+    return is_nearer ? reached.candidate : reached.distance;
   }
 
   // Assigns `col` to the row from which it was reached, that row's previous column to the row
@@ -144,7 +155,8 @@ class TeamSearch {
       Key<uint64_t> nearest;
       for (int32_t i = team_.rank(); i < problem_.rows; i += team_.size()) {
         const double candidate = base + static_cast<double>(problem_.row(i)[col]) - m_.u[i];
-        const Key<uint64_t> key = {ordered(relax(i, candidate, col)), static_cast<uint32_t>(i)};
+        const double distance = relax(i, {candidate, m_.distance[i]}, col);
+        const Key<uint64_t> key = {ordered(distance), static_cast<uint32_t>(i)};
         if (key < nearest) nearest = key;
       }
       nearest = team_.min(nearest);

@@ -16,27 +16,29 @@ class Warp {
 
   // For 64-bit values, 32-bit reductions run one after the other: on the upper half, on the lower
   // half of those that tie, and on the index of those that still tie.
-  __device__ Key<uint64_t> min(Key<uint64_t> key) const {
+  template <class U>
+  __device__ Key<U> min(Key<U> key) const {
 #if __CUDA_ARCH__ >= 800
-    const uint32_t high = static_cast<uint32_t>(key.value >> 32);
-    const uint32_t low = static_cast<uint32_t>(key.value);
-    const uint32_t least_high = __reduce_min_sync(kAll, high);
-    const bool ties = high == least_high;
-    const uint32_t least_low = __reduce_min_sync(kAll, ties ? low : ~0u);
-    const uint32_t index = __reduce_min_sync(kAll, ties && low == least_low ? key.index : ~0u);
-    return {static_cast<uint64_t>(least_high) << 32 | least_low, index};
+    const U value = least(key.value);
+    return {value, least(key.value == value ? key.index : ~0u)};
 #else
     return min_by_shuffles(key);
 #endif
   }
 
-  __device__ Key<uint32_t> min(Key<uint32_t> key) const {
+  __device__ uint32_t least(uint32_t x) const {
 #if __CUDA_ARCH__ >= 800
-    const uint32_t least = __reduce_min_sync(kAll, key.value);
-    return {least, __reduce_min_sync(kAll, key.value == least ? key.index : ~0u)};
+    return __reduce_min_sync(kAll, x);
 #else
-    return min_by_shuffles(key);
+    return min_by_shuffles(Key<uint32_t>{x, 0}).value;
 #endif
+  }
+
+  __device__ uint64_t least(uint64_t x) const {
+    const uint32_t high = static_cast<uint32_t>(x >> 32);
+    const uint32_t least_high = least(high);
+    const uint32_t least_low = least(high == least_high ? static_cast<uint32_t>(x) : ~0u);
+    return static_cast<uint64_t>(least_high) << 32 | least_low;
   }
 
   __device__ uint32_t sum(uint32_t x) const {

@@ -288,6 +288,11 @@ class EmulatedWarp : public EmulatedTeam {
     return mask;
   }
 
+  template <class U>
+  U least(U x) const {
+    return min(Key<U>{x, 0}).value;
+  }
+
   float sum(float x) const {  // in the GPU's order: halves, quarters, ...
     float all[kWarpSize];
     meeting_.exchange(rank_, Meeting::kFloatSum, x, [&](int k, float y) { all[k] = y; });

@@ -201,8 +201,10 @@ class Table {
   }
 
   void convert() {
-    each(kIntegers, [&]<class From>(Type<From> from) {
-      each(kIntegers, [&]<class To>(Type<To> to) {
+    constexpr std::tuple kSmall = {Type<int8_t>{"s8"}, Type<uint8_t>{"u8"}};
+    constexpr std::tuple kAnyIntegers = std::tuple_cat(kSmall, kIntegers);
+    each(kAnyIntegers, [&]<class From>(Type<From> from) {
+      each(kAnyIntegers, [&]<class To>(Type<To> to) {
         add<To, From>("cvt." + name(to) + "." + name(from), [](From x) { return To(x); });
       });
       each(kReals, [&]<class To>(Type<To> to) {

@@ -19,8 +19,9 @@ namespace {
 namespace py = pybind11;
 
 // Returns each row's column, and how many rounds and steps the solver needed.
+template <class Real>
 std::tuple<std::vector<int32_t>, int32_t, int32_t> solve(
-    const py::array_t<double, py::array::c_style>& cost) {
+    const py::array_t<Real, py::array::c_style>& cost) {
   const int32_t rows = static_cast<int32_t>(cost.shape(0)),
                 cols = static_cast<int32_t>(cost.shape(1));
   std::unique_ptr<double[]> memory(
@@ -29,7 +30,7 @@ std::tuple<std::vector<int32_t>, int32_t, int32_t> solve(
   std::vector<int32_t> col_of_row(rows);
   int32_t rounds = 0, steps = 0;
   detr_fast::emulate(8, 1, [&](detr_fast::EmulatedBlock& block) {
-    detr_fast::TeamSolver<detr_fast::EmulatedBlock, double> solver(block, parts, nullptr, 0);
+    detr_fast::TeamSolver<detr_fast::EmulatedBlock, Real> solver(block, parts, nullptr, 0);
     CHECK(solver.solve(cost.data(), rows, cols, cols) == detr_fast::Status::kOk);
     if (block.rank() != 0) return;
     for (int32_t i = 0; i < rows; ++i) col_of_row[i] = solver.col_of_row(i);
@@ -50,5 +51,6 @@ PYBIND11_MODULE(emulated_cuda, m) {
   m.def("run_broken", &ptx::run_broken);
   m.def("reduce_900", &ptx::reduce<900>);
   m.def("reduce_750", &ptx::reduce<750>);
-  m.def("solve", &solve);
+  m.def("solve", &solve<float>, py::arg("cost").noconvert());
+  m.def("solve", &solve<double>, py::arg("cost").noconvert());
 }

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,7 @@ struct State {
   cudaError_t last_error = cudaSuccess;
   int device = 0;
   int64_t launches = 0;
+  std::string unreadable;  // why not all kernels could be read
 };
 
 State& state() {
@@ -122,7 +124,11 @@ using ptx::state;
 extern "C" {
 
 void** __cudaRegisterFatBinary(void* binary) {
-  ptx::register_kernels(*static_cast<const ptx::FatBinary*>(binary));
+  try {
+    ptx::register_kernels(*static_cast<const ptx::FatBinary*>(binary));
+  } catch (const std::runtime_error& error) {
+    state().unreadable = error.what();  // while the module is loaded, nobody would catch it
+  }
   return nullptr;
 }
 
@@ -132,7 +138,8 @@ void __cudaUnregisterFatBinary(void**) {}
 
 void __cudaRegisterFunction(void**, const char* host_function, char*, const char* name, int, uint3*,
                             uint3*, dim3*, dim3*, int*) {
-  state().by_host_function[host_function] = state().by_name.at(name).get();
+  const auto found = state().by_name.find(name);
+  if (found != state().by_name.end()) state().by_host_function[host_function] = found->second.get();
 }
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 threads, size_t shared, CUstream_st*) {
@@ -150,6 +157,7 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* threads, size_t* shared
 }
 
 cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host_function) {
+  if (!state().unreadable.empty()) throw std::runtime_error(state().unreadable);
   *kernel = reinterpret_cast<cudaKernel_t>(state().by_host_function.at(host_function));
   return cudaSuccess;
 }
@@ -179,6 +187,7 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 threads, voi
 }
 
 cudaError_t cudaFuncSetAttribute(const void* host_function, cudaFuncAttribute, int bytes) {
+  if (!state().unreadable.empty()) throw std::runtime_error(state().unreadable);
   ptx::Function& function = *state().by_host_function.at(host_function);
   const int device = state().device;
   if (bytes + static_cast<int>(function.kernel.static_shared) > kDevices[device].shared_of_block)
