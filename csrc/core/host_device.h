@@ -12,7 +12,7 @@
 #endif
 
 // Before a loop: repeat its body instead of looping, or never do.
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #define DETR_FAST_UNROLL _Pragma("unroll")
 #define DETR_FAST_KEEP_LOOP _Pragma("unroll 1")
 #else
