@@ -15,7 +15,7 @@ import numpy as np
 
 EXACT_ROUNDS, LAST_ROUNDS, MORE_ROUNDS, FEW_FREE = 8, 16, 64, 8
 STEP, MOST_GAPS = 0.25, 16
-SMALLEST = {np.float32: 2.0**-22, np.float64: 2.0**-51}  # raise of a rough bid, beside its numbers
+SMALLEST = {np.float32: 2.0**-21, np.float64: 2.0**-50}  # raise of a rough bid, beside its numbers
 
 
 def longest_chain(costs: Iterable[np.ndarray]) -> int:
@@ -26,9 +26,10 @@ def longest_chain(costs: Iterable[np.ndarray]) -> int:
 def solve(cost: np.ndarray) -> tuple[np.ndarray, int, int]:
     """Of finite costs [M, N]: the optimal column of each row, rounds, and visits of searches.
 
-    float32 costs have rough prices in float32, float64 costs in float64.
+    float32 costs have rough prices in float32, all others in float64.
     """
-    solver = _Solver(np.asarray(cost))
+    cost = np.asarray(cost)
+    solver = _Solver(cost if cost.dtype == np.float32 else cost.astype(np.float64))
     solver.solve()
     return solver.col_of, solver.rounds, solver.visits
 
@@ -77,7 +78,7 @@ class _Solver:
         if not gap > 0:
             return free
         most, few = MOST_GAPS * gap, self.rows // 16
-        if len(free) <= self.rows // 2:
+        if len(free) <= max(self.rows // 2, FEW_FREE + few):
             free = self.auction(free, 0, most, EXACT_ROUNDS)
         if len(free) > FEW_FREE + few:
             self.v = self.v.astype(self.real)  # rough prices, in the costs' precision
@@ -121,7 +122,8 @@ class _Solver:
         gap = np.delete(reduced, col).min(initial=real(np.inf)) - cost
         raise_ = min(gap, real(most)) + real(step)
         if step:
-            raise_ = max(raise_, (abs(cost) + abs(v)) * real(SMALLEST[real]))
+            least = real(SMALLEST[real]) * max(abs(cost), abs(v))
+            raise_ = max(raise_, min(real(most) + real(step), least))
         bids = raise_ > 0 or self.row_of[col] < 0
         return (col, v - raise_) if bids else (-1, real(0))
 

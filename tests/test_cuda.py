@@ -319,6 +319,32 @@ def test_costs_of_any_size(dtype, size) -> None:
     assert_scipys(problem, rows.cpu(), cols.cpu())
 
 
+@pytest.mark.parametrize("spread", [20, 200, 2000])
+def test_the_largest_costs_that_differ(spread) -> None:
+    random = np.random.default_rng(spread)
+    shape = (9, 20, 30)
+    steps = random.integers(0, spread, shape) // 4 + random.integers(0, spread, (9, 1, 30))
+    cost = torch.tensor(torch.finfo(torch.float32).max - steps * 2.0**104, dtype=torch.float32)
+    cost[:, 3, 2:] = torch.inf
+    for problem, i, j in zip(
+        cost, *(x.cpu() for x in linear_sum_assignment(cost.cuda())), strict=True
+    ):
+        assert_scipys(problem, i, j)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_cost_and_forbidden_pairs(dtype) -> None:
+    for seed in range(5):
+        cost = torch.rand(20, 30, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        cost[:, 2:] = cost[:, 2:] * 0.01 + torch.rand(28, dtype=dtype)
+        cost[:2] = torch.inf
+        cost[:2, :2] = torch.finfo(dtype).max
+        cost[2:, :2] = torch.inf
+        rows, cols = linear_sum_assignment(cost.cuda())
+        assert sorted(cols[:2].tolist()) == [0, 1]
+        assert_scipys(cost[2:, 2:], rows[2:].cpu() - 2, cols[2:].cpu() - 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(40, 60), (60, 60), (20, 300)])
 def test_costs_of_two_rows_hide_nothing_in_rows_with_far_smaller_ones(shape, dtype) -> None:

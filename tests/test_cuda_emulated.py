@@ -50,6 +50,8 @@ from test_cuda import (
     test_dtypes_and_options,
     test_nonfinite_last,
     test_standing_cases,
+    test_the_largest_cost_and_forbidden_pairs,
+    test_the_largest_costs_that_differ,
 )
 from test_matching import predictions, targets_of
 from test_matching_cuda import (

@@ -11,7 +11,7 @@
 #define DETR_FAST_KERNEL_PART
 #endif
 
-// Before a loop: repeat its body instead of looping, or never do.
+// Before a loop: unroll it fully, or not at all.
 #ifdef __CUDA_ARCH__
 #define DETR_FAST_UNROLL _Pragma("unroll")
 #define DETR_FAST_KEEP_LOOP _Pragma("unroll 1")

@@ -121,7 +121,7 @@ class TeamSolver {
         m_.shared[SolverMemory::kFree] = problem_.rows;
       }
       block_.sync();
-      return;  // never if kPriced: a priced problem has passed this check and prices are finite
+      return;  // never if kPriced: the problem has passed this check, and prices keep costs finite
     }
     for (int32_t i = block_.rank(); i < problem_.rows; i += block_.size())
       if (m_.row_of_col[m_.col_of_row[i]] != i) m_.col_of_row[i] = -1;
@@ -164,8 +164,9 @@ class TeamSolver {
   }
 
   // Step 2. A few rounds with step = 0 are enough if most rows prefer different columns. If many
-  // prefer the same ones, rounds with step > 0 find rough prices; at these all rows choose again,
-  // and the rows then without a column bid once more with step = 0.
+  // prefer the same ones, even after these rounds or, without them, if more than half of the rows
+  // are free, then rounds with step > 0 find rough prices; at these all rows choose again, and the
+  // rows then without a column bid once more with step = 0.
   DETR_FAST_KERNEL_PART int32_t run_auction(int32_t free) {
     TeamAuction<Block, Real> auction(block_, problem_, m_);
     const double gap = auction.typical_gap(free);
@@ -174,7 +175,8 @@ class TeamSolver {
     // costs differ.
     const double most = kMostGaps * gap, step = kStep * gap;
     const int32_t few = problem_.rows / 16, rounds = problem_.rows + kMoreRounds;
-    if (free <= problem_.rows / 2) free = auction.run_exact(free, most, kExactRounds);
+    if (free <= problem_.rows / 2 || free <= few + kFewFree)
+      free = auction.run_exact(free, most, kExactRounds);
     if (free > few + kFewFree && (most + step) * rounds < kHighestPrice) {
       auction.run_rough(free, step, most, rounds, few);
       assign_cheapest<true>();

@@ -9,8 +9,8 @@
 // columns that stay held from then on. With step = 0, every row that holds a column holds its
 // cheapest one: the invariants of core/assignment.h hold, as after a search. But rows that bid for
 // the same columns then outbid each other by tiny amounts. With step > 0 fewer rounds are needed,
-// and a row's column may cost up to `step` more than its cheapest one. As what such rounds are for
-// is only the prices, they compute in the precision of the costs.
+// and a row's column may cost up to `step` more than its cheapest one. Such rounds only serve
+// to find prices, so they compute in the precision of the costs.
 #pragma once
 
 #include <cstdint>
@@ -98,8 +98,9 @@ class TeamAuction {
     Value cost, next;  // of `col` and of the second cheapest column, at the current prices
   };
 
-  // Reused memory. Per column: its first bidder, as a position among the free rows. Per such
-  // position: the column that the row bids for (-1 = none), and that column's v if the bid wins.
+  // Reused memory, beside Rough::v. Per column: its first bidder, as a position among the free
+  // rows. Per such position: the column that the row bids for (-1 = none), and that column's v if
+  // the bid wins.
   DETR_FAST_KERNEL_PART int32_t* first_bid() const { return m_.from; }
   DETR_FAST_KERNEL_PART int32_t* bid_col() const { return m_.visit_col; }
   DETR_FAST_KERNEL_PART double* bid_v() const { return m_.visit_distance; }
@@ -148,7 +149,7 @@ class TeamAuction {
     const auto second = warp.least(ordered(col == best_col ? next : cost));
     // Of columns that cost the same, a free one comes before one that a row holds, and then the
     // first. Integer costs often tie.
-    if (Phase::kIsExact && second == best.value && m_.is_held(best_col)) {
+    if (Phase::kIsExact && second == best.value && best_col >= 0 && m_.is_held(best_col)) {
       uint32_t free = ~uint32_t(0);
       for (int32_t j = warp.rank(); j < problem_.cols; j += kWarpSize)
         if (ordered(reduced_cost(j)) == best.value && !m_.is_held(j))
@@ -168,16 +169,19 @@ class TeamAuction {
       const int32_t row = m_.free_rows[k];
       const auto offer = best_offer<Phase>(warp, row);
       if (warp.rank() != 0) continue;
+      bid_col()[k] = -1;
+      if (offer.col < 0) continue;  // a rough price made all costs infinite
       const Value v = Phase::v(m_)[offer.col];
       Value raise = lesser(offer.next - offer.cost, most) + step;
       if (Phase::kIsExact)
         m_.u[row] = offer.cost;
-      else  // not so little that the numbers would stay what they are
-        raise = greater(raise, (magnitude(offer.cost) + magnitude(v)) * kSmallest);
+      else  // not so little that the numbers would stay what they are, unless that is too much
+        raise = greater(
+            raise, lesser(most + step, kSmallest * greater(magnitude(offer.cost), magnitude(v))));
       // With a raise of 0, the row that loses the column would bid for it again in the next round.
       const bool bids = raise > 0 || !m_.is_held(offer.col);
-      bid_col()[k] = bids ? offer.col : -1;
       if (!bids) continue;
+      bid_col()[k] = offer.col;
       bid_v()[k] = v - raise;
       block_.lower(&first_bid()[offer.col], k);
     }
@@ -216,7 +220,7 @@ class TeamAuction {
   }
 
   static constexpr int kDroppedBits = 20;  // leaves 3 bits of the mantissa
-  static constexpr Real kSmallest = sizeof(Real) == sizeof(float) ? 0x1p-22 : 0x1p-51;
+  static constexpr Real kSmallest = sizeof(Real) == sizeof(float) ? 0x1p-21 : 0x1p-50;
 
   Block& block_;
   const Problem& problem_;

@@ -3,7 +3,8 @@
 // without a barrier between them, and barriers that not all threads reach.
 //
 // Not covered: speed; what becomes of PTX on a GPU; streams, as launches run at once; that
-// approximate instructions (exp2, reciprocal) are less exact there.
+// approximate instructions (exp2, reciprocal) are less exact there, and that NaN from arithmetic
+// has no payload there.
 #pragma once
 
 #include <cstring>

@@ -41,8 +41,8 @@ class Shadow {
     const char* found = nullptr;
     if (is_change && !(is_atomic && is_atomic_)) found = conflict_with_write(now);
     if (!found) found = conflict_with_read(now);
-    const bool adds =
-        is_atomic && is_atomic_ && write_.block == now.block && write_.phase == now.phase;
+    const bool adds = (!is_change || (is_atomic && is_atomic_)) && write_.block == now.block &&
+                      write_.phase == now.phase;
     const bool other_warp = adds && write_.warp != now.warp;
     const bool other_lane =
         adds && (other_warp || (write_.step == now.step && write_.lane != now.lane));
