@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment as scipy_solve
 from test_matching import CASES, predictions, targets_of
 
 from benchmarks.cases import FAMILIES, Case, make
+from benchmarks.sanitized import on_gpu
 from detr_fast import FastMatcher, PackedTargets, check_faults, linear_sum_assignment, reference
 
 pytestmark = needs_cuda
@@ -19,12 +20,6 @@ pytestmark = needs_cuda
 def no_fault_left():
     yield
     check_faults()
-
-
-def on_gpu(nested):
-    if isinstance(nested, dict):
-        return {key: on_gpu(value) for key, value in nested.items()}
-    return nested.cuda() if isinstance(nested, torch.Tensor) else [on_gpu(x) for x in nested]
 
 
 def assert_optimal(layers, targets, matches, twins, **options) -> None:
@@ -335,8 +330,9 @@ def test_the_largest_costs_that_differ(spread) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_largest_cost_and_forbidden_pairs(dtype) -> None:
     for seed in range(5):
-        cost = torch.rand(20, 30, generator=torch.Generator().manual_seed(seed)).to(dtype)
-        cost[:, 2:] = cost[:, 2:] * 0.01 + torch.rand(28, dtype=dtype)
+        g = torch.Generator().manual_seed(seed)
+        cost = torch.rand(20, 30, generator=g).to(dtype)
+        cost[:, 2:] = cost[:, 2:] * 0.01 + torch.rand(28, generator=g).to(dtype)
         cost[:2] = torch.inf
         cost[:2, :2] = torch.finfo(dtype).max
         cost[2:, :2] = torch.inf
