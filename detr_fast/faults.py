@@ -37,12 +37,13 @@ class FaultSlots:
         return self._memory.data_ptr()
 
     def take(self) -> Fault | None:
-        """Return the first fault and clear all slots; None if there is no fault."""
-        if not self._numbers.any():
+        """Return the first fault and clear the slots that hold one; None if there is no fault."""
+        (found,) = self._numbers.nonzero()
+        if not len(found):
             return None
-        problem = int(self._numbers.nonzero()[0][0])
+        problem = int(found[0])
         code = int(self._numbers[problem])
-        self._numbers[:] = 0
+        self._numbers[found] = 0  # no other: the device may be writing to them
         status = _C.Status(code >> 56)
         query, target = (code >> 28) % (1 << 28) - 1, code % (1 << 28) - 1
         if status in (_C.Status.invalid_label, _C.Status.invalid_target_box):

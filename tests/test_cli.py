@@ -1,7 +1,10 @@
 """The command line, end to end, as a user calls it; and what it says when something is wrong."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from detr_fast.cli import main
-from detr_fast.data import clean_message
+from detr_fast.data import DetectionDataset, clean_message
 
 pytest.importorskip("pycocotools")
 FAST = ("--batch-size", "4", "--num-queries", "6", "--workers", "0", "--device", "cpu")
@@ -422,6 +426,28 @@ class TestErrors:
         image.write_bytes(image.read_bytes()[:300])
         error = self.train(capsys, tmp_path, f"voc:{folder}", "--workers", workers)
         assert "5.jpg" in error and "Traceback" not in error
+
+    @pytest.mark.skipif(
+        multiprocessing.get_start_method() != "fork", reason="workers do not inherit the patch"
+    )
+    @pytest.mark.parametrize("command", ["eval", "train"])
+    def test_killed_worker(self, capsys, tmp_path, monkeypatch, run, voc_folder, command):
+        read = DetectionDataset.read
+
+        def killed(dataset, index, **options):
+            if get_worker_info() is not None and index == 1:
+                os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+            return read(dataset, index, **options)
+
+        monkeypatch.setattr(DetectionDataset, "read", killed)
+        if command == "eval":
+            error = self.fails(
+                capsys, "eval", str(run), "--data", f"voc:{voc_folder}", "--workers", "1"
+            )
+        else:
+            error = self.train(capsys, tmp_path, f"voc:{voc_folder}", "--workers", "1")
+        assert "a data worker died" in error and "fewer --workers" in error
+        assert "DataLoader worker (pid" in error
 
     def test_label_outside_the_classes(self):
         from detr_fast.losses import SetCriterion

@@ -790,6 +790,10 @@ class TestConfig:
             ({"boxes": "cut"}, "boxes is 'cut', expected one of error, clip"),
             ({"data": "voc:x", "voc_origin": 2}, "voc_origin is 2, expected one of 0, 1"),
             ({"voc_origin": 1}, "voc_origin is 1, but shapes is not a Pascal VOC folder"),
+            (
+                {"voc_origin": 1, "data": "coco:a:b", "val_data": "coco:c:d"},
+                "voc_origin is 1, but neither coco:a:b nor coco:c:d is a Pascal VOC folder",
+            ),
             ({"amp": "fp16"}, "amp is 'fp16', expected one of auto, none, bf16"),
             ({"recipe": "DETR"}, "recipe is 'DETR', expected one of small, detr"),
             ({"cost_class": 0.0, "cost_bbox": 0, "cost_giou": 0}, "cost_giou are all 0, expected"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from detr_fast import __version__
 from detr_fast.cli import ablate, benchmark, evaluate, predict, report, train, visualize
 from detr_fast.cli.arguments import add_debug
-from detr_fast.data import clean_message
+from detr_fast.data import clean_message, is_worker_lost
 from detr_fast.training import distributed
 from detr_fast.training.heap import keep_freed_memory
 from detr_fast.training.memory import is_out_of_memory
@@ -67,6 +67,8 @@ def _advice(error: BaseException) -> str | None:
     """Return advice about an error of the machine; None for any other: a fault of this package."""
     if is_out_of_memory(error):
         return "out of memory: use fewer or smaller images, a smaller model or another --device"
+    if is_worker_lost(error):
+        return "a data worker died, perhaps for lack of memory: use fewer --workers"
     # By name: where no model was compiled, importing torch._dynamo would take seconds.
     if any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):
         return "torch.compile failed: leave out --compile"

@@ -4,7 +4,7 @@ from detr_fast.data.coco import CocoDetection
 from detr_fast.data.collate import Batch, collate
 from detr_fast.data.dataset import DetectionDataset, Record
 from detr_fast.data.encoded import DeviceDecoder, Encoded
-from detr_fast.data.errors import DataError, clean_message
+from detr_fast.data.errors import DataError, clean_message, is_worker_lost
 from detr_fast.data.images import read_image
 from detr_fast.data.prefetch import Prefetcher, to_device
 from detr_fast.data.shapes import Shapes
@@ -42,6 +42,7 @@ __all__ = [
     "detr_eval",
     "detr_train",
     "fixed_eval",
+    "is_worker_lost",
     "normalize",
     "open_dataset",
     "read_image",

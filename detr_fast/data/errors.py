@@ -37,6 +37,12 @@ def clean_message(error: BaseException) -> str:
     return f"{name}: {_one_line(text)}" if text else name
 
 
+def is_worker_lost(error: BaseException) -> bool:
+    """Return whether a DataLoader raised ``error`` because a worker is gone, without an error of
+    its own: killed, mostly for lack of memory."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
 def _line_from_worker(text: str) -> str | None:
     """Return the exception's message from a worker's traceback; None for ordinary text."""
     if not (text.startswith(_WORKER_PREFIX) and "Traceback (most recent call last)" in text):

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast import evaluation, processes
-from detr_fast.data import Batch, DetectionDataset, DeviceDecoder, Prefetcher, Recipe
+from detr_fast.data import (
+    Batch,
+    DetectionDataset,
+    DeviceDecoder,
+    Prefetcher,
+    Recipe,
+    is_worker_lost,
+)
 from detr_fast.faults import check_faults
 from detr_fast.losses import SetCriterion
 from detr_fast.models import MODELS
@@ -192,7 +199,7 @@ class Trainer:
                         "a process of this run is gone, after step "
                         f"{self.step} of {self.total_steps}"
                     ) from error
-                if "DataLoader worker" not in str(error):
+                if not is_worker_lost(error):
                     raise
                 # In the middle of a step: there is no consistent state to save.
                 if self._stop.requested:  # SIGTERM to the process group ended the workers too

@@ -1,0 +1,74 @@
+"""What a GPU found in the input: from the slots that it writes to an error with the place."""
+
+import numpy as np
+import pytest
+import torch
+
+from detr_fast import _C, faults
+from detr_fast.faults import FaultSlots, fault_slots, raise_pending
+
+CPU = torch.device("cpu")
+Status = _C.Status
+
+
+@pytest.fixture(autouse=True)
+def no_slots(monkeypatch):
+    monkeypatch.setattr(faults, "_slots", {})
+
+
+def code(status, query: int = -1, target: int = -1) -> int:
+    """As ``encode_fault`` of team_match.h."""
+    return int(status) << 56 | (query + 1) << 28 | (target + 1)
+
+
+@pytest.mark.parametrize(
+    ("problem", "fault", "message"),
+    [
+        (4, (Status.invalid_label, -1, 7), "targets[1]['labels'][7] is not one of the classes"),
+        (2, (Status.invalid_target_box, -1, 0), "targets[2]['boxes'][0] must be finite, and its"),
+        (5, (Status.invalid_logits, 99, -1), "layers[1]['pred_logits'][2, 99] has no class cost"),
+        (0, (Status.invalid_box, 0, -1), "layers[0]['pred_boxes'][0, 0] must be finite, and its"),
+        (
+            3,
+            (Status.invalid_pair_cost, 8, 9),
+            "the costs of matching layers[1]['pred_boxes'][0, 8] to targets[0]['boxes'][9] o",
+        ),
+        (1, (Status.invalid_box, 2**28 - 2, -1), "layers[0]['pred_boxes'][1, 268435454] must be"),
+    ],
+)
+def test_place(problem, fault, message):
+    fault_slots(CPU, layers=2, images=3)._numbers[problem] = code(*fault)
+    with pytest.raises(ValueError) as raised:
+        raise_pending(CPU)
+    assert str(raised.value).startswith(message)
+    assert str(raised.value).endswith("(found by the GPU in an earlier call)")
+
+
+def test_one_layer_is_called_outputs():
+    fault_slots(CPU, layers=1, images=3)._numbers[2] = code(Status.invalid_box, 5)
+    with pytest.raises(ValueError, match=r"^outputs\['pred_boxes'\]\[2, 5\] must be"):
+        raise_pending(CPU)
+
+
+def test_raised_once_and_on_its_device():
+    slots = faults._slots[1, 1, 2] = FaultSlots(layers=1, images=2, pinned=False)
+    slots._numbers[:] = code(Status.invalid_box, 5)
+    raise_pending(torch.device("cuda", 0))
+    with pytest.raises(ValueError, match=r"\[0, 5\]"):
+        raise_pending(torch.device("cuda", 1))
+    raise_pending(torch.device("cuda", 1))
+
+
+def test_a_fault_written_while_another_is_read_is_not_lost():
+    class Written(np.ndarray):
+        def nonzero(self):
+            found = super().nonzero()
+            self[3] = code(Status.invalid_box, 8)  # by the device, just now
+            return found
+
+    slots = fault_slots(CPU, layers=1, images=4)
+    slots._numbers = slots._numbers.view(Written)
+    slots._numbers[1] = code(Status.invalid_box, 5)
+    for place in ("1, 5", "3, 8"):
+        with pytest.raises(ValueError, match=rf"\[{place}\]"):
+            raise_pending(CPU)
