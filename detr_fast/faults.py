@@ -1,8 +1,8 @@
-"""Bad input that a GPU finds: stored until the host looks, then raised as an error with its place.
+"""Bad input that compiled code finds, and what to call its place in an error.
 
-A kernel cannot raise, and the host does not wait for it. So each matching problem has a slot in
-page-locked memory, which the device writes and the host reads without a wait: at the next call of
-a matcher, and in :func:`check_faults`, which waits for the device first.
+A kernel on a GPU cannot raise, and the host does not wait for it. So each matching problem has a
+slot in page-locked memory, which the device writes and the host reads without a wait: at the next
+call of a matcher, and in :func:`check_faults`, which waits for the device first.
 """
 
 from __future__ import annotations
@@ -20,8 +20,27 @@ class Fault(NamedTuple):
 
     status: _C.Status
     problem: int  # layer * B + image; for a target's label or box: the image
-    query: int  # -1: none
-    target: int
+    query: int  # -1: none, or not known
+    target: int  # likewise
+
+    def place(self, layers: int, images: int) -> str:
+        """Return what is at fault, as in ``targets[2]['boxes'][0]``."""
+        layer, image = divmod(self.problem, images)
+        if self.status == _C.Status.invalid_label:
+            return f"targets[{self.problem}]['labels'][{self.target}]"
+        if self.status == _C.Status.invalid_target_box:
+            return f"targets[{self.problem}]['boxes'][{self.target}]"
+        key = "pred_logits" if self.status == _C.Status.invalid_logits else "pred_boxes"
+        entry = f"{image}, {self.query}" if self.query >= 0 else f"{image}"
+        query = f"{layer_name(layer, layers)}[{key!r}][{entry}]"
+        if self.status == _C.Status.invalid_pair_cost:
+            return f"the cost of matching {query} to targets[{image}]['boxes'][{self.target}]"
+        return query
+
+
+def layer_name(layer: int, layers: int) -> str:
+    """Return what to call the predictions of one of several decoder layers."""
+    return "outputs" if layers == 1 else f"layers[{layer}]"
 
 
 class FaultSlots:
@@ -29,7 +48,9 @@ class FaultSlots:
 
     def __init__(self, layers: int, images: int, pinned: bool) -> None:
         self.layers, self.images = layers, images
-        self._memory = torch.zeros(layers * images, dtype=torch.int64, pin_memory=pinned)
+        self._memory = torch.zeros(
+            layers * images, dtype=torch.int64, device="cpu", pin_memory=pinned
+        )
         self._numbers = self._memory.numpy()
 
     @property
@@ -79,7 +100,9 @@ def raise_pending(device: torch.device, when: str = " in an earlier call") -> No
         if slot_device == index:
             fault = slots.take()
             if fault is not None:
-                raise ValueError(f"{_describe(fault, slots)} (found by the GPU{when})")
+                place = fault.place(slots.layers, slots.images)
+                reason = _REASONS.get(fault.status, str(fault.status))
+                raise ValueError(f"{place} {reason} (found by the GPU{when})")
 
 
 def check_faults(device: torch.device | str | int | None = None) -> None:
@@ -109,25 +132,5 @@ _REASONS = {
     _C.Status.invalid_target_box: "must be finite, and its width and height not negative",
     _C.Status.invalid_logits: "has no class cost: it holds NaN or, with softmax, inf or only -inf",
     _C.Status.invalid_box: "must be finite, and its width and height not negative",
-    _C.Status.invalid_pair_cost: "overflow",
+    _C.Status.invalid_pair_cost: "overflows",
 }
-
-
-def _describe(fault: Fault, slots: FaultSlots) -> str:
-    reason = _REASONS.get(fault.status, str(fault.status))
-    layer, image = divmod(fault.problem, slots.images)
-    name = f"layers[{layer}]" if slots.layers > 1 else "outputs"
-    if fault.status == _C.Status.invalid_label:
-        text = f"targets[{fault.problem}]['labels'][{fault.target}] {reason}"
-    elif fault.status == _C.Status.invalid_target_box:
-        text = f"targets[{fault.problem}]['boxes'][{fault.target}] {reason}"
-    elif fault.status == _C.Status.invalid_logits:
-        text = f"{name}['pred_logits'][{image}, {fault.query}] {reason}"
-    elif fault.status == _C.Status.invalid_box:
-        text = f"{name}['pred_boxes'][{image}, {fault.query}] {reason}"
-    else:
-        text = (
-            f"the costs of matching {name}['pred_boxes'][{image}, {fault.query}] to "
-            f"targets[{image}]['boxes'][{fault.target}] {reason}"
-        )
-    return text

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast import faults, matching_cpu, matching_cuda, matching_traced
-from detr_fast.matching_input import CostOptions, layer_names
+from detr_fast.matching_input import CostOptions
 from detr_fast.ops.library import compute_dtype, has_kernels
 from detr_fast.packing import Matches, PackedTargets
 
@@ -80,8 +80,9 @@ class FastMatcher(nn.Module):
         validate: when bad values in CUDA tensors are reported. ``"deferred"``: by a later
             call, once the GPU has reported them, or by :func:`detr_fast.check_faults`; the call
             itself gives the image's targets no match, and its lists pair query k with target k.
-            ``"sync"``: at once, but the host waits. CPU tensors are always checked at once. Replays
-            of a CUDA graph raise nothing: ``check_faults`` or a later call outside reports theirs.
+            ``"sync"``: at once, but the host waits. CPU tensors are always checked at once.
+            Compiled calls and replays of a CUDA graph raise nothing that a GPU finds:
+            ``check_faults`` or a later call outside does.
 
     Raises:
         ValueError: if all weights are 0, one is not finite, or an option is invalid.
@@ -168,7 +169,7 @@ class FastMatcher(nn.Module):
                 negative side). The message names the place. Predictions of images without targets
                 are not checked.
         """
-        return self._match([outputs], ["outputs"], targets)[0]
+        return self._match([outputs], targets)[0]
 
     def match_layers(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> list[Pairs]:
         """Match several decoder layers' predictions, each separately, in one compiled call.
@@ -184,7 +185,7 @@ class FastMatcher(nn.Module):
         Raises:
             ValueError: as :meth:`forward`, and for layers of differing shapes.
         """
-        return self._match(layers, None, targets) if layers else []
+        return self._match(layers, targets) if layers else []
 
     def match_packed(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> Matches:
         """Match like :meth:`match_layers`; the result, one tensor, needs no sizes from the host.
@@ -202,14 +203,13 @@ class FastMatcher(nn.Module):
         """
         if not layers:
             raise ValueError("layers is empty, expected at least one decoder layer")
-        names = layer_names(layers)
         packed = targets if isinstance(targets, PackedTargets) else PackedTargets.pack(targets)
         if _uses_packed_path(layers):
             packed = packed.to(layers[0]["pred_logits"].device)
-            query_index, _, _ = self._solve_packed(layers, names, packed)
+            query_index, _, _ = self._solve_packed(layers, packed)
             return Matches(query_index, packed)
         images = packed.unpack()
-        index, sizes = matching_cpu.solve(layers, names, images, self._options())
+        index, sizes = matching_cpu.solve(layers, images, self._options())
         query_index = matching_cpu.query_index(
             index.view(len(layers), -1),
             sizes,
@@ -229,29 +229,24 @@ class FastMatcher(nn.Module):
             self.nonfinite == "last",
         )
 
-    def _match(
-        self,
-        layers: Sequence[Mapping[str, Tensor]],
-        names: Sequence[str] | None,  # what to call each layer in an error; None: "layers[k]"
-        targets: Targets,
-    ) -> list[Pairs]:
+    def _match(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> list[Pairs]:
         if _uses_packed_path(layers):
-            names = names or layer_names(layers)
             if isinstance(targets, PackedTargets) and targets.counts is None:
                 raise ValueError(
                     "targets were packed with a capacity, so the host does not know the lengths of "
                     "the lists: use match_packed"
                 )
-            _, index, placed = self._solve_packed(layers, names, targets)
+            _, index, placed = self._solve_packed(layers, targets)
             n = layers[0]["pred_logits"].shape[1]
             sizes = [min(n, m) for m in placed.counts]
             if self.index_device == "cpu":
                 index = index.cpu()  # waits, so that faults are known
-                faults.raise_pending(placed.labels.device, when="")
+                if not torch.compiler.is_compiling():  # they are raised by the next call
+                    faults.raise_pending(placed.labels.device, when="")
         else:
             if isinstance(targets, PackedTargets):
                 targets = targets.unpack()
-            index, sizes = matching_cpu.solve(layers, names, targets, self._options())
+            index, sizes = matching_cpu.solve(layers, targets, self._options())
             if self.index_device != "cpu":
                 index = index.to(layers[0]["pred_logits"].device)
         # For each layer and image the queries, then the targets. This split is "unsafe" only for
@@ -264,15 +259,15 @@ class FastMatcher(nn.Module):
         return [matches[k * b : (k + 1) * b] for k in range(len(layers))]
 
     def _solve_packed(
-        self, layers: Sequence[Mapping[str, Tensor]], names: Sequence[str], targets: Targets
+        self, layers: Sequence[Mapping[str, Tensor]], targets: Targets
     ) -> tuple[Tensor, Tensor, matching_cuda.DeviceTargets]:  # from launch, and its targets
-        logits, boxes = matching_cuda.read_layers(layers, names)
+        logits, boxes = matching_cuda.read_layers(layers)
         device = logits[0].device
         real = compute_dtype(boxes[0].dtype)
         placed = matching_cuda.read_targets(targets, len(logits[0]), device, real)
         solve = matching_traced.match if torch.compiler.is_compiling() else matching_cuda.launch
         query_index, index = solve(logits, boxes, placed, self._options())
-        if self.validate == "sync" and device.type == "cuda":
+        if self.validate == "sync" and not torch.compiler.is_compiling():
             faults.check_faults(device)
         return query_index, index, placed
 

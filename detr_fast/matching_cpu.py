@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from detr_fast import _C
-from detr_fast.matching_input import CostOptions, MatchingInput, layer_names, read
+from detr_fast.faults import Fault
+from detr_fast.matching_input import CostOptions, MatchingInput, read
 
 _CPU = torch.device("cpu")
 
 
 def solve(
     layers: Sequence[Mapping[str, Tensor]],
-    names: Sequence[str] | None,  # what to call each layer in an error; None: "layers[k]"
     targets: Sequence[Mapping[str, Tensor]],
     options: CostOptions,
 ) -> tuple[Tensor, list[int]]:
@@ -26,7 +26,7 @@ def solve(
     Raises:
         ValueError: as ``FastMatcher.forward``.
     """
-    inputs = read(layers, names, targets)
+    inputs = read(layers, targets)
     n = inputs.shape[1]
     sizes = [min(n, m) for m in inputs.counts]
     index = torch.empty(2 * sum(sizes) * len(layers), dtype=torch.int64, device=_CPU)
@@ -44,8 +44,7 @@ def solve(
         threads=torch.get_num_threads(),
     )
     if fault[0] != _C.Status.ok:
-        names = names or layer_names(layers)
-        _raise_fault(fault, names, inputs, layers, targets, options.focal)
+        _raise_fault(Fault(*fault), inputs, layers, targets, options.focal)
     return index, sizes
 
 
@@ -70,37 +69,34 @@ _BOX_RULE = "but cx, cy, w, h must be finite and w, h not negative"
 
 
 def _raise_fault(
-    fault: tuple,
-    names: Sequence[str],
+    fault: Fault,
     inputs: MatchingInput,
     layers: Sequence[Mapping[str, Tensor]],
     targets: Sequence[Mapping[str, Tensor]],
     focal: bool,
 ) -> None:
-    status, problem, n, m = fault
+    status, problem, query, target = fault
     if status == _C.Status.out_of_memory:
         raise MemoryError("no memory for the costs of one image's queries x targets")
+    place = fault.place(len(layers), inputs.shape[0])
     if status == _C.Status.invalid_label:
         classes = inputs.shape[2] - (not focal)
         raise ValueError(
-            f"targets[{problem}]['labels'][{m}] is {int(targets[problem]['labels'][m])}, but "
-            f"logits have {classes} classes (0..{classes - 1})"
+            f"{place} is {int(targets[problem]['labels'][target])}, but logits have {classes} "
+            f"classes (0..{classes - 1})"
         )
     if status == _C.Status.invalid_target_box:
-        box = targets[problem]["boxes"][m].tolist()
-        raise ValueError(f"targets[{problem}]['boxes'][{m}] is {box}, {_BOX_RULE}")
-    layer, b = divmod(problem, inputs.shape[0])
-    name = names[layer]
+        box = targets[problem]["boxes"][target].tolist()
+        raise ValueError(f"{place} is {box}, {_BOX_RULE}")
     if status == _C.Status.invalid_logits:
         reason = (
             "has no softmax: it holds NaN, inf or only -inf"
             if not focal
             else "has no focal cost: it holds NaN"
         )
-        raise ValueError(f"{name}['pred_logits'][{b}, {n}] {reason}")
+        raise ValueError(f"{place} {reason}")
     if status == _C.Status.invalid_box:
-        box = layers[layer]["pred_boxes"][b, n].tolist()
-        raise ValueError(f"{name}['pred_boxes'][{b}, {n}] is {box}, {_BOX_RULE}")
-    raise ValueError(
-        f"the cost of matching {name}['pred_boxes'][{b}] to targets[{b}]['boxes'][{m}] overflows"
-    )
+        layer, image = divmod(problem, inputs.shape[0])
+        box = layers[layer]["pred_boxes"][image, query].tolist()
+        raise ValueError(f"{place} is {box}, {_BOX_RULE}")
+    raise ValueError(f"{place} overflows")

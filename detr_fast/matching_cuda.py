@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from detr_fast import _C
-from detr_fast.faults import fault_slots, raise_pending
+from detr_fast.faults import fault_slots, layer_name, raise_pending
 from detr_fast.matching_input import CostOptions, check_layers, check_targets
-from detr_fast.ops.library import current_stream
+from detr_fast.ops.library import DTYPES, current_stream
 from detr_fast.packing import PackedTargets
 
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as _C.cuda.match
+_READABLE = (torch.float32, torch.float16, torch.bfloat16)  # by the kernels
 
 
 class DeviceTargets(NamedTuple):
@@ -27,7 +27,7 @@ class DeviceTargets(NamedTuple):
 
 
 def read_layers(
-    layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+    layers: Sequence[Mapping[str, Tensor]],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the layers' logits [B, N, C] and boxes [B, N, 4], contiguous, in a dtype that kernels
     read (on a CPU all in float64, if any of them is).
@@ -36,14 +36,16 @@ def read_layers(
         ValueError: as :func:`check_layers`, for tensors on several devices, and for float64 on a
             GPU.
     """
-    check_layers(layers, names)
+    check_layers(layers)
     logits = [layer["pred_logits"].detach() for layer in layers]
     boxes = [layer["pred_boxes"].detach() for layer in layers]
     for name, tensors in (("pred_logits", logits), ("pred_boxes", boxes)):
-        for layer, tensor in zip(names, tensors, strict=True):
+        for k, tensor in enumerate(tensors):
+            layer = layer_name(k, len(layers))
             if tensor.device != logits[0].device:
+                first = layer_name(0, len(layers))
                 raise ValueError(
-                    f"{layer}[{name!r}] is on {tensor.device}, but {names[0]}['pred_logits'] on "
+                    f"{layer}[{name!r}] is on {tensor.device}, but {first}['pred_logits'] on "
                     f"{logits[0].device}"
                 )
             if tensor.is_cuda and tensor.dtype == torch.float64:
@@ -58,7 +60,7 @@ def read_layers(
 
 def _readable(tensors: list[Tensor]) -> list[Tensor]:
     dtype = tensors[0].dtype
-    if dtype not in _DTYPES or any(t.dtype != dtype for t in tensors):
+    if dtype not in _READABLE or any(t.dtype != dtype for t in tensors):
         tensors = [t.float() for t in tensors]
     return [t.contiguous() for t in tensors]
 
@@ -137,7 +139,7 @@ def launch(
             logits=[t.data_ptr() for t in logits],
             boxes=[t.data_ptr() for t in boxes],
             shape=(b, n, c),
-            dtypes=(_DTYPES[logits[0].dtype], _DTYPES[boxes[0].dtype]),
+            dtypes=(DTYPES[logits[0].dtype], DTYPES[boxes[0].dtype]),
             labels=targets.labels.data_ptr(),
             target_boxes=targets.boxes.data_ptr(),
             targets=total,

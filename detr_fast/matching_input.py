@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}  # as _C.match
+from detr_fast.faults import layer_name
+from detr_fast.ops.library import DTYPES
 
 
 class CostOptions(NamedTuple):
@@ -32,15 +33,8 @@ class MatchingInput(NamedTuple):
     keep: tuple  # the tensors, whose addresses stay valid with them
 
 
-def layer_names(layers: Sequence[object]) -> list[str]:
-    """What to call each layer in an error."""
-    return [f"layers[{k}]" for k in range(len(layers))]
-
-
 def read(
-    layers: Sequence[Mapping[str, Tensor]],
-    names: Sequence[str] | None,  # what to call each layer in an error; None: "layers[k]"
-    targets: Sequence[Mapping[str, Tensor]],
+    layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
 ) -> MatchingInput:
     """Return the addresses of the tensors as they are if possible, otherwise of converted copies.
 
@@ -49,7 +43,7 @@ def read(
     """
     inputs = _read_in_place(layers, targets)
     if inputs is None:
-        check_layers(layers, names or layer_names(layers))
+        check_layers(layers)
         check_targets(targets, len(layers[0]["pred_logits"]))
         inputs = _read_in_place(*_convert(layers, targets))
         assert inputs is not None
@@ -69,7 +63,7 @@ def _read_in_place(
         b, n, c = shape
         box_shape = (b, n, 4)
         target_dtype = torch.float64 if dtype is torch.float64 else torch.float32
-        codes = (_DTYPES[dtype], _DTYPES[box_dtype])
+        codes = (DTYPES[dtype], DTYPES[box_dtype])
         if len(targets) != b or (codes[0] == 3) != (codes[1] == 3):
             return None
         logits_at, boxes_at = [], []
@@ -150,7 +144,7 @@ def _convert(
 def _same_dtype(tensors: list[Tensor]) -> list[Tensor]:
     """Return the tensors unchanged if all have one dtype that compiled code reads, else float32."""
     dtype = tensors[0].dtype
-    if dtype in _DTYPES and all(t.dtype == dtype for t in tensors):
+    if dtype in DTYPES and all(t.dtype == dtype for t in tensors):
         return tensors
     return [t.float() for t in tensors]
 
@@ -182,9 +176,10 @@ def pack_and_copy(tensors: list[Tensor]) -> list[Tensor]:
     return [part.view(t.dtype).view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
-def check_layers(layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
+def check_layers(layers: Sequence[Mapping[str, Tensor]]) -> None:
     """Raise ValueError for a missing key, and for shapes or dtypes that do not fit."""
-    for layer, name in zip(layers, names, strict=True):
+    for k, layer in enumerate(layers):
+        name = layer_name(k, len(layers))
         for key in ("pred_logits", "pred_boxes"):
             if key not in layer:
                 raise ValueError(f"{name} has no {key!r}")
@@ -207,7 +202,7 @@ def check_layers(layers: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -
         if logits.shape != first.shape:
             raise ValueError(
                 f"{name}['pred_logits'] has shape {list(logits.shape)}, but "
-                f"{names[0]}['pred_logits'] has {list(first.shape)}"
+                f"layers[0]['pred_logits'] has {list(first.shape)}"
             )
 
 

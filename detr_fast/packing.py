@@ -15,7 +15,7 @@ from torch import Tensor
 from detr_fast.matching_input import check_targets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedTargets:
     """The targets of B images, one after the other, in one buffer: one copy moves them to a GPU.
 
@@ -66,7 +66,7 @@ class PackedTargets:
         if filled:
             labels[:total] = torch.cat([target["labels"].to(device) for target in filled])
             boxes[:total] = torch.cat([target["boxes"].detach().to(device) for target in filled])
-        begins = torch.tensor(_offsets(counts), dtype=torch.int32)
+        begins = torch.tensor(_offsets(counts), dtype=torch.int32, device="cpu")
         offsets.copy_(_page_locked(begins) if device.type == "cuda" else begins, non_blocking=True)
         if capacity is not None:
             return cls(buffer, labels, boxes, offsets, None, capacity)
@@ -164,7 +164,7 @@ def _offsets(counts: Sequence[int]) -> list[int]:
     return offsets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches:
     """Which query is assigned to which target, for all layers and images.
 

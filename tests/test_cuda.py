@@ -234,7 +234,7 @@ FAULTS = {
         r"\['pred_boxes'\]\[1, 7\]",
         lambda o, t: o["pred_boxes"].__setitem__((1, 7, 0), torch.inf),
     ),
-    "overflow": (r"costs of matching", lambda o, t: o["pred_boxes"].__setitem__((1, 7, 2), 3e38)),
+    "overflow": (r"cost of matching", lambda o, t: o["pred_boxes"].__setitem__((1, 7, 2), 3e38)),
 }
 
 

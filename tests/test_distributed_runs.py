@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torchvision
+from test_train_options import batch_of, fails_beyond
+from test_training import saved_steps
 
 from detr_fast.data import Shapes, fixed_eval
 from detr_fast.data.loader import EvalBatches
 from detr_fast.evaluation import merge_detections
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint
-from tests.test_train_options import batch_of, fails_beyond
-from tests.test_training import saved_steps
 
 pytest.importorskip("pycocotools")
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed")

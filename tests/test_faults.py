@@ -31,7 +31,7 @@ def code(status, query: int = -1, target: int = -1) -> int:
         (
             3,
             (Status.invalid_pair_cost, 8, 9),
-            "the costs of matching layers[1]['pred_boxes'][0, 8] to targets[0]['boxes'][9] o",
+            "the cost of matching layers[1]['pred_boxes'][0, 8] to targets[0]['boxes'][9] o",
         ),
         (1, (Status.invalid_box, 2**28 - 2, -1), "layers[0]['pred_boxes'][1, 268435454] must be"),
     ],
@@ -42,6 +42,11 @@ def test_place(problem, fault, message):
         raise_pending(CPU)
     assert str(raised.value).startswith(message)
     assert str(raised.value).endswith("(found by the GPU in an earlier call)")
+
+
+def test_default_device_does_not_matter():
+    with torch.device("meta"):
+        assert fault_slots(CPU, layers=2, images=3).take() is None
 
 
 def test_one_layer_is_called_outputs():

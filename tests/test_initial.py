@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_training import small_trainer
 from torch import nn
 
 from benchmarks.baselines.published_detr import PublishedDETR
 from detr_fast.models import detr_resnet18, detr_resnet34, detr_tiny
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import TrainConfig, load_checkpoint, load_initial, load_model
-from tests.test_training import small_trainer
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_matching import predictions, targets_of
+from test_matching import assert_same, predictions, targets_of
 
-from detr_fast import FastMatcher, PackedTargets, matching_traced
+from detr_fast import FastMatcher, PackedTargets, faults, matching_traced
 from detr_fast.matching_cuda import read_layers, read_targets
 
 
@@ -66,10 +66,23 @@ def test_bad_values_are_named() -> None:
         compiled(layers, targets)
 
 
+@pytest.mark.parametrize("options", [{"index_device": "cpu"}, {"validate": "sync"}])
+def test_traced_calls_leave_the_faults_of_a_gpu_alone(monkeypatch, options) -> None:
+    """Reading them cannot be traced, and they are not this call's."""
+    layers, targets = sample()
+    monkeypatch.setattr(faults, "_slots", {})
+    slots = faults.fault_slots(torch.device("cpu"), layers=1, images=4)
+    slots._numbers[:] = 1 << 56
+    compiled = torch.compile(FastMatcher(**options).match_layers, fullgraph=True, backend="eager")
+    found = compiled(layers, targets)
+    for expected, pairs in zip(FastMatcher().match_layers(layers, targets), found, strict=True):
+        assert_same(pairs, expected)
+
+
 @pytest.mark.parametrize("capacity", [None, 40])
 def test_the_operator_is_registered_right(capacity) -> None:
     layers, targets = sample()
-    logits, boxes = read_layers(layers, ["layers[0]", "layers[1]"])
+    logits, boxes = read_layers(layers)
     given = read_targets(PackedTargets.pack(targets, capacity), 3, torch.device("cpu"))
     matcher = FastMatcher()
     called = []

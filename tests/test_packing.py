@@ -138,6 +138,20 @@ def test_packing_refuses_what_does_not_fit() -> None:
         PackedTargets.pack([{"labels": torch.tensor([1, 2]), "boxes": torch.ones(2, 3)}])
 
 
+def test_default_device_does_not_matter() -> None:
+    targets = targets_of([3, 0])
+    with torch.device("meta"):
+        packed = PackedTargets.pack(targets)
+    assert packed.offsets.tolist() == [0, 3, 3]
+    assert torch.equal(packed.labels, targets[0]["labels"])
+
+
+def test_compared_by_identity() -> None:
+    """Their tensors have no single truth value."""
+    one, other = (PackedTargets.pack(targets_of([3])) for _ in range(2))
+    assert one == one and one != other and len({one, other}) == 2
+
+
 def test_copy_takes_over_another_batch() -> None:
     static = PackedTargets.pack(targets_of([3, 1], seed=1), capacity=10)
     labels = static.labels

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from test_training import small_trainer
 
 from detr_fast import _C
 from detr_fast.cli import main
@@ -13,7 +14,6 @@ from detr_fast.training.datasets import open_data
 from detr_fast.training.graph import WARM_UP, cuda_graph_obstacle
 from detr_fast.training.logs import ProgressBar
 from detr_fast.training.memory import is_out_of_memory
-from tests.test_training import small_trainer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from test_train_step_baselines import frozen_statistics
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,6 @@ from detr_fast.packing import PackedTargets
 from detr_fast.training.graph import GraphedStep
 from detr_fast.training.optimizer import gradient_norm, make_optimizer
 from detr_fast.training.step import TrainStep, pack_to_capacity, pad_to_bucket
-from tests.test_train_step_baselines import frozen_statistics
 
 CPU = torch.device("cpu")
 TARGETS = [

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from devices import DEVICES, needs_cuda
+from test_train_step import TARGETS
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config, metrics
@@ -19,7 +20,6 @@ from detr_fast.models.backbone import ConvBackbone
 from detr_fast.models.builders import build_detr
 from detr_fast.training.optimizer import make_optimizer
 from detr_fast.training.step import TrainStep
-from tests.test_train_step import TARGETS
 
 
 def step_of(model: nn.Module, device: str, **options) -> TrainStep:

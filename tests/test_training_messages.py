@@ -8,11 +8,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from test_training import small_trainer, train_rows
 
 from detr_fast.cli.benchmark import table
 from detr_fast.training.graph import ShapeMismatch
 from detr_fast.training.logs import ProgressBar, read_metrics
-from tests.test_training import small_trainer, train_rows
 
 
 def lines_about_graphs(capsys) -> list[str]:

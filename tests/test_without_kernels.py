@@ -9,7 +9,7 @@ from test_matching import assert_same, predictions, targets_of
 
 from detr_fast import _C, FastMatcher, linear_sum_assignment
 from detr_fast.matching_cuda import read_layers, read_targets
-from detr_fast.matching_traced import _match_on_gpu
+from detr_fast.matching_traced import _kernel
 from detr_fast.ops import library, pairwise
 
 
@@ -55,13 +55,22 @@ def test_it_warns_once():
 
 def test_the_traced_operator_is_the_cpus():
     layers, targets = sample()
-    logits, boxes = read_layers(layers, ["a", "b"])
+    logits, boxes = read_layers(layers)
     given = read_targets(targets, 3, torch.device("cpu"))
-    labels = given.labels.as_subclass(OnGpu)
+    logits = [t.as_subclass(OnGpu) for t in logits]
     cost = [1, 5, 2, 0.25, 2.0, 1e-8, 0, 0]
     with pytest.warns(UserWarning, match="CUDA kernels"):
-        query_index, pairs = _match_on_gpu(
-            logits, boxes, labels, given.boxes, None, given.counts, given.most, cost, False, False
+        query_index, pairs = library.cpu_fallback(_kernel)(
+            logits,
+            boxes,
+            given.labels,
+            given.boxes,
+            None,
+            given.counts,
+            given.most,
+            cost,
+            False,
+            False,
         )
     assert torch.equal(query_index, FastMatcher().match_packed(layers, targets).query_index)
     assert len(pairs) == 2 * 2 * (4 + 20)
@@ -75,6 +84,15 @@ def test_assignment_is_the_cpus(form):
     expected = linear_sum_assignment(cost)
     for rows, cols in found if isinstance(found, list) else [found]:
         assert torch.equal(rows, expected[0]) and torch.equal(cols, expected[1])
+
+
+def test_every_operator_has_a_form_for_every_device():
+    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("detr_fast::")]
+    assert {"detr_fast::match", "detr_fast::pairwise_iou", "detr_fast::box_losses"} <= {*names}
+    has_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
+    for name in names:
+        for device in ("CPU", "CUDA", "MPS", "XPU"):
+            assert has_kernel(name, device), (name, device)
 
 
 def test_ops_are_the_cpus():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PARTS = (("class", "#9467bd"), ("L1", "#1f77b4"), ("GIoU", "#2ca02c"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageMatching:
     """The costs of one image's queries and targets, the matcher's choice and the greedy one.
 

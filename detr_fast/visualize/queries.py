@@ -19,7 +19,7 @@ KINDS = (("small", "#009E73"), ("large, wide", "#D55E00"), ("large, tall", "#007
 SMALL = 0.04  # share of the image's area below which a box is small here: a fifth of each side
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QueryPredictions:
     """The last decoder layer's predictions over a data set of I images."""
 

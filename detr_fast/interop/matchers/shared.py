@@ -105,7 +105,7 @@ def match(
         return fast(outputs, targets)
     except ValueError as error:
         fault = error
-    check_layers([outputs], ["outputs"])
+    check_layers([outputs])
     check_targets(targets, len(outputs["pred_logits"]))
     logits = outputs["pred_logits"]
     if fast.class_cost == "softmax" and any(
@@ -193,7 +193,7 @@ def match_groups(
         return match(module, options, outputs, targets, fill, fill_nan_boxes)
     if groups < 1:
         raise ValueError(f"group_detr is {groups}, but must be positive")
-    check_layers([outputs], ["outputs"])
+    check_layers([outputs])
     check_targets(targets, len(outputs["pred_logits"]))
     size = outputs["pred_logits"].shape[1] // groups
     # To FastMatcher each group is a separate image: a view, if predictions are contiguous and no
