@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import setuptools
 from setuptools import Extension, setup
@@ -34,7 +34,7 @@ def say(text: str) -> None:
     print(f"detr_fast: {text}", flush=True)
 
 
-def stop(text: str) -> None:
+def stop(text: str) -> NoReturn:
     """End the build with a one-line message instead of a traceback."""
     raise SystemExit(f"detr_fast: {text}")
 
@@ -185,7 +185,7 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         jobs = os.environ.get("MAX_JOBS")
-        compiler = "MSVC" if os.name == "nt" else find_compiler()
+        compiler = find_compiler()
         cuda = decide_cuda(compiler)
         say(f"C++ compiler: {compiler}; jobs: {jobs or 'all cores'}")
         say(f"CUDA: {cuda.reason}")
@@ -220,7 +220,7 @@ class CMakeBuild(build_ext):
         if jobs:
             compile_ += ["--parallel", jobs]
         # CMake takes the compiler from CXX, which may hold several words ("ccache g++").
-        environment = os.environ if os.name == "nt" else {**os.environ, "CXX": compiler}
+        environment = {**os.environ, "CXX": compiler}
         for command in (configure, compile_):
             if subprocess.run(command, env=environment).returncode:
                 stop(f"the build failed; see the output above ({shlex.join(command)})")
@@ -229,6 +229,8 @@ class CMakeBuild(build_ext):
 
 
 def main() -> None:
+    if os.name == "nt":
+        stop("Windows is not supported: use WSL")
     if int(setuptools.__version__.split(".")[0]) < 77:
         stop(f"setuptools {setuptools.__version__} is too old: pip install 'setuptools>=77'.")
     # setuptools compiles no sources; `depends` adds them to the source distribution.

@@ -3,8 +3,8 @@
 python -m benchmarks.bench_gpu --out benchmarks/results/gpu.csv
 
 Earlier rows of what is timed leave the file before it is. The rows are written after each case:
-first the times of all, then, since a profiler may stay attached, the waits of all and the times of
-our kernels, then the steps, which the host counts.
+first the times of all, then, since a profiler may stay attached, the waits and kernels of ours and
+the waits of the others, then the steps, which the host counts.
 """
 
 import argparse
@@ -176,22 +176,10 @@ def run(
         rows += found
         _print(problem, found)
         write(rows)
-    for problem, found in timed:
+    for ours, (problem, found) in itertools.product((True, False), timed):
         for row in found:
-            call = partial(problem.variants[row["variant"]], 0)
-            try:
-                row["waits"] = waits(call)
-            except Exception as error:
-                failures.add(f"waits of {problem.title}, {row['variant']}", error)
-        print(f"{problem.title}: waits {[row['waits'] for row in found]}", flush=True)
-        write(rows)
-    for problem, found in timed:
-        for row in found:
-            if row["variant"].startswith(OURS):
-                try:
-                    row["kernels"] = kernel_times(partial(problem.variants[row["variant"]], 0))
-                except Exception as error:
-                    failures.add(f"kernels of {problem.title}, {row['variant']}", error)
+            if row["variant"].startswith(OURS) == ours:
+                _profile(problem, row, failures)
         write(rows)
     for problem, found in timed:
         try:
@@ -203,6 +191,19 @@ def run(
             row["steps"] = steps
         write(rows)
     return rows
+
+
+def _profile(problem: Problem, row: dict, failures: Failures) -> None:
+    """Adds the waits of a variant and, if it is one of ours, the times of its kernels."""
+    variant = row["variant"]
+    call = partial(problem.variants[variant], 0)
+    profiles = {"waits": waits} | ({"kernels": kernel_times} if variant.startswith(OURS) else {})
+    for name, profile in profiles.items():
+        try:
+            row[name] = profile(call)
+        except Exception as error:
+            failures.add(f"{name} of {problem.title}, {variant}", error)
+    print(f"{problem.title}, {variant}: waits {row['waits']}", flush=True)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -34,6 +34,7 @@ BUDGET = 540.0  # seconds
 LEAST = 5.0  # in which no step gets anywhere
 GROUPS = ("build", "tests", "bench", "train", "sanitizer")
 FILES = {"bench": ("gpu.csv", "gpu.png"), "train": ("train_step*.csv",)}  # by group
+ALLOWED = "needs 2 GPUs"  # the reason of a test that may be skipped
 MODEL = ("--model", "resnet50", "--size", "800", "1066", "--batch", "8", "--seconds", "12")
 
 
@@ -55,8 +56,9 @@ def steps(out: Path, capability: str, quick: bool) -> list[Step]:
     for_this_gpu = {"TORCH_CUDA_ARCH_LIST": capability, "DETR_FAST_CUDA": "1"}
     tests = (*module, "pytest", "-v", "--no-header", "--tb=short", "-m", "gpu", "tests")
     tests += ("--continue-on-collection-errors", "-o", "faulthandler_timeout=60")
+    tests += ("-rs", "-p", "benchmarks.failing_tests")
     if importlib.util.find_spec("xdist"):
-        tests += ("-n", "4", "--dist", "loadfile")
+        tests += ("-n", "8", "--dist", "worksteal")  # a few tests compile a model, for long
     one_thread = {"OMP_NUM_THREADS": "1"}
     bench = (*module, "benchmarks.bench_gpu", "--out", str(out / "gpu.csv"))
     bench += ("--quick",) if quick else ()
@@ -158,10 +160,20 @@ class Report:
             output = log.read().decode(errors="replace")
         if state == "ok" and not re.search(step.expected, output):
             state = "did not say that it did its work"
-        self.failed |= state != "ok"
         lines = [line for line in output.splitlines() if line.strip()]
-        failures = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
-        self._say(step, f"{state}, {took:.0f} s; {' '.join(lines[-1:])}", failures)
+        # What is skipped here is proven nowhere.
+        skipped = [line for line in lines if line.startswith("SKIPPED ") and ALLOWED not in line]
+        if state == "ok" and skipped:
+            state = "left something out"
+        self.failed |= state != "ok"
+        failures = {
+            " ".join(line.split()[:2]): line  # a test's last line has the reason
+            for line in lines
+            if line.startswith(("FAILED ", "ERROR "))
+        }
+        self._say(
+            step, f"{state}, {took:.0f} s; {' '.join(lines[-1:])}", [*failures.values(), *skipped]
+        )
 
     def _say(self, step: Step, result: str, failures: Sequence[str] = ()) -> None:
         self._keep(step, result, failures)

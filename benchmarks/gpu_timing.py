@@ -13,6 +13,8 @@ FLUSH_BYTES = 256 << 20  # more than any GPU's second-level cache
 # The GPU is kept busy for twice the time that the host took for the same call, and some more.
 HOLD_MARGIN, HOLD_SPARE_US = 2.0, 100.0
 MOST_HOLD_US = 20_000.0  # calls that wait for the GPU are never queued, however long it is held
+# A call that takes the host longer waits for the GPU, or computes by itself: a few are enough.
+SLOW_US, SLOW_CALLS = 10_000.0, 5
 
 Call = Callable[[int], object]  # given the number of the round: inputs vary as batches do
 
@@ -63,7 +65,8 @@ def measure(
 
     Variants take turns. A round first overwrites the cache. For the GPU's time the call is queued
     behind a kernel that waits, so that launches do not count, unless the call itself waits for the
-    GPU. For the host's time the GPU has nothing to do, and the call is not waited for.
+    GPU. For the host's time the GPU has nothing to do, and the call is not waited for. A variant
+    whose calls take the host more than ``SLOW_US`` is called ``SLOW_CALLS`` times only.
 
     Returns:
         For each variant that raised nothing medians and percentiles, in microseconds: ``gpu_us``,
@@ -87,7 +90,8 @@ def measure(
         names = list(times)
         shift = k % max(1, len(names))
         for name in names[shift:] + names[:shift]:
-            attempt(name, lambda taken=times[name], k=k: taken.time(k, flush, rate))
+            if k < SLOW_CALLS or not times[name].is_slow:
+                attempt(name, lambda taken=times[name], k=k: taken.time(k, flush, rate))
     return {name: taken.figures() for name, taken in times.items()}
 
 
@@ -101,9 +105,11 @@ class _Times:
         self.queued = 0
 
     def warm_up(self, calls: int) -> None:
-        taken = [self.time_host(k) for k in range(calls)]
-        # The first call loads kernels and takes memory.
-        self.hold_us = min(HOLD_MARGIN * max(taken[1:]) + HOLD_SPARE_US, MOST_HOLD_US)
+        self.time_host(0)  # loads kernels and takes memory
+        # Twice the same: some compile for each new size, and are slow only then.
+        self.is_slow = min(self.time_host(1) for _ in range(2)) > SLOW_US
+        taken = [self.time_host(k) for k in range(1, 2 if self.is_slow else calls)]
+        self.hold_us = min(HOLD_MARGIN * max(taken) + HOLD_SPARE_US, MOST_HOLD_US)
 
     def time(self, number: int, flush: torch.Tensor, cycles_per_us: float) -> None:
         self.gpu.append(self.time_gpu(number, flush, round(self.hold_us * cycles_per_us)))

@@ -1,7 +1,6 @@
 """COCO evaluation with pycocotools, in one process or several."""
 
 import contextlib
-import functools
 import io
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -94,8 +93,10 @@ def detect(
     detections: dict[int, dict[str, Tensor]] = {}
     for images, mask, targets in Prefetcher(device).batches(loader):
         original = torch.stack([target["orig_size"] for target in targets])
-        watch = None if observe is None else functools.partial(observe, targets=targets)
-        results = detect_batch(model, images, mask, original, amp, observe=watch)
+        outputs = _outputs_on_cpu(model, images, mask, amp)
+        if observe is not None:
+            observe(outputs, targets)
+        results = PostProcess()(outputs, original)
         for target, result in zip(targets, results, strict=True):
             detections[int(target["image_id"])] = result
     return detections
@@ -109,20 +110,21 @@ def detect_batch(
     sizes: Tensor,  # [B, 2] (height, width) in pixels that the boxes are scaled to; on the CPU
     amp: torch.dtype | None = None,
     score_threshold: float = 0.0,
-    observe: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Return a batch's detections, per image ``scores``, ``labels``, ``boxes`` xyxy; on the CPU.
 
-    ``observe``, if given, is called with the logits and boxes that they come from.
+    Boxes are relative to each image without its padding, as is the position encoding.
     """
+    return PostProcess(score_threshold)(_outputs_on_cpu(model, images, mask, amp), sizes)
+
+
+def _outputs_on_cpu(
+    model: nn.Module, images: Tensor, mask: Tensor | None, amp: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Return a batch's logits and boxes: two copies, instead of several for each image."""
     with autocast(images.device, amp):
         outputs = model(images, mask)
-    # Two copies for the whole batch, instead of several for each image. Boxes are relative to each
-    # image without its padding, as is the position encoding.
-    outputs = {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
-    if observe is not None:
-        observe(outputs)
-    return PostProcess(score_threshold)(outputs, sizes)
+    return {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
 
 
 def merge_detections(

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detr_fast import processes
 from detr_fast.matching import FastMatcher
 from detr_fast.ops import box_losses, target_classes
 from detr_fast.ops.matched import BOX_LOSSES
@@ -154,10 +155,9 @@ class SetCriterion(nn.Module):
         classes: Tensor,  # [L, B, N]
     ) -> Tensor:  # [L]
         """Return cross-entropy averaged by class weight, ``eos_coef`` for "no object"."""
-        loss = F.cross_entropy(
-            logits.flatten(0, 2), classes.flatten(), self.class_weights, reduction="none"
-        )
-        weight = self.class_weights[classes].flatten(1).sum(1)
+        weights = self.class_weights.float()  # a module around this may have been cast
+        loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weights, reduction="none")
+        weight = weights[classes].flatten(1).sum(1)
         # The weights sum to 0 without queries, or without objects if eos_coef is 0.
         return loss.view(len(logits), -1).sum(1) / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
@@ -221,9 +221,9 @@ def _mean_over_processes(
     number: Tensor,  # a scalar; overwritten
 ) -> Tensor:
     """Return the mean of a number over all processes of a distributed run."""
-    if dist.is_available() and dist.is_initialized():
+    if processes.world_size() > 1:
         dist.all_reduce(number)
-        number /= dist.get_world_size()
+        number /= processes.world_size()
     return number
 
 

@@ -190,6 +190,8 @@ class FastMatcher(nn.Module):
     def match_packed(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> Matches:
         """Match like :meth:`match_layers`; the result, one tensor, needs no sizes from the host.
 
+        Targets are packed in float32, also if the predictions are float64.
+
         Args:
             layers: as in :meth:`match_layers`, at least one.
             targets: as in :meth:`forward`, or ``PackedTargets`` of a fixed capacity, for CUDA

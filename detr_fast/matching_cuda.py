@@ -92,7 +92,7 @@ def read_targets(
                 torch.cat(boxes).detach().to(dtype),
                 counts,
                 None,
-                max(counts, default=0),
+                max(counts) if counts else 0,
             )
         targets = PackedTargets.pack(targets)
     if len(targets) != images:

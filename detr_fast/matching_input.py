@@ -39,7 +39,8 @@ def read(
     """Return the addresses of the tensors as they are if possible, otherwise of converted copies.
 
     Raises:
-        ValueError: for a missing key or a wrong shape or dtype. Values are not checked.
+        ValueError: for a missing key, a wrong shape or dtype, or a tensor without memory. Values
+            are not checked.
     """
     inputs = _read_in_place(layers, targets)
     if inputs is None:
@@ -47,7 +48,28 @@ def read(
         check_targets(targets, len(layers[0]["pred_logits"]))
         inputs = _read_in_place(*_convert(layers, targets))
         assert inputs is not None
+    for key, addresses, entries in (
+        ("pred_logits", inputs.logits, layers),
+        ("pred_boxes", inputs.boxes, layers),
+        ("labels", inputs.labels, targets),
+        ("boxes", inputs.target_boxes, targets),
+    ):
+        if 0 in addresses:
+            _check_memory(key, addresses, entries)
     return inputs
+
+
+def _check_memory(
+    key: str, addresses: Sequence[int], entries: Sequence[Mapping[str, Tensor]]
+) -> None:
+    """Raise ValueError for a tensor that has elements but no address, such as a DTensor."""
+    for k, (address, entry) in enumerate(zip(addresses, entries, strict=True)):
+        if address == 0 and entry[key].numel():
+            name = layer_name(k, len(entries)) if key.startswith("pred_") else f"targets[{k}]"
+            raise ValueError(
+                f"{name}[{key!r}] is a {type(entry[key]).__name__} without memory that compiled "
+                "code can read: pass a plain tensor (of a DTensor, to_local() or full_tensor())"
+            )
 
 
 def _read_in_place(
@@ -232,7 +254,7 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> None:
                 f"targets[{b}]['boxes'] has shape {list(boxes.shape)}, but {len(labels)} labels "
                 f"need [{len(labels)}, 4]"
             )
-        if labels.is_floating_point() and not empty:
+        if (labels.is_floating_point() or labels.is_complex()) and not empty:
             raise ValueError(
                 f"targets[{b}]['labels'] is {labels.dtype}, but labels must be integers"
             )

@@ -70,7 +70,7 @@ class PackedTargets:
         offsets.copy_(_page_locked(begins) if device.type == "cuda" else begins, non_blocking=True)
         if capacity is not None:
             return cls(buffer, labels, boxes, offsets, None, capacity)
-        return cls(buffer, labels, boxes, offsets, counts, max(counts, default=0))
+        return cls(buffer, labels, boxes, offsets, counts, max(counts) if counts else 0)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -129,8 +129,16 @@ class PackedTargets:
         ]
 
     def _of(self, buffer: Tensor) -> PackedTargets:
-        parts = _views(buffer, len(self.labels), len(self))
-        return PackedTargets(buffer, *parts, self.counts, self.most)
+        return _unflatten(buffer, len(self.labels), len(self), self.counts, self.most)
+
+    def __reduce__(self) -> tuple:  # so that what unpickles has views of its buffer again
+        return _unflatten, (self.buffer, len(self.labels), len(self), self.counts, self.most)
+
+
+def _unflatten(
+    buffer: Tensor, rows: int, images: int, counts: tuple[int, ...] | None, most: int
+) -> PackedTargets:
+    return PackedTargets(buffer, *_views(buffer, rows, images), counts, most)
 
 
 def _page_locked(tensor: Tensor) -> Tensor:
@@ -147,12 +155,14 @@ def _page_locked(tensor: Tensor) -> Tensor:
 
 
 def _size(rows: int, images: int) -> int:
-    return 24 * rows + 4 * (images + 1)
+    # Whole int64: torch.compile cannot make that view of other sizes.
+    return 24 * rows + -(-4 * (images + 1) // 8) * 8
 
 
 def _views(buffer: Tensor, rows: int, images: int) -> tuple[Tensor, Tensor, Tensor]:
     # Wider elements first, to be aligned.
-    labels, boxes, offsets = buffer.split_with_sizes([8 * rows, 16 * rows, 4 * (images + 1)])
+    sizes = [8 * rows, 16 * rows, 4 * (images + 1)]
+    labels, boxes, offsets, _ = buffer.split_with_sizes([*sizes, len(buffer) - sum(sizes)])
     boxes = boxes.view(torch.float32).view(rows, 4)
     return labels.view(torch.int64), boxes, offsets.view(torch.int32)
 

@@ -7,12 +7,16 @@ import torch.distributed as dist
 
 def rank() -> int:
     """Return this process's number; process 0 writes the files."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _is_joined() else 0
 
 
 def world_size() -> int:
     """Return how many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _is_joined() else 1
+
+
+def _is_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def broadcast(value: Any) -> Any:

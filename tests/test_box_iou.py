@@ -284,6 +284,19 @@ def test_other_device_than_the_current_one():
     torch.testing.assert_close(found.cpu(), ops.box_iou(a, b))
 
 
+@pytest.mark.parametrize("op", [ops.box_iou, ops.generalized_box_iou])
+def test_forward_mode_is_an_error(op):
+    """Not a derivative of 0, which torch would give."""
+    boxes = some_boxes(3), some_boxes(2, seed=1)
+    with pytest.raises(NotImplementedError, match=f"{op.__name__} has no derivative in forward"):
+        torch.func.jvp(op, boxes, tuple(map(torch.ones_like, boxes)))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(boxes[1], torch.ones(2, 4))
+        with pytest.raises(NotImplementedError, match="forward mode"):
+            op(boxes[0], dual)
+        assert torch.equal(op(*boxes), op(boxes[0], boxes[1].clone()))
+
+
 def test_other_devices_go_through_the_cpu():
     from detr_fast.ops import pairwise
     from detr_fast.ops.library import cpu_fallback

@@ -259,6 +259,7 @@ def test_target_classes(name, wide, device):
     [
         ("box_loss", "l2", "box_loss is 'l2', but must be one of l1, smooth_l1"),
         ("boxes", torch.zeros(6, 3, 20, 4), r"boxes is torch\.float32 \[6, 3, 20, 4\]"),
+        ("boxes", torch.zeros(4), r"boxes is torch\.float32 \[4\]"),
         ("boxes", torch.zeros(6, 4, 20, 4, dtype=torch.int64), r"boxes is torch\.int64"),
         ("target_boxes", torch.zeros(14, 4), r"target_boxes is .* need floating point \[15, 4\]"),
         ("query_index", torch.zeros(6, 15), r"query_index is torch\.float32 \[6, 15\]"),
@@ -326,6 +327,15 @@ def test_compiles_into_one_graph(device):
         torch.autograd.grad(compiled(boxes, case), boxes),
         torch.autograd.grad(loss(boxes, case), boxes),
     )
+
+
+def test_forward_mode_is_an_error():
+    case = matched("usual")
+    tangent = torch.ones_like(case["boxes"])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(case["boxes"], tangent)
+        with pytest.raises(NotImplementedError, match="box_losses has no derivative in forward"):
+            ops.box_losses(**case | {"boxes": dual})
 
 
 def test_a_second_derivative_is_an_error():

@@ -33,6 +33,20 @@ def test_module_was_compiled_without_torch_headers():
         assert symbol not in contents
 
 
+def test_code_for_new_cpus_is_not_shared_with_old_ones():
+    """What is compiled once per instruction set has no function that the linker may choose one of
+    several copies of: it could choose one that this CPU cannot run."""
+    objects = sorted((ROOT / "build").glob("cmake-*/CMakeFiles/simd_*.dir/cpu/**/*.o"))
+    nm = shutil.which("nm")
+    if not objects or nm is None:
+        pytest.skip("no object files of a build here, or no nm")
+    symbols = subprocess.run(
+        [nm, "--defined-only", *map(str, objects)], capture_output=True, text=True, check=True
+    ).stdout
+    assert " T " in symbols or " D " in symbols  # nm did look
+    assert not [line for line in symbols.splitlines() if line[16:19] in (" W ", " V ", " u ")]
+
+
 def test_module_works_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"

@@ -109,6 +109,26 @@ def test_nonfinite_last() -> None:
         assert set(i.tolist()) & {2, 3} == set(twin_i.tolist()) & {2, 3}
 
 
+def test_last_is_behind_costs_of_any_size() -> None:
+    """Adding 1 to them may change nothing."""
+    logits = torch.tensor([[[torch.nan, 0.0], [0.0, 0.0]]])
+    boxes = torch.tensor([[[0.5, 0.5, 0.1, 0.1], [4e6, 4e6, 10, 10]]])
+    targets = [{"labels": torch.tensor([0]), "boxes": torch.tensor([[10.0, 10, 5, 5]])}]
+    outputs = {"pred_logits": logits, "pred_boxes": boxes}
+    ours, _ = both([outputs], targets, nonfinite="last")
+    assert ours[0][0][0].tolist() == [1]
+
+
+def test_default_device_does_not_matter() -> None:
+    layers, targets = [predictions(3, 40)], targets_of([5, 0, 11])
+    expected = FastMatcher().match_layers(layers, targets)
+    with torch.device("cuda"):
+        found = FastMatcher().match_layers(on_gpu(layers), targets)
+        for name, value in vars(PackedTargets.pack(targets)).items():
+            assert name in ("counts", "most") or value.device.type == "cpu"
+    assert_optimal(layers, targets, found, expected)
+
+
 def test_targets_from_the_cpu_and_packed() -> None:
     layers, targets = [predictions(3, 40)], targets_of([5, 0, 11])
     matcher = FastMatcher()

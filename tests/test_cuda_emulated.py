@@ -47,6 +47,7 @@ from test_cuda import (
     test_costs_of_any_size,
     test_costs_of_two_rows_hide_nothing_in_rows_with_far_smaller_ones,
     test_dtypes_and_options,
+    test_last_is_behind_costs_of_any_size,
     test_nonfinite_last,
     test_standing_cases,
     test_the_largest_cost_and_forbidden_pairs,

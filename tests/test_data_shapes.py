@@ -82,6 +82,13 @@ def test_ground_truth_follows_the_epoch():
     assert [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in truth)] == boxes
 
 
+def test_counts_follow_the_epoch():
+    data = Shapes(20, fresh=True)
+    for epoch in (0, 3):
+        data.set_epoch(epoch)
+        assert data.object_counts.sum(1).tolist() == [len(t["labels"]) for _, t in data]
+
+
 def test_shapes_do_not_touch():
     data = Shapes(200, seed=2)
     for _, target in data:

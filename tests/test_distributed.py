@@ -11,7 +11,8 @@ import torch
 
 from detr_fast.data import Shapes, fixed_eval
 from detr_fast.losses import SetCriterion
-from detr_fast.training import TrainConfig, Trainer, load_checkpoint
+from detr_fast.training import TrainConfig, Trainer, distributed, load_checkpoint
+from detr_fast.training.loader import default_workers
 
 
 def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -150,3 +151,20 @@ def _alone(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
         text=True,
         timeout=300,
     )
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    expected = "device cuda:3 is not available: torch sees 2 GPUs; start at most that many"
+    with pytest.raises(ValueError, match=expected):
+        distributed.start()
+
+
+def test_workers_share_the_cores_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    assert default_workers(torch.device("cuda")) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert default_workers(torch.device("cuda")) == 1
+    assert default_workers(torch.device("cpu")) == 0

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.data import CocoDetection, Shapes, fixed_eval
-from detr_fast.data.loader import make_loader
+from detr_fast.data.loader import make_eval_loader, make_loader
 from detr_fast.evaluation import METRICS, coco_metrics, detect, evaluate, format_metrics
+from detr_fast.models import detr_tiny
 from detr_fast.precision import amp_dtype, autocast
 
 pytest.importorskip("pycocotools")
@@ -120,6 +121,17 @@ class TestDetect:
         found = detect(oracle, loader, torch.device("cpu"))
         figures, _ = coco_metrics(large.coco, found, large.category_ids)
         assert figures["AP"] == pytest.approx(1.0)
+
+
+def test_what_observes_gets_outputs_and_targets(shapes):
+    """By position, as its type says."""
+    seen = []
+    model = detr_tiny(num_classes=3, num_queries=5)
+    loader = make_eval_loader(shapes, batch_size=4, workers=0)
+    detect(model, loader, torch.device("cpu"), observe=lambda *given: seen.append(given))
+    assert [len(targets) for _, targets in seen] == [len(batch) for batch in loader.batch_sampler]
+    for outputs, targets in seen:
+        assert outputs["pred_logits"].shape == (len(targets), 5, 4)
 
 
 def test_an_unknown_precision_is_an_error():

@@ -274,7 +274,7 @@ def test_what_the_steps_run(steps) -> None:
     assert steps["Build"].environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
     tests = " ".join(steps["GPU tests"].command)
     assert " -m gpu " in tests and "--continue-on-collection-errors" in tests
-    assert "-o faulthandler_timeout=" in tests and "-n 4 --dist loadfile" in tests
+    assert "-o faulthandler_timeout=" in tests and "-n 8 --dist worksteal" in tests
     memcheck = " ".join(steps["Sanitizer memcheck"].command)
     assert "--report-api-errors no" in memcheck and "--kernel-name kns=detr_fast" in memcheck
     assert "report-api" not in " ".join(steps["Sanitizer racecheck"].command)
@@ -284,6 +284,36 @@ def test_tests_run_without_xdist_too(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(gpu_report.importlib.util, "find_spec", lambda _: None)
     (tests,) = (s for s in gpu_report.steps(tmp_path, "9.0", False) if s.group == "tests")
     assert "-n" not in tests.command
+
+
+@pytest.mark.parametrize("more", [(), ("-n", "2")], ids=["here", "xdist"])
+def test_why_a_test_failed_is_known_when_the_run_is_cut_off(report, tmp_path, more) -> None:
+    if more:
+        pytest.importorskip("xdist")
+    (tmp_path / "test_bad.py").write_text(
+        "import time\ndef test_bad(): assert 6 * 7 == 41\ndef test_slow(): time.sleep(60)\n"
+    )
+    (tmp_path / "test_none.py").write_text("import no_such_package\n")
+    command = (sys.executable, "-m", "pytest", "-p", "benchmarks.failing_tests", str(tmp_path))
+    command += ("-p", "no:cacheprovider", "--continue-on-collection-errors", *more)
+    page = report(Step("tests", "Tests", 1, command), code=1, options=("--seconds", "12"))
+    assert "cut off after" in page
+    failed = page[page.index("### What failed") :]
+    assert "FAILED " in failed and "test_bad.py::test_bad" in failed and "test_none.py" in failed
+    log = (tmp_path / "log.txt").read_text()
+    assert "assert (6 * 7) == 41" in log and "no_such_package" in log
+
+
+def test_what_is_left_out_is_a_failure(report, tmp_path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\ndef test_good(): pass\ndef test_two(): pytest.skip('needs 2 GPUs')\n"
+    )
+    tests = (sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", str(tmp_path))
+    assert "| Tests | ok, " in report(Step("tests", "Tests", 1, tests, r"\d+ passed"))
+    (tmp_path / "test_more.py").write_text("import pytest\npytest.importorskip('not_there')\n")
+    page = report(Step("tests", "Tests", 1, tests, r"\d+ passed"), code=1)
+    assert "| Tests | left something out, " in page
+    assert "SKIPPED [1]" in page and "could not import 'not_there'" in page
 
 
 def test_at_most_eight_files_are_written(steps, tmp_path) -> None:

@@ -98,6 +98,24 @@ def test_a_hold_has_a_limit(gpu) -> None:
     assert gpu.host < 8.1e6  # 7 calls, and what the GPU was held for
 
 
+def test_what_is_slow_is_called_a_few_times_only(gpu) -> None:
+    """Nothing is slow because it compiles at its first call, or for a size that it has not seen."""
+    compiled = set()
+
+    def compiles(number: int) -> None:
+        gpu.launch(5 if number % 8 in compiled else 1e6, 30)
+        compiled.add(number % 8)
+
+    def waits(_: int) -> None:
+        gpu.launch(20, 15_000)
+        gpu.synchronize()
+
+    figures = measure({"compiles": compiles, "waits": waits}, 30, "", Failures())
+    assert (figures["compiles"]["calls"], figures["waits"]["calls"]) == (30, 5)
+    assert figures["compiles"]["gpu_us"] == pytest.approx(30)
+    assert figures["waits"]["host_us"] == pytest.approx(15_020)
+
+
 def problem(**variants) -> Problem:
     return Problem("a case", {"what": "this"}, variants, lambda results: {}, lambda: 11)
 
@@ -164,7 +182,8 @@ def test_nothing_is_profiled_or_counted_before_everything_is_timed(monkeypatch) 
     ]
     write = lambda rows: written.append([(row["waits"], row["steps"]) for row in rows])  # noqa: E731
     rows = bench_gpu.run(iter(cases), 3, failures, write)
-    assert done == ["time"] * 2 + ["waits"] * 3 + ["kernels"]  # of ours alone
+    # First of ours, and the kernels of ours alone.
+    assert done == ["time"] * 2 + ["waits", "kernels"] + ["waits"] * 2
     assert [(row["variant"], row["waits"], row.get("kernels"), row["steps"]) for row in rows] == [
         ("a", 2, None, 11),
         ("b", "", None, 11),
@@ -178,9 +197,9 @@ def test_nothing_is_profiled_or_counted_before_everything_is_timed(monkeypatch) 
     assert written == [
         [none, none],
         [none, none, none],
-        [(2, ""), none, none],
+        [none, none, none],
+        [none, none, (5, "")],
         [(2, ""), none, (5, "")],
-        [(2, ""), none, (5, "")],  # the kernels
         [(2, ""), none, (5, "")],
         [(2, 11), ("", 11), (5, "")],
         [(2, 11), ("", 11), (5, 11)],

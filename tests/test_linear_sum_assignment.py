@@ -122,6 +122,17 @@ def test_forbidden_pairs_feasible_and_infeasible_as_in_scipy():
     assert min(feasible, infeasible) > 100
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (5, 40), (40, 5)])
+def test_forbidden_pairs_among_tiny_costs(shape):
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        cost = random.random(shape) * 1e-304
+        forbidden = random.random(shape) < 0.15
+        np.fill_diagonal(forbidden, False)
+        cost[forbidden] = np.inf
+        assert_same(solve(cost), scipy_solve(cost))
+
+
 def test_infeasible_although_each_row_has_a_choice_among_many_columns():
     rng = np.random.default_rng(5)
     cost = rng.random((40, 200))

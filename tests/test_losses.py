@@ -135,6 +135,17 @@ def test_half_precision_outputs_are_compared_in_float32():
     torch.testing.assert_close(half_loss["loss"], full_loss["loss"])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_criterion_that_was_cast_computes_in_float32(dtype):
+    """Together with the module that holds it."""
+    outputs, targets = predictions(2, 2, queries=7), some_targets([3, 1])
+    losses = SetCriterion(K, eos_coef=0.5).to(dtype)(outputs, targets)
+    expected = SetCriterion(K, eos_coef=0.5)(outputs, targets)
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(losses[name], value), name
+
+
 def test_an_image_without_objects_may_come_as_an_empty_tensor():
     outputs, targets = predictions(2, 2, 5), some_targets([0, 2])
     expected = SetCriterion(K)(outputs, targets)["loss"]

@@ -1,5 +1,6 @@
 """FastMatcher against its torch + SciPy twin, and every error it names."""
 
+import re
 import subprocess
 import sys
 
@@ -246,6 +247,34 @@ def test_default_device_does_not_matter():
     with torch.device("meta"):
         assert_same(FastMatcher()(outputs, targets), expected)
         FastMatcher()({key: value[1:] for key, value in outputs.items()}, targets[1:])
+
+
+def without_memory(tensor):
+    freed = tensor.clone()
+    freed.untyped_storage().resize_(0)
+    return freed
+
+
+@pytest.mark.parametrize("key", ["pred_logits", "pred_boxes", "labels", "boxes"])
+def test_tensors_without_memory_are_refused(key):
+    """As fully sharded parameters, DTensors and fake tensors are."""
+    outputs, targets = predictions(2, 10), targets_of([0, 4])
+    for given in (outputs, targets[1]):
+        if key in given:
+            given[key] = without_memory(given[key])
+    name = f"targets[1]['{key}']" if key in targets[1] else f"outputs['{key}']"
+    with pytest.raises(ValueError, match=re.escape(f"{name} is a Tensor without memory")):
+        FastMatcher()(outputs, targets)
+
+
+def test_functionalized_tensors_are_refused():
+    outputs, targets = predictions(2, 10), targets_of([0, 4])
+
+    def match(logits):
+        return FastMatcher()({**outputs, "pred_logits": logits}, targets)[1][0]
+
+    with pytest.raises(ValueError, match="without memory"):
+        torch.func.functionalize(match)(outputs["pred_logits"])
 
 
 def test_no_gradient_flows_and_inputs_stay_as_they_are():

@@ -178,6 +178,42 @@ def test_nonfinite_last_with_nothing_finite_still_matches():
         assert len(set(i.tolist())) == len(set(j.tolist())) == len(i)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_a_focal_cost_only_pairs_with_nan_logits_come_last(dtype):
+    logits = torch.tensor([[[torch.nan, 5.0], [0.0, torch.nan]]], dtype=dtype)
+    outputs = {"pred_logits": logits, "pred_boxes": torch.full((1, 2, 4), 0.5, dtype=dtype)}
+    targets = [{"labels": torch.tensor([0, 1]), "boxes": torch.full((2, 4), 0.5)}]
+    options = {"class_cost": "focal", "nonfinite": "last"}
+    ((i, j),) = FastMatcher(**options)(outputs, targets)
+    assert (i.tolist(), j.tolist()) == ([0, 1], [1, 0])
+    outputs, targets = predictions(4, 20), targets_of([9, 0, 30, 3])
+    spoilt = torch.rand(4, 20, K, generator=torch.Generator().manual_seed(1)) < 0.3
+    outputs["pred_logits"][spoilt] = torch.nan
+    outputs = {key: value.to(dtype) for key, value in outputs.items()}
+    given = in_double(targets) if dtype == torch.float64 else targets
+    lost = [
+        sum(
+            int(outputs["pred_logits"][b, i, targets[b]["labels"][j]].isnan().sum())
+            for b, (i, j) in enumerate(matcher(**options)(outputs, given))
+        )
+        for matcher in (FastMatcher, reference.HungarianMatcher)
+    ]
+    assert lost[0] == lost[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_last_is_behind_costs_of_any_size(dtype):
+    """Adding 1 to them may change nothing."""
+    far = 4e6 if dtype == torch.float32 else 1e17
+    outputs = {
+        "pred_logits": torch.tensor([[[torch.nan, 0.0], [0.0, 0.0]]], dtype=dtype),
+        "pred_boxes": torch.tensor([[[0.5, 0.5, 0.1, 0.1], [far, far, 10, 10]]], dtype=dtype),
+    }
+    targets = [{"labels": torch.tensor([0]), "boxes": torch.tensor([[10.0, 10, 5, 5]])}]
+    ((i, _),) = FastMatcher(nonfinite="last")(outputs, targets)
+    assert i.tolist() == [1]
+
+
 def test_nonfinite_last_changes_nothing_where_all_is_finite():
     outputs, targets = predictions(3, 40, K + 1), targets_of([5, 0, 50])
     assert_same(FastMatcher(nonfinite="last")(outputs, targets), FastMatcher()(outputs, targets))

@@ -58,6 +58,17 @@ def test_sizes_do_not_recompile_for_ever() -> None:
     assert len(graphs) == 1
 
 
+def test_lists_of_other_lengths_are_matched_by_the_same_code() -> None:
+    matcher = FastMatcher()
+    compiled = torch.compile(matcher.match_layers, fullgraph=True, backend="eager")
+    layers = [predictions(2, 20, seed=seed) for seed in range(2)]
+    for sizes in ((3, 1), (2, 5), (0, 4), (25, 7), (0, 0)):
+        targets = targets_of(sizes)
+        expected = matcher.match_layers(layers, targets)
+        for ours, theirs in zip(compiled(layers, targets), expected, strict=True):
+            assert_same(ours, theirs)
+
+
 def test_bad_values_are_named() -> None:
     layers, targets = sample()
     targets[2]["labels"][5] = 77

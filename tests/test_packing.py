@@ -1,6 +1,8 @@
 """Targets in flat tensors, and matches in that form."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -136,6 +138,31 @@ def test_packing_refuses_what_does_not_fit() -> None:
         PackedTargets.pack([*targets_of([2]), {"labels": torch.tensor([1])}])
     with pytest.raises(ValueError, match=r"targets\[0\]\['boxes'\] has shape \[2, 3\]"):
         PackedTargets.pack([{"labels": torch.tensor([1, 2]), "boxes": torch.ones(2, 3)}])
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 4])
+def test_packing_can_be_compiled(images) -> None:
+    targets = targets_of([3] * images)
+    compiled = torch.compile(PackedTargets.pack, fullgraph=True, backend="aot_eager")
+    found, expected = compiled(targets), PackedTargets.pack(targets)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.offsets, expected.offsets)
+
+
+def test_a_pickled_copy_has_views_of_its_buffer() -> None:
+    buffer = io.BytesIO()
+    torch.save(PackedTargets.pack(targets_of([3, 1]), capacity=5), buffer)
+    buffer.seek(0)
+    other = PackedTargets.pack(targets_of([2, 2], seed=1), capacity=5)
+    for again in (
+        torch.load(buffer, weights_only=False),
+        pickle.loads(pickle.dumps(other)),
+        copy.deepcopy(other),
+    ):
+        again.copy_(other)
+        for name in ("labels", "boxes", "offsets"):
+            assert torch.equal(getattr(again, name), getattr(other, name))
+            assert getattr(again, name).untyped_storage().data_ptr() == again.buffer.data_ptr()
 
 
 def test_default_device_does_not_matter() -> None:

@@ -90,7 +90,11 @@ def test_when_a_cuda_graph_is_possible(monkeypatch):
     monkeypatch.setattr(_C, "cuda_version", "13.0")
     assert cuda_graph_obstacle(fixed, GPU, 1) is None
     assert cuda_graph_obstacle(fixed, CPU, 1) == "it trains on the cpu"
-    assert "give --image-size" in cuda_graph_obstacle(TrainConfig.create(), GPU, 1)
+    assert cuda_graph_obstacle(TrainConfig.create(data="shapes"), GPU, 1) is None
+    photographs = TrainConfig.create(data="voc:folder")
+    assert "give --image-size" in cuda_graph_obstacle(photographs, GPU, 1)
+    published = TrainConfig.create(model="resnet18")
+    assert "give --recipe small and --image-size" in cuda_graph_obstacle(published, GPU, 1)
     assert "several processes" in cuda_graph_obstacle(fixed, GPU, 2)
     accumulated = TrainConfig.create(image_size=(64, 64), accumulate=2)
     assert "--accumulate" in cuda_graph_obstacle(accumulated, GPU, 1)

@@ -26,6 +26,7 @@ from detr_fast.training.averaging import WeightAverage
 from detr_fast.training.checkpoint import ENTRIES, save_checkpoint
 from detr_fast.training.datasets import open_data
 from detr_fast.training.engine import Interrupted
+from detr_fast.training.interval import LogInterval
 from detr_fast.training.loader import TrainLoader
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.optimizer import make_optimizer
@@ -382,6 +383,28 @@ class TestCheckpoint:
             small_trainer(tmp_path, checkpoint, epochs=epochs, warmup_steps=0).run()
             assert last.samefile(best) == same
             assert tuple(load_checkpoint(path)["step"] for path in (last, best)) == steps
+
+    def test_of_equal_epochs_the_last_is_the_best(self, tmp_path, monkeypatch):
+        row = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, "per_class": {}}
+        monkeypatch.setattr("detr_fast.evaluation.evaluate", lambda *_: dict(row))
+        small_trainer(tmp_path, epochs=2).run()
+        assert load_checkpoint(tmp_path / "best.pt")["step"] == 12
+
+    def test_waiting_for_the_device_counts_as_training(self, tmp_path, monkeypatch):
+        """Where the host runs ahead of a GPU, it waits as it reads the losses."""
+        means = LogInterval.means
+
+        def late(interval, **options):
+            time.sleep(0.2)
+            return means(interval, **options)
+
+        monkeypatch.setattr(LogInterval, "means", late)
+        trainer = small_trainer(tmp_path, epochs=2, log_every=100)
+        speeds = []
+        trainer._log = lambda _, speed_and_share, *__: speeds.append(speed_and_share[0])
+        trainer.run()
+        assert trainer.seconds >= 0.4
+        assert len(speeds) == 2 and max(speeds) < 24 / 0.2  # images of an epoch
 
     def test_without_hard_links_the_best_is_copied(self, tmp_path, monkeypatch):
         def refuse(*_):

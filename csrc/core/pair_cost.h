@@ -26,7 +26,7 @@ struct PairCostOptionsOf {
 using PairCostOptions = PairCostOptionsOf<double>;
 
 // Converted to float for the kernels. giou_lowest must not become 0, which would give 0/0.
-inline PairCostOptionsOf<float> to_float(const PairCostOptions& o) {
+inline PairCostOptionsOf<float> to_single(const PairCostOptions& o) {
   const auto single = [](double x) { return static_cast<float>(x); };
   return {single(o.weight_class),
           single(o.weight_bbox),

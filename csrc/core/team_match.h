@@ -267,6 +267,7 @@ class ProblemMatcher {
     if (~most.value >= least.value) {
       const float low = number_of(least.value), high = number_of(~most.value);
       last = high + static_cast<float>(count_ + 1) * (high - low) + 1;
+      if (!(last > high)) last = number_of(ordered(high) + 1);  // the next number
       if (!is_finite(last)) last = 3.402823466e38f;
     }
     for (int64_t k = block_.rank(); k < entries; k += block_.size())

@@ -60,7 +60,6 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
     return static_cast<const char*>(base) + index * (dtype == Dtype::kFloat32 ? 4 : 2);
   };
   const int64_t distinct = static_cast<int64_t>(targets.labels.size());
-  const PairCostOptions& o = in.options;
   const PairCostInput input = {
       element(in.logits[layer], in.logits_dtype, image * in.queries * in.classes),
       element(in.boxes[layer], in.boxes_dtype, image * in.queries * 4),
@@ -73,15 +72,7 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
       targets.label_of.data(),
       &targets.boxes.data()->cx,
       targets.count,
-      static_cast<float>(o.weight_class),
-      static_cast<float>(o.weight_bbox),
-      static_cast<float>(o.weight_giou),
-      o.class_cost == ClassCost::kFocal,
-      static_cast<float>(o.alpha),
-      static_cast<float>(o.gamma),
-      static_cast<float>(o.eps),
-      static_cast<float>(o.giou_added),
-      std::max(static_cast<float>(o.giou_lowest), std::numeric_limits<float>::min()),
+      to_single(in.options),
       in.nonfinite_last,
       grow(scratch, pair_cost_scratch(in.classes, distinct, targets.count)),
       cost,
@@ -123,7 +114,7 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
     if (!exists && !in.nonfinite_last) return {Status::kInvalidLogits, -1, n};
     const bool boxed = is_box(box[0], box[1], box[2], box[3]);
     if (!boxed && bad_box.status == Status::kOk) bad_box = {Status::kInvalidBox, -1, n};
-    if (!exists || !boxed) continue;
+    if ((!exists && !focal) || !boxed) continue;  // of a focal cost, only NaN logits are lost
     const Box<double> query = make_box(box[0], box[1], box[2], box[3]);
     for (int64_t m = 0; m < targets.count; ++m) {
       const double logit = logits[targets.labels[targets.label_of[m]]];
@@ -161,7 +152,10 @@ void rank_infinite_last(Real* cost, int64_t targets, int64_t queries) {
     }
   if (!any) return;
   Real last = 0;
-  if (least <= most) last = most + static_cast<Real>(targets + 1) * (most - least) + 1;
+  if (least <= most) {
+    last = most + static_cast<Real>(targets + 1) * (most - least) + 1;
+    last = std::max(last, std::nextafter(most, kInfinity));  // where adding 1 rounds to nothing
+  }
   last = std::min(last, std::numeric_limits<Real>::max());
   for (int64_t m = 0; m < targets; ++m)
     for (int64_t n = 0; n < queries; ++n)

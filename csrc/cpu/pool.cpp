@@ -1,5 +1,8 @@
 #include "cpu/pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -9,11 +12,6 @@
 #include <vector>
 
 #include "cpu/counter.h"
-
-#ifndef _WIN32
-#include <pthread.h>
-#include <sched.h>
-#endif
 
 namespace detr_fast::cpu {
 namespace {
@@ -132,11 +130,9 @@ struct Holder {
   Pool* pool = new Pool;
 
   Holder() {
-#ifndef _WIN32
     // In the child the parent's threads do not exist, and may have left its mutexes locked: the
     // child leaves that pool's memory untouched and starts with an empty pool.
     pthread_atfork(nullptr, nullptr, [] { holder().pool = new Pool; });
-#endif
   }
   ~Holder() { delete pool; }
 

@@ -49,7 +49,7 @@ void match(const MatchInput& from, int device, Stream stream) {
   in.all_images = static_cast<int32_t>(from.images);
   in.queries = static_cast<int32_t>(from.queries);
   in.classes = static_cast<int32_t>(from.classes);
-  in.options = to_float(from.options);
+  in.options = to_single(from.options);
   in.label_count = in.classes - (in.options.class_cost == ClassCost::kSoftmax);
   in.labels = from.labels;
   in.target_boxes = from.target_boxes;

@@ -14,6 +14,8 @@ import numpy as np
 from detr_fast.data.dataset import DetectionDataset, Record, Transforms, fit_boxes
 from detr_fast.data.errors import DataError
 
+_LARGEST = 2**53  # pycocotools keeps ids and sizes in float64
+
 
 class CocoDetection(DetectionDataset):
     """A data set in COCO's format.
@@ -99,7 +101,9 @@ def _require_int(file: Path, entry: Mapping[str, Any], key: str, place: str) -> 
     value = _require(file, entry, key, place)
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole:
-        raise DataError(f"{file}: {place} has '{key}' {value!r}, expected a whole number")
+        raise DataError(f"{file}: {place} has '{key}' {value!r:.100}, expected a whole number")
+    if abs(value) > _LARGEST:
+        raise DataError(f"{file}: {place} has '{key}' {value!s:.30}, expected at most 2**53")
     return int(value)
 
 

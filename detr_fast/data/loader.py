@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,8 @@ def make_loader(
     return DataLoader(
         dataset,
         num_workers=workers,
+        # The cache needs workers that inherit its memory; Python 3.14 starts them differently.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=collate_fn,
         worker_init_fn=_leave_interrupts_alone,
         generator=torch.Generator(),  # else it would draw from the generator of training

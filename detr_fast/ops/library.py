@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from detr_fast import _C
@@ -41,6 +42,18 @@ def register(
         qualified, backward or no_backward, setup_context=setup_context, lib=_LIBRARY
     )
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def refuse_forward_mode(op: str, *tensors: Tensor) -> None:
+    """Raise for a tensor that carries a tangent: torch would lose it without a word.
+
+    Raises:
+        NotImplementedError: names the op.
+    """
+    if not torch.compiler.is_compiling() and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
+        raise NotImplementedError(f"{op} has no derivative in forward mode, only in reverse mode")
 
 
 def cpu_fallback(kernel: Callable) -> Callable:

@@ -8,7 +8,7 @@ classes, T targets of all images, L decoder layers.
 import torch
 from torch import Tensor
 
-from detr_fast.ops.library import DTYPES, compute_dtype, kernel_for, register
+from detr_fast.ops.library import DTYPES, compute_dtype, kernel_for, refuse_forward_mode, register
 
 BOX_LOSSES = ("l1", "smooth_l1")
 
@@ -42,7 +42,9 @@ def box_losses(
         ValueError: for an unknown ``box_loss``, for shapes, dtypes or devices that do not fit, for
             targets that require a gradient, and, on the CPU, for offsets that do not rise from 0 to
             at most T. (On a GPU those give a wrong result, but no access outside the tensors.)
+        NotImplementedError: for a derivative in forward mode, and for a second derivative.
     """
+    refuse_forward_mode("box_losses", boxes, target_boxes)
     return _box_losses(boxes, target_boxes, query_index, image_offsets, box_loss)
 
 
@@ -107,7 +109,7 @@ def _check_boxes(
     _check_matching(query_index, image_offsets, {"boxes": boxes, "target_boxes": target_boxes})
     layers, targets = query_index.shape
     for name, tensor, shape in (
-        ("boxes", boxes, (layers, image_offsets.shape[0] - 1, boxes.shape[-2], 4)),
+        ("boxes", boxes, (layers, image_offsets.shape[0] - 1, *boxes.shape[2:3], 4)),
         ("target_boxes", target_boxes, (targets, 4)),
     ):
         if tensor.shape != shape or tensor.dtype not in DTYPES:

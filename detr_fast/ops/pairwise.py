@@ -6,7 +6,7 @@ Letters: N boxes and M boxes, in batches of B.
 import torch
 from torch import Tensor
 
-from detr_fast.ops.library import DTYPES, compute_dtype, kernel_for, register
+from detr_fast.ops.library import DTYPES, compute_dtype, kernel_for, refuse_forward_mode, register
 
 FORMATS = ("xyxy", "cxcywh")
 
@@ -32,7 +32,9 @@ def box_iou(
 
     Raises:
         ValueError: for an unknown format, and for shapes, dtypes or devices that do not fit.
+        NotImplementedError: for a derivative in forward mode, and for a second derivative.
     """
+    refuse_forward_mode("box_iou", boxes1, boxes2)
     return _pairwise_iou(boxes1, boxes2, format, False)
 
 
@@ -47,6 +49,7 @@ def generalized_box_iou(
     As ``torchvision.ops.generalized_box_iou``; of boxes without area, two points at different
     places give -1 and coincident ones 0. Everything else as in :func:`box_iou`.
     """
+    refuse_forward_mode("generalized_box_iou", boxes1, boxes2)
     return _pairwise_iou(boxes1, boxes2, format, True)
 
 

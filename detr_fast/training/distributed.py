@@ -44,8 +44,10 @@ def start(device: str | None = None) -> torch.device:
     if several and not index:
         index = os.environ.get("LOCAL_RANK", "0")
     if kind == "cuda" and int(index or 0) >= gpus:
+        many = "; start at most that many processes per machine" if several and gpus else ""
         raise ValueError(
-            f"device {device or 'cuda'} is not available: torch sees {gpus} CUDA devices"
+            f"device cuda:{int(index or 0)} is not available: torch sees {gpus} GPU"
+            f"{'s' if gpus != 1 else ''}{many}"
         )
     chosen = torch.device("cpu") if kind == "cpu" else torch.device("cuda", int(index or 0))
     if kind == "cuda":

@@ -239,15 +239,16 @@ class Trainer:
         interval = LogInterval(*self._counters())
         for _ in range(done, self.steps_per_epoch):
             loaded = [next(batches) for _ in range(config.accumulate)]
-            losses = self.train_on(loaded)
+            interval.add(self.train_on(loaded))
             self.step += 1
+            ends = self.step % self.steps_per_epoch == 0
+            logs = self.step % config.log_every == 0 or ends
+            means = interval.means() if logs else {}  # waits for the device: part of the steps
             before, clock = clock, time.perf_counter()
             self.seconds += clock - before
-            interval.add(losses)
             bar.advance()
-            ends = self.step % self.steps_per_epoch == 0
-            if self.step % config.log_every == 0 or ends:
-                self._log(interval, log, bar)
+            if logs:
+                self._log(means, interval.speed(*self._counters()), log, bar)
                 interval = LogInterval(*self._counters())
                 # Several processes must agree: do so here, where they wait for each other anyway.
                 stop, save = distributed.any_rank(self._stop.requested, self._save_is_due())
@@ -268,12 +269,17 @@ class Trainer:
         """Images, seconds of training, and of those the ones spent waiting for data, so far."""
         return self.images_seen, self.seconds, self.prefetcher.data_seconds
 
-    def _log(self, interval: LogInterval, log: RunLog | None, bar: ProgressBar) -> None:
-        """Check and report the steps of an interval. Waits for the device and the processes."""
-        means = interval.means()
+    def _log(
+        self,
+        means: dict[str, float],
+        speed_and_share: tuple[float, float],
+        log: RunLog | None,
+        bar: ProgressBar,
+    ) -> None:
+        """Check and report the steps of an interval. Waits for the device."""
         self._check_matching()
         self._check_finite(means)
-        speed, share = interval.speed(*self._counters())
+        speed, share = speed_and_share
         means |= {
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "images_per_second": speed,
@@ -373,7 +379,7 @@ class Trainer:
         best = self.best_ap
         row = self._evaluate(self.step // self.steps_per_epoch, log, bar)
         self.evaluation_due = False
-        if self.best_ap > best:
+        if row["AP"] >= best:  # of equals the last, which has trained for longest
             self._save("best.pt")
             if self.is_main:
                 copy_checkpoint(self.run_dir / "best.pt", self.run_dir / "last.pt")

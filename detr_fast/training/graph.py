@@ -20,7 +20,9 @@ def cuda_graph_obstacle(config: TrainConfig, device: torch.device, processes: in
         return f"it trains on the {device.type}"
     if _C.cuda_version is None:
         return "detr_fast was built without its CUDA kernels"
-    if config.image_size is None:
+    if config.recipe == "detr":
+        return "the detr recipe changes image sizes; give --recipe small and --image-size"
+    if config.image_size is None and config.data != "shapes":
         return "images differ in size; give --image-size"
     if config.accumulate > 1 or processes > 1 or config.compile or config.checkpointing:
         return (

@@ -139,4 +139,6 @@ def default_workers(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return 0
-    return min(8, max(1, (os.cpu_count() or 1) // distributed.local_world_size() - 1))
+    # A scheduler may have given this process fewer cores than the machine has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, max(1, (cores or 1) // distributed.local_world_size() - 1))

@@ -113,6 +113,8 @@ void check_costs(std::mt19937& random) {
             targets.insert(targets.end(), &box.cx, &box.cx + 9);
           }
           const auto costs = [&](int64_t first, int64_t count) {
+            const auto kind = focal ? ClassCost::kFocal : ClassCost::kSoftmax;
+            const auto options = to_single({1, 5, 2, kind, 0.25, 2, 1e-8, 0, 0});
             AlignedVector<float> scratch(pair_cost_scratch(classes, 2, 3));
             AlignedVector<float> cost(3 * padded(count), -1.0f);
             Minimum<float> minima[3];
@@ -127,15 +129,7 @@ void check_costs(std::mt19937& random) {
                                       label_of.data(),
                                       targets.data(),
                                       3,
-                                      1,
-                                      5,
-                                      2,
-                                      focal,
-                                      0.25f,
-                                      2,
-                                      1e-8f,
-                                      0,
-                                      1e-38f,
+                                      options,
                                       false,
                                       scratch.data(),
                                       cost.data(),

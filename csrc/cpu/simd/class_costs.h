@@ -51,9 +51,10 @@ class ClassCosts {
         costs_(numerators_ + kWidth * row_) {}
 
   // Computes the costs [D, kWidth] of `count` queries from `first` on; returns a mask of the
-  // queries that have no cost.
+  // queries that lack one: with softmax, all of theirs; focal, those that are NaN.
   I compute(int64_t first, int count) {
-    return in_.focal ? focal(first, count) : softmax(first, count);
+    return in_.options.class_cost == ClassCost::kFocal ? focal(first, count)
+                                                       : softmax(first, count);
   }
 
   // The costs of the queries computed last.
@@ -76,7 +77,7 @@ class ClassCosts {
     const I exists = lane_numbers() < count;
     if (!(highest(extreme) <= 80.0f) || true_lanes(~(sum <= kLargest) & exists))
       sum = careful_numerators(first, count);
-    const F factor = -in_.weight_class / (exists ? sum : splat(1.0f));
+    const F factor = -in_.options.weight_class / (exists ? sum : splat(1.0f));
     // Transposing all numerators instead, a square at a time, is no faster with fewer than 40
     // labels, and less than 2 % faster with 50.
     int32_t offset[kWidth];
@@ -123,8 +124,8 @@ class ClassCosts {
     return totals(sums);
   }
 
-  // Reads only the logits of the image's labels. A query has no cost if one of these is NaN; an
-  // infinite logit is a probability of 0 or 1.
+  // Reads only the logits of the image's labels. NaN has no cost; an infinite logit is a
+  // probability of 0 or 1.
   I focal(int64_t first, int count) {
     I invalid = splat(0);
     for (int64_t d = 0; d < in_.distinct; ++d) {
@@ -137,9 +138,12 @@ class ClassCosts {
       const F high = 1.0f / (1.0f + e), low = e * high;
       const F p = x < 0.0f ? low : high, q = x < 0.0f ? high : low;  // q = 1 - p
       // As in core/pair_cost.h. eps keeps the logarithms finite.
-      const F positive = -in_.alpha * power(q, in_.gamma) * log_positive(p + in_.eps);
-      const F negative = (in_.alpha - 1.0f) * power(p, in_.gamma) * log_positive(q + in_.eps);
-      store(costs_ + d * kWidth, in_.weight_class * (positive - negative));
+      const F positive =
+          -in_.options.alpha * power(q, in_.options.gamma) * log_positive(p + in_.options.eps);
+      const F negative = (in_.options.alpha - 1.0f) * power(p, in_.options.gamma) *
+                         log_positive(q + in_.options.eps);
+      const F cost = in_.options.weight_class * (positive - negative);
+      store(costs_ + d * kWidth, x != x ? splat(__builtin_nanf("")) : cost);
     }
     return invalid;
   }

@@ -21,8 +21,9 @@ class PairCosts {
 
   PairCostFault run() {
     PairCostFault fault = {PairCostFault::kNone, -1, -1};
+    const bool is_focal = in_.options.class_cost == ClassCost::kFocal;
     int64_t overflowing = in_.count;  // the first target with a cost that is not finite
-    has_usual_targets_ = in_.giou_added == 0 && in_.giou_lowest <= kSmallArea;
+    has_usual_targets_ = in_.options.giou_added == 0 && in_.options.giou_lowest <= kSmallArea;
     for (int64_t m = 0; m < in_.count; ++m) has_usual_targets_ &= is_usual(in_.targets + 9 * m);
     for (int64_t m = 0; m < in_.count; ++m) {
       store(least_ + m * kWidth, splat(kInfinity));
@@ -31,18 +32,19 @@ class PairCosts {
     for (int64_t first = 0; first < in_.queries; first += kWidth) {
       const int count =
           static_cast<int>(in_.queries - first < kWidth ? in_.queries - first : kWidth);
-      I invalid = class_costs_.compute(first, count);
-      if (!in_.tolerant && first_true(invalid, count) < count)
-        return {PairCostFault::kLogits, first + first_true(invalid, count), -1};
+      const I lacking = class_costs_.compute(first, count);
+      if (!in_.tolerant && first_true(lacking, count) < count)
+        return {PairCostFault::kLogits, first + first_true(lacking, count), -1};
       load_boxes(first, count);
       // A comparison with NaN is false. The sum of magnitudes is infinite if one of them is.
       const F magnitude = absolute(cx_) + absolute(cy_) + absolute(w_) + absolute(h_);
       const I good = (magnitude <= kLargest) & (w_ >= 0.0f) & (h_ >= 0.0f);
       if (!in_.tolerant && fault.kind == PairCostFault::kNone && first_true(~good, count) < count)
         fault = {PairCostFault::kBox, first + first_true(~good, count), -1};
-      invalid |= ~good;
+      // Of a focal cost, only the pairs whose logit is NaN are lost.
+      const I invalid = is_focal ? ~good : ~good | lacking;
       usual_ = magnitude <= kLargeCoordinate;
-      if (has_usual_targets_ && !true_lanes(~usual_ | invalid)) {
+      if (has_usual_targets_ && !true_lanes(~usual_ | ~good | lacking)) {
         add_boxes<true>(first, count, invalid);
       } else {
         add_boxes<false>(first, count, invalid);
@@ -116,7 +118,7 @@ class PairCosts {
   void add_boxes(int64_t first, int count, I invalid) {
     const int64_t stride = padded(in_.queries);
     const I exists = lane_numbers() < count, query = lane_numbers() + static_cast<int32_t>(first);
-    const F added = splat(in_.giou_added), lowest_area = splat(in_.giou_lowest);
+    const F added = splat(in_.options.giou_added), lowest_area = splat(in_.options.giou_lowest);
     const float* const class_costs = class_costs_.costs();
     F nothing = splat(0.0f);  // becomes NaN where a cost was not finite
     for (int64_t m = 0; m < in_.count; ++m) {
@@ -138,8 +140,8 @@ class PairCosts {
         giou = is_usual(t) & usual_ ? difference_of_ratios(overlap, a, hull - both, b)
                                     : overlap / a - (hull - both) / b;
       }
-      F cost = load<F>(class_costs + in_.label_of[m] * kWidth) + in_.weight_bbox * distance -
-               in_.weight_giou * giou;
+      F cost = load<F>(class_costs + in_.label_of[m] * kWidth) +
+               in_.options.weight_bbox * distance - in_.options.weight_giou * giou;
       nothing += cost * 0.0f;
       if constexpr (!kUsual)
         if (in_.tolerant)

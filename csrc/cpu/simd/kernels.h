@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/pair_cost.h"
 #include "core/scan.h"
 #include "cpu/simd/dtype.h"
 
@@ -19,14 +20,11 @@ struct PairCostInput {
   const int32_t* label_of;  // [M] index into labels
   const float* targets;     // [M, 9] cx, cy, w, h, x0, y0, x1, y1, area
   int64_t count;            // M
-  float weight_class, weight_bbox, weight_giou;
-  bool focal;
-  float alpha, gamma, eps;        // of the focal cost
-  float giou_added, giou_lowest;  // guards the GIoU's two divisions: max(x + added, lowest)
-  bool tolerant;                  // a pair without a finite cost gets infinity and is no fault
-  float* scratch;                 // [pair_cost_scratch(C, D, M)]
-  float* cost;                    // [M, padded(N)], written; infinity in the padding
-  Minimum<float>* minima;         // [M], written: each target's least cost and its first query
+  PairCostOptionsOf<float> options;
+  bool tolerant;           // a pair without a finite cost gets infinity and is no fault
+  float* scratch;          // [pair_cost_scratch(C, D, M)]
+  float* cost;             // [M, padded(N)], written; infinity in the padding
+  Minimum<float>* minima;  // [M], written: each target's least cost and its first query
 };
 
 inline constexpr int64_t class_cost_scratch(int64_t classes, int64_t distinct) {

@@ -28,8 +28,8 @@ struct RunningMinima {
   }
 
   DETR_FAST_INLINE void add(int k, V x, Index from) {
-    valid &= x > -static_cast<Real>(__builtin_inf());  // false for NaN
-    if constexpr (sizeof(Real) == 8) huge |= (x > kHuge) | (x < -kHuge);
+    valid &= x > -kInfinity;  // false for NaN
+    if constexpr (sizeof(Real) == 8) huge |= ((x > kHuge) & (x < kInfinity)) | (x < -kHuge);
     index[k] = x < value[k] ? from : index[k];
     value[k] = minimum(x, value[k]);
   }
@@ -47,6 +47,7 @@ struct RunningMinima {
   // Above this, a sum of path lengths could overflow a double and make a feasible problem look
   // infeasible. Floats are far below it.
   static constexpr Real kHuge = static_cast<Real>(sizeof(Real) == 8 ? 1e300 : 1);
+  static constexpr Real kInfinity = static_cast<Real>(__builtin_inf());
 };
 
 template <class Real>

@@ -3,10 +3,11 @@
 // comparison and selection use the compiler's vector extension; intrinsics only do what it cannot
 // express.
 //
-// kernels.cpp, the only source file that includes this, is compiled once per instruction set.
-// Everything here is therefore in an unnamed namespace, and an inline function of another header
-// may be called only if the compiler always inlines it: the linker would keep a single copy,
-// possibly one that an older CPU cannot run.
+// kernels.cpp, which includes this, is compiled once per instruction set, as are
+// box_iou_kernels.cpp and dropout_kernels.cpp. Everything here is therefore in an unnamed
+// namespace, and an inline function of another header may be called only if the compiler inlines it
+// (a test looks at the object files): the linker would keep a single copy, possibly one that an
+// older CPU cannot run.
 #pragma once
 
 #include <cstdint>
