@@ -11,10 +11,13 @@ except ImportError as error:
         "another folder"
     ) from error
 
+from detr_fast import switches
 from detr_fast.faults import check_faults
 from detr_fast.matching import FastMatcher
 from detr_fast.ops import linear_sum_assignment
 from detr_fast.packing import Matches, PackedTargets
+
+switches.check()
 
 __version__ = "0.1.0"
 

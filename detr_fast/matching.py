@@ -9,6 +9,7 @@ Letters: B images, N queries, K classes (without "no object"), M targets of one 
 images.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 
@@ -22,18 +23,6 @@ from detr_fast.packing import Matches, PackedTargets
 
 Pairs = list[tuple[Tensor, Tensor]]  # one (query indices, target indices) per image
 Targets = PackedTargets | Sequence[Mapping[str, Tensor]]
-
-_DEFAULTS = {
-    "class_cost": "softmax",
-    "focal_alpha": 0.25,
-    "focal_gamma": 2.0,
-    "focal_eps": 1e-8,
-    "giou_guard": "none",
-    "giou_eps": 1e-6,
-    "nonfinite": "raise",
-    "index_device": None,
-    "validate": "deferred",
-}
 
 
 class FastMatcher(nn.Module):
@@ -145,9 +134,13 @@ class FastMatcher(nn.Module):
         self.validate = validate
 
     def extra_repr(self) -> str:
-        names = ["cost_class", "cost_bbox", "cost_giou"]
-        names += [name for name, usual in _DEFAULTS.items() if getattr(self, name) != usual]
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        """Name the weights, and the options that are not the default."""
+        shown = [
+            f"{name}={getattr(self, name)!r}"
+            for name, option in inspect.signature(FastMatcher).parameters.items()
+            if name.startswith("cost_") or getattr(self, name) != option.default
+        ]
+        return ", ".join(shown)
 
     def forward(self, outputs: Mapping[str, Tensor], targets: Targets) -> Pairs:
         """Match one decoder layer's predictions.

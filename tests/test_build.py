@@ -62,6 +62,18 @@ def test_module_works_without_torch():
     assert done.stdout.strip() == "None [0, 1] [1, 0]", done.stderr
 
 
+@pytest.mark.parametrize("name", ["DETR_FAST_SIMD", "DETR_FAST_THREADS"])
+def test_a_switch_that_does_not_exist_is_an_error(name):
+    """A measurement of what was not asked for would look like any other."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import detr_fast"],
+        env={**os.environ, name: "AVX2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and f"{name} is 'AVX2', expected one of " in done.stderr
+
+
 def test_version_has_one_source():
     assert importlib.metadata.version("detr-fast") == detr_fast.__version__
 

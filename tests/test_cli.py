@@ -1,5 +1,7 @@
 """The command line, end to end, as a user calls it; and what it says when something is wrong."""
 
+import argparse
+import inspect
 import json
 import multiprocessing
 import os
@@ -7,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +17,10 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from detr_fast.cli import main
+from detr_fast.cli import COMMANDS, main
 from detr_fast.data import DetectionDataset, clean_message
+from detr_fast.models import detr_tiny
+from detr_fast.models.builders import build_detr
 
 pytest.importorskip("pycocotools")
 FAST = ("--batch-size", "4", "--num-queries", "6", "--workers", "0", "--device", "cpu")
@@ -564,6 +569,41 @@ class TestErrors:
     def test_debug_shows_where(self, tmp_path):
         with pytest.raises(ValueError, match="nowhere"):
             main(["eval", str(tmp_path / "nowhere"), "--debug"])
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from options_of(command)
+        else:
+            yield action
+
+
+def test_every_option_says_what_it_is():
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    options = list(options_of(parser))
+    assert len(options) > 100
+    assert [option.option_strings or option.dest for option in options if not option.help] == []
+
+
+def test_help_of_train_has_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--epochs EPOCHS default: 6; ResNets: 300 " in text
+    assert "learning rate; default: 0.0004; ResNets: 0.0001 " in text
+    tiny, paper = (inspect.signature(build).parameters for build in (detr_tiny, build_detr))
+    for name, what in (
+        ("query_mode", "a learned vector or an anchor box"),
+        ("dropout", "of the transformer"),
+    ):
+        usual, published = (f"{build[name].default}".removesuffix(".0") for build in (tiny, paper))
+        assert f"{what}; default: {usual}; ResNets: {published} " in text
+    assert f"tiny's feature map; default: {tiny['stride'].default} " in text
 
 
 def test_help_and_version(capsys):

@@ -218,7 +218,12 @@ class TestFigures:
     def test_a_model_without_auxiliary_outputs(self):
         detr = model(aux_loss=False)
         image, picture = torch.randn(3, 60, 80), Image.new("RGB", (80, 60))
-        plot_decoder_attention(detr, image, picture, self.names, threshold=0, layer="all")
+        drawn = plot_decoder_attention(
+            detr, image, picture, self.names, threshold=0, layer="all", most=1
+        )
+        one = plot_decoder_attention(detr, image, picture, self.names, threshold=0, most=1)
+        panels = 1 + len(detr.transformer.decoder.layers)
+        assert drawn.width / one.width == pytest.approx(panels / 2, rel=0.1)
 
     def test_decoder_faults(self):
         image, picture = torch.randn(3, 60, 80), Image.new("RGB", (80, 60))
@@ -246,5 +251,11 @@ class TestFigures:
         )  # fmt: skip
         picture = Image.new("RGB", (80, 60), "white")
         image = torch.randn(3, 200, 333)
-        plot_decoder_attention(detr, image, picture, self.names, threshold=0)
-        plot_encoder_attention(detr, image, picture)
+        with torch.no_grad(), record_attention(detr) as record:
+            detr(image[None])
+        assert record.feature_size == (7, 11)  # a thirty-second, rounded up
+        for drawn in (
+            plot_decoder_attention(detr, image, picture, self.names, threshold=0),
+            plot_encoder_attention(detr, image, picture),
+        ):
+            assert min(drawn.size) > 150

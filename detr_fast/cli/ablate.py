@@ -32,14 +32,36 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", default="shapes", metavar="SPEC", help="default: shapes")
     parser.add_argument("--val-data", metavar="SPEC", help="default: the val split of --data")
-    add_box_options(parser)
-    parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"))
-    parser.add_argument("--stride", type=int, choices=(8, 16))
+    add_box_options(parser, "error", "0")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="default: the size of each image",
+    )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        choices=(8, 16),
+        help="pixels per cell of the feature map; default: 8",
+    )
     parser.add_argument("--num-queries", type=int, default=20, help="in the baseline; default: 20")
-    parser.add_argument("--query-mode", choices=("learned", "anchor"), default="anchor")
+    parser.add_argument(
+        "--query-mode",
+        choices=("learned", "anchor"),
+        default="anchor",
+        help="in the baseline; default: anchor",
+    )
     parser.add_argument("--epochs", type=int, default=6, help="per training; default: 6")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--eval-every", type=int, default=1, metavar="EPOCHS")
+    parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
+    parser.add_argument(
+        "--eval-every",
+        type=int,
+        default=1,
+        metavar="EPOCHS",
+        help="epochs between evaluations; default: 1",
+    )
     parser.add_argument("--repeats", type=count, default=3, help="seeds 0, 1, ...; default: 3")
     names = ", ".join(variant.name for variant in VARIANTS)
     parser.add_argument(

@@ -5,12 +5,20 @@ import math
 from typing import Any
 
 from detr_fast.data.dataset import BOXES
+from detr_fast.precision import AMP
 
 
 def count(text: str) -> int:
     """Parse a whole number >= 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number >= 1")
+    return int(text)
+
+
+def count_or_zero(text: str) -> int:
+    """Parse a whole number >= 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number >= 0")
     return int(text)
 
 
@@ -34,19 +42,32 @@ def point(text: str) -> tuple[float, float]:
     return x, y
 
 
-def add_box_options(parser: Any) -> None:
-    """Add the options for how the boxes of annotation files are read."""
+def add_box_options(
+    parser: Any, boxes: str = "as in training", voc_origin: str = "as in training"
+) -> None:
+    """Add the options for how the boxes of annotation files are read, and their defaults' names."""
     parser.add_argument(
         "--boxes",
         choices=BOXES,
-        help="what to do with boxes outside their images; default: error, or as in training",
+        help=f"what to do with boxes outside their images; default: {boxes}",
     )
     parser.add_argument(
         "--voc-origin",
         type=int,
         choices=(0, 1),
         help="1: VOC files count from 1 and include the last pixel, as the original ones do; "
-        "default: 0, or as in training",
+        f"default: {voc_origin}",
+    )
+
+
+def add_amp(parser: Any, default: str = "auto") -> None:
+    """Add ``--amp`` for a model that is only evaluated."""
+    parser.add_argument(
+        "--amp",
+        choices=AMP,
+        default=default,
+        help="precision of the model; auto: bf16 where the hardware multiplies it faster; "
+        f"default: {default}",
     )
 
 

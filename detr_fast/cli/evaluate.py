@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from detr_fast import processes
-from detr_fast.cli.arguments import add_box_options, box_options
+from detr_fast.cli.arguments import (
+    add_amp,
+    add_box_options,
+    box_options,
+    count,
+    count_or_zero,
+)
 from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.evaluation import evaluate, format_metrics
-from detr_fast.precision import AMP, amp_dtype
+from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_val_data
 from detr_fast.training.loader import default_workers
@@ -26,9 +32,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="SPEC", help="default: the data it was validated on")
     parser.add_argument("--split", help="default: the split it was validated on")
     add_box_options(parser)
-    parser.add_argument("--batch-size", type=int, help="default: as in training")
-    parser.add_argument("--workers", type=int, help="processes that load images")
-    parser.add_argument("--amp", choices=AMP, default="auto")
+    parser.add_argument("--batch-size", type=count, help="default: as in training")
+    parser.add_argument(
+        "--workers", type=count_or_zero, help="processes that load images; default: by the device"
+    )
+    add_amp(parser)
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write the figures here")
     return parser
@@ -36,9 +44,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    for name, least in (("batch_size", 1), ("workers", 0)):
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            raise ValueError(f"{name} is {getattr(args, name)}, expected at least {least}")
     if args.out is not None and args.out.is_dir():
         raise ValueError(f"--out is {args.out}, a folder, expected a file")
     device = distributed.start(args.device)

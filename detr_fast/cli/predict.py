@@ -11,12 +11,12 @@ import torch
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from detr_fast.cli.arguments import score
+from detr_fast.cli.arguments import add_amp, score
 from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.cli.folders import new_folder
 from detr_fast.data import DataError, read_image
 from detr_fast.evaluation import detect_batch
-from detr_fast.precision import AMP, amp_dtype
+from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.recipes import eval_recipe
 from detr_fast.visualize import draw_detections, enlarge
@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold", type=score, default=0.5, help="lowest score shown; default: %(default)s"
     )
-    parser.add_argument("--amp", choices=AMP, default="auto")
+    add_amp(parser)
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser
 

@@ -16,7 +16,7 @@ from detr_fast.losses import BOX_LOSSES
 from detr_fast.models import MODELS
 from detr_fast.precision import AMP
 from detr_fast.training import TrainConfig, Trainer, distributed, load_checkpoint
-from detr_fast.training.config import RECIPES
+from detr_fast.training.config import PAPER_DEFAULTS, RECIPES
 from detr_fast.training.datasets import open_data
 from detr_fast.training.engine import SAVE_MINUTES, Interrupted
 from detr_fast.training.logs import read_metrics
@@ -80,8 +80,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--train-split", help="default: train")
     data.add_argument("--val-split", help="default: val")
-    add_box_options(data)
-    data.add_argument("--recipe", choices=RECIPES, help="image transforms")
+    add_box_options(data, "error", "0")
+    data.add_argument("--recipe", choices=RECIPES, help=_with_default("image transforms", "recipe"))
     data.add_argument(
         "--image-size",
         type=int,
@@ -127,10 +127,25 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=tuple(MODELS), help="default: tiny")
-    model.add_argument("--num-queries", type=int, metavar="N", help="maximum detections per image")
-    model.add_argument("--query-mode", choices=("learned", "anchor"))
-    model.add_argument("--dropout", type=float, help="of the transformer")
-    model.add_argument("--stride", type=int, choices=(8, 16), help="of tiny's feature map")
+    model.add_argument(
+        "--num-queries",
+        type=int,
+        metavar="N",
+        help=_with_default("maximum detections per image", "num_queries"),
+    )
+    model.add_argument(
+        "--query-mode",
+        choices=("learned", "anchor"),
+        help="what a query is: a learned vector or an anchor box; "
+        "default: anchor; ResNets: learned",
+    )
+    model.add_argument("--dropout", type=float, help="of the transformer; default: 0; ResNets: 0.1")
+    model.add_argument(
+        "--stride",
+        type=int,
+        choices=(8, 16),
+        help="pixels per cell of tiny's feature map; default: 8",
+    )
     model.add_argument(
         "--backbone-weights",
         metavar="WEIGHTS",
@@ -143,43 +158,71 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=int)
-    training.add_argument("--batch-size", type=int, help="images per process and forward pass")
-    training.add_argument("--accumulate", type=int, help="forward passes per optimizer step")
-    training.add_argument("--lr", type=float)
+    for name, kind, what in (
+        ("epochs", int, ""),
+        ("batch_size", int, "images per process and forward pass"),
+        ("accumulate", int, "forward passes per optimizer step"),
+        ("lr", float, "learning rate"),
+        ("weight_decay", float, "of AdamW"),
+        ("clip", float, "largest gradient norm, 0: no clipping"),
+        ("warmup_steps", int, "optimizer steps in which the learning rates rise"),
+        ("eos_coef", float, 'class weight of "no object"'),
+        ("seed", int, "of weights, order and augmentation"),
+    ):
+        training.add_argument(_flag(name), type=kind, help=_with_default(what, name))
     training.add_argument(
         "--lr-backbone", type=float, help="default: 1e-5 for a ResNet with weights, else --lr"
     )
-    training.add_argument("--weight-decay", type=float)
-    training.add_argument("--clip", type=float, help="largest gradient norm; 0: no clipping")
-    training.add_argument("--warmup-steps", type=int)
-    training.add_argument("--schedule", choices=SCHEDULES)
+    for name, choices, what in (
+        ("schedule", SCHEDULES, "how the learning rates fall"),
+        ("box_loss", BOX_LOSSES, "besides GIoU"),
+        ("amp", AMP, "precision of the model; auto: bf16 where the hardware multiplies it faster"),
+    ):
+        training.add_argument(_flag(name), choices=choices, help=_with_default(what, name))
     training.add_argument(
         "--lr-drop",
         type=float,
         metavar="SHARE",
-        help="step schedule: tenfold drop at this share of the run",
+        help=_with_default("step schedule: tenfold drop at this share of the run", "lr_drop"),
     )
     training.add_argument(
-        "--ema", type=float, metavar="DECAY", help="of the averaged weights; 0: none"
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help=_with_default("of the averaged weights, which are evaluated; 0: none", "ema"),
     )
-    training.add_argument("--box-loss", choices=BOX_LOSSES)
-    training.add_argument("--eos-coef", type=float, help='class weight of "no object"')
-    training.add_argument("--amp", choices=AMP)
     training.add_argument(
         "--compile", action="store_true", help="torch.compile: minutes to start, faster steps"
     )
     training.add_argument(
         "--cuda-graph",
         action="store_true",
-        help="each step as one CUDA graph; needs --image-size, and excludes --compile, "
-        "--checkpointing and --accumulate",
+        help="each step as one CUDA graph, for images of one size (--image-size); excludes "
+        "--compile, --checkpointing, --accumulate and several processes",
     )
     training.add_argument(
         "--checkpointing", action="store_true", help="gradient checkpointing: less memory"
     )
-    training.add_argument("--seed", type=int)
-    training.add_argument("--eval-every", type=int, metavar="EPOCHS")
+    training.add_argument(
+        "--eval-every",
+        type=int,
+        metavar="EPOCHS",
+        help=_with_default("epochs between evaluations", "eval_every"),
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _with_default(what: str, name: str) -> str:
+    """Return an option's help, with its defaults for tiny and, if others, for the ResNets."""
+    usual = getattr(TrainConfig, name)
+    text = f"default: {usual:.3g}" if isinstance(usual, float) else f"default: {usual}"
+    paper = PAPER_DEFAULTS.get(name, usual)
+    if paper != usual:
+        text += f"; ResNets: {paper:.3g}" if isinstance(paper, float) else f"; ResNets: {paper}"
+    return f"{what}; {text}" if what else text
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,11 +8,19 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from detr_fast.cli.arguments import add_box_options, add_debug, box_options, count, point, score
+from detr_fast.cli.arguments import (
+    add_amp,
+    add_box_options,
+    add_debug,
+    box_options,
+    count,
+    point,
+    score,
+)
 from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset, read_image
-from detr_fast.precision import AMP, amp_dtype, autocast
+from detr_fast.precision import amp_dtype, autocast
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_val_data
 from detr_fast.training.logs import read_metrics
@@ -38,7 +46,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(required=True, metavar="WHAT", title="pictures")
 
     attention = _add_kind(kinds, "attention", _attention, "where queries and encoder cells look")
-    attention.add_argument("image", type=Path)
+    attention.add_argument("image", type=Path, help="the image to look at")
     attention.add_argument(
         "--threshold", type=score, default=0.5, help="lowest score shown; default: %(default)s"
     )
@@ -95,7 +103,7 @@ def _add_kind(kinds: Any, name: str, draw: Any, text: str) -> argparse.ArgumentP
     parser.add_argument(
         "--out", type=Path, default=Path(), help="the folder for the pictures; default: here"
     )
-    parser.add_argument("--amp", choices=AMP, default="none")
+    add_amp(parser, default="none")
     parser.add_argument("--device", help="default: a GPU if there is one")
     add_debug(parser, default=argparse.SUPPRESS)
     parser.set_defaults(draw=draw)

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from detr_fast.data.augment import Target
 from detr_fast.models.padding import pad_images
 from detr_fast.packing import PackedTargets
-
-Target = dict[str, Tensor]
 
 
 class Batch(NamedTuple):

@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from detr_fast.data.augment import Target
 from detr_fast.data.cache import ImageCache
 from detr_fast.data.errors import DataError
 from detr_fast.data.images import ImageFile, read_image
 from detr_fast.data.transforms import Recipe
 
-Target = dict[str, Tensor]
 Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 MAX_OVERHANG = 1.0  # boxes up to this many pixels outside are clipped: rounding, not an error
