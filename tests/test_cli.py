@@ -5,6 +5,7 @@ import inspect
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from detr_fast.cli import COMMANDS, main
 from detr_fast.data import DetectionDataset, clean_message
 from detr_fast.models import detr_tiny
 from detr_fast.models.builders import build_detr
+from detr_fast.visualize import draw_detections
 
 pytest.importorskip("pycocotools")
 FAST = ("--batch-size", "4", "--num-queries", "6", "--workers", "0", "--device", "cpu")
@@ -454,6 +456,11 @@ class TestErrors:
         assert "a data worker died" in error and "fewer --workers" in error
         assert "DataLoader worker (pid" in error
 
+    @pytest.mark.parametrize("name", ["", "."])
+    def test_a_name_that_is_no_folder(self, capsys, tmp_path, name):
+        error = self.train(capsys, tmp_path, "shapes", "--name", name)
+        assert f"--name is {name!r}" in error and not list(tmp_path.iterdir())
+
     def test_label_outside_the_classes(self):
         from detr_fast.losses import SetCriterion
 
@@ -604,6 +611,38 @@ def test_help_of_train_has_the_defaults(capsys):
         usual, published = (f"{build[name].default}".removesuffix(".0") for build in (tiny, paper))
         assert f"{what}; default: {usual}; ResNets: {published} " in text
     assert f"tiny's feature map; default: {tiny['stride'].default} " in text
+
+
+def test_what_cannot_be_printed_is_replaced(voc_folder):
+    """Bars of a benchmark, names of classes."""
+    command = ["benchmark", "--data", f"voc:{voc_folder}", "--steps", "1", *FAST]
+    done = subprocess.run(
+        [sys.executable, "-m", "detr_fast.cli", *command, "--batch-size", "500"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    step, speed = re.search(r"step +([\d.]+) +([\d.]+) images/s", done.stdout).groups()
+    assert float(speed) == pytest.approx(12 / float(step) * 1e3, rel=0.01)  # all there are
+
+
+def test_predictions_before_ctrl_c_are_written(run, voc_folder, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(*given, **options):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(draw_detections(*given, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr("detr_fast.cli.predict.draw_detections", draw)
+    images = voc_folder / "JPEGImages"
+    (images / "folder.jpg").mkdir()  # no image
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(images), "--out", str(out), "--device", "cpu"]) == 130
+    (images / "folder.jpg").rmdir()
+    assert len(json.loads((out / "detections.json").read_text())) == 2
 
 
 def test_help_and_version(capsys):

@@ -249,6 +249,8 @@ IMAGE = {"id": 70, "file_name": "a.png", "width": 40, "height": 30}
         ({"annotations": [annotation(bbox=[5, float("nan"), 3, 9])]},
          ["annotation 5", "not finite"]),
         ({"annotations": [annotation(bbox=[5, 5, 10**400, 9])]}, ["annotation 5", "not finite"]),
+        ({"annotations": [annotation(area=-4)]}, ["annotation 5", "'area' -4"]),
+        ({"annotations": [annotation(area=2e10)]}, ["annotation 5", "'area'", "0 to 1e+10"]),
         ({"annotations": [annotation(iscrowd="0")]}, ["annotation 5", "'iscrowd' '0'"]),
         ({"annotations": [annotation(bbox=[5, 5, 3])]}, ["annotation 5", "expected 4 numbers"]),
         ({"annotations": [annotation(bbox=None)]}, ["annotation 5", "expected 4 numbers"]),

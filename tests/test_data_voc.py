@@ -1,5 +1,7 @@
 """The Pascal VOC reader: the real files, sizes and splits, and every error."""
 
+import re
+
 import pytest
 from PIL import Image
 from shared_data import BCCD, needs_bccd
@@ -224,3 +226,15 @@ def test_object_without_a_name_and_name_listed_twice(tmp_path):
     root = voc_folder(tmp_path, {"a": []}, splits={"train": ["a", "a"]})
     with pytest.raises(DataError, match=r"train\.txt: 'a' is listed twice"):
         VocDetection(root)
+
+
+@pytest.mark.parametrize("root", ["html", "{http://example.org}annotation"])
+def test_another_kind_of_xml_is_refused(tmp_path, root):
+    """It has no objects that could be found, and would count as an image without any."""
+    folder = voc_folder(tmp_path, {"a": [("x", (1, 1, 9, 9))]})
+    file = folder / "Annotations" / "a.xml"
+    tag = root.removeprefix("{http://example.org}")
+    space = ' xmlns="http://example.org"' if tag != root else ""
+    file.write_text(f"<{tag}{space}><filename>a.jpg</filename></{tag}>")
+    with pytest.raises(DataError, match=re.escape(f"a.xml: its root is <{root}>, expected")):
+        VocDetection(folder)

@@ -153,3 +153,10 @@ def test_gradient_norm():
         gradient_norm([gradient.double() for gradient in gradients]), expected.double()
     )
     assert gradient_norm([]) == 0
+
+
+def test_the_gradients_norm_does_not_depend_on_their_place_in_memory():
+    """A resumed run would differ: the gradients of several processes are views into buffers."""
+    value = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    places = [torch.empty(4096 + 16)[offset:][:4096].copy_(value) for offset in range(16)]
+    assert len({gradient_norm([place]).item() for place in places}) == 1

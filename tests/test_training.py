@@ -139,8 +139,9 @@ class TestResume:
         for name, value in states[0].items():
             assert torch.equal(value, states[1][name]), name
 
-    def test_ctrl_c_in_a_terminal(self, voc_folder, tmp_path):
-        """SIGINT reaches the workers too; the run saves, says how to go on, and does go on."""
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "scheduler"])
+    def test_a_signal_to_all_processes(self, voc_folder, tmp_path, number):
+        """It reaches the workers too; the run saves, says how to go on, and does go on."""
         command = [sys.executable, "-m", "detr_fast.cli", "train"]
         options = ["--data", f"voc:{voc_folder}", "--epochs", "50", "--workers", "2", *TRAIN]
         options += ["--runs", str(tmp_path)]
@@ -158,12 +159,13 @@ class TestResume:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline, "the run made no progress"
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 130
         assert f"resume with: detr-fast train --resume {run}" in error
         assert "Traceback" not in error
         step = load_checkpoint(run)["step"]
+        assert f"stopped at step {step} of 150; " in error  # nothing is lost
         assert 3 <= step < 150
         resumed = subprocess.Popen(
             [*command, "--resume", str(run)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
@@ -175,6 +177,22 @@ class TestResume:
             pytest.fail("the resumed run did not say where it goes on")
         resumed.kill()
         resumed.communicate()
+
+    def test_no_loss_is_missing_from_the_log_of_a_run_that_was_stopped(self, tmp_path):
+        trainer = small_trainer(tmp_path, log_every=4, epochs=1)
+        step = trainer.train_on
+
+        def interrupt_at_three(batches):
+            if trainer.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            return step(batches)
+
+        trainer.train_on = interrupt_at_three
+        with pytest.raises(Interrupted, match="stopped at step 3"):
+            trainer.run()
+        small_trainer(tmp_path, load_checkpoint(tmp_path), log_every=4, epochs=1).run()
+        rows = [row for row in train_rows(tmp_path) if row["kind"] == "train"]
+        assert [row["step"] for row in rows] == [3, 4, 6]
 
     def test_interrupted_in_the_middle_of_an_epoch(self, tmp_path):
         whole = small_trainer(tmp_path / "whole", dropout=0.1)
@@ -421,6 +439,17 @@ class TestCheckpoint:
         with pytest.raises(Exception, match="pickle"):
             save_checkpoint(path, {"step": 2, "bad": lambda: None})
         assert torch.load(path, weights_only=True)["step"] == 1
+        assert list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+    @pytest.mark.parametrize("size", [10, 10_000_000])
+    def test_a_full_disk_is_named(self, tmp_path, size):
+        path = tmp_path / "last.pt"
+        path.write_bytes(b"old")
+        path.with_name("last.pt.tmp").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=r"No space left on device: '.*last\.pt'"):
+            save_checkpoint(path, {"weights": torch.zeros(size)})
+        assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
     def test_errors_name_the_file(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"none: no such file"):

@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_debug(subparser, default=False)
         subparser.set_defaults(run=command.run)
     args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # no name or bar is worth an error where it is printed
     keep_freed_memory()
     try:
         return args.run(args)

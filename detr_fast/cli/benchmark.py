@@ -48,15 +48,18 @@ def run(args: argparse.Namespace) -> int:
         f"model  {config.model}, batches of {config.batch_size}, on {device} in {number}, "
         f"{torch.get_num_threads()} CPU threads"
     )
-    seconds, whole = measure(trainer, args.steps)
-    print("\n" + table(seconds, whole, config.batch_size * config.accumulate))
+    seconds, whole, images = measure(trainer, args.steps)
+    print("\n" + table(seconds, whole, images))
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
     return 0
 
 
-def measure(trainer: Trainer, steps: int, warm_up: int = 3) -> tuple[dict[str, float], float]:
-    """Median seconds of each phase, and of the whole step, over so many steps."""
+def measure(
+    trainer: Trainer, steps: int, warm_up: int = 3
+) -> tuple[dict[str, float], float, float]:
+    """Return the median seconds of each phase and of the whole step over so many steps, and the
+    mean number of a step's images."""
     clock = PhaseClock(trainer.device)
     matcher = trainer.criterion.matcher
     if trainer.graphed is not None:
@@ -66,7 +69,7 @@ def measure(trainer: Trainer, steps: int, warm_up: int = 3) -> tuple[dict[str, f
     trainer.parallel.train()
     batches = _for_ever(trainer)
     phases: list[dict[str, float]] = []
-    wholes = []
+    wholes, images = [], 0
     for step in range(warm_up + steps):
         begin = time.perf_counter()
         clock.start()
@@ -77,9 +80,10 @@ def measure(trainer: Trainer, steps: int, warm_up: int = 3) -> tuple[dict[str, f
         if step >= warm_up:
             phases.append(taken)
             wholes.append(time.perf_counter() - begin)
+            images += sum(len(batch.images) for batch in loaded)
     names = [name for name in PHASES if any(name in taken for taken in phases)]
     seconds = {name: statistics.median(t.get(name, 0.0) for t in phases) for name in names}
-    return seconds, statistics.median(wholes)
+    return seconds, statistics.median(wholes), images / steps
 
 
 def _for_ever(trainer: Trainer) -> Iterator:
@@ -87,7 +91,7 @@ def _for_ever(trainer: Trainer) -> Iterator:
         yield from trainer.prefetcher.batches(trainer.loader.epoch(epoch))
 
 
-def table(seconds: dict[str, float], whole: float, images: int) -> str:
+def table(seconds: dict[str, float], whole: float, images: float) -> str:
     """The phases as a table with bars, and the speed."""
     total, longest = sum(seconds.values()), max(seconds.values())
     lines = [f"{'phase':10}{'ms':>9}{'share':>8}"]

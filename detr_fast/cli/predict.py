@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
@@ -59,37 +60,46 @@ def run(args: argparse.Namespace) -> int:
     amp = amp_dtype(args.amp, device)
     out = _results_folder(args.out)
     results, written, failed = [], set(), 0
-    for file in tqdm(files, unit="image", disable=None):
-        try:
-            pixels = read_image(file)
-        except DataError as error:
-            tqdm.write(f"detr-fast: error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        image, _ = recipe(pixels)
-        size = torch.tensor([pixels.shape[-2:]])
-        inputs = image[None].to(device)
-        detections = detect_batch(model, inputs, None, size, amp, args.threshold)[0]
-        picture = _new_name(out, file.stem, written)
-        shown, factor = F.to_pil_image(pixels), 1.0
-        if max(shown.size) < SMALLEST_PICTURE:  # captions would cover it
-            shown, factor = enlarge(shown, SMALLEST_PICTURE)
-        draw_detections(
-            shown, detections["boxes"] * factor, detections["labels"], names, detections["scores"]
-        ).save(picture)
-        results.append(
-            {
-                "file": str(file),
-                "picture": picture.name,
-                "height": pixels.shape[-2],
-                "width": pixels.shape[-1],
-                "detections": _detections(detections, names, ids),
-            }
-        )
-    (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
+    try:
+        for file in tqdm(files, unit="image", disable=None):
+            try:
+                pixels = read_image(file)
+            except DataError as error:
+                tqdm.write(f"detr-fast: error: {error}", file=sys.stderr)
+                failed += 1
+                continue
+            image, _ = recipe(pixels)
+            size = torch.tensor([pixels.shape[-2:]])
+            inputs = image[None].to(device)
+            detections = detect_batch(model, inputs, None, size, amp, args.threshold)[0]
+            picture = _new_name(out, file.stem, written)
+            _draw(pixels, detections, names).save(picture)
+            results.append(
+                {
+                    "file": str(file),
+                    "picture": picture.name,
+                    "height": pixels.shape[-2],
+                    "width": pixels.shape[-1],
+                    "detections": _detections(detections, names, ids),
+                }
+            )
+    finally:  # after Ctrl-C as well: what is done is done
+        (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     count = sum(len(result["detections"]) for result in results)
     print(f"objects: {count}, images: {len(results)}; wrote {out}/detections.json and pictures")
     return 2 if failed else 0
+
+
+def _draw(
+    pixels: torch.Tensor, detections: dict[str, torch.Tensor], names: list[str]
+) -> Image.Image:
+    """Return the picture of an image's detections; a small image is enlarged for it."""
+    shown, factor = F.to_pil_image(pixels), 1.0
+    if max(shown.size) < SMALLEST_PICTURE:  # captions would cover it
+        shown, factor = enlarge(shown, SMALLEST_PICTURE)
+    return draw_detections(
+        shown, detections["boxes"] * factor, detections["labels"], names, detections["scores"]
+    )
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -101,7 +111,9 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+            )
             if not inside:
                 raise DataError(f"{path}: no image in this folder")
             files += inside

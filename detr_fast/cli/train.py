@@ -1,10 +1,13 @@
 """``detr-fast train``: train a model, by default on generated shapes."""
 
 import argparse
+import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from detr_fast import processes
 from detr_fast.cli.arguments import add_box_options
@@ -19,6 +22,7 @@ from detr_fast.training import TrainConfig, Trainer, distributed, load_checkpoin
 from detr_fast.training.config import PAPER_DEFAULTS, RECIPES
 from detr_fast.training.datasets import open_data
 from detr_fast.training.engine import SAVE_MINUTES, Interrupted
+from detr_fast.training.lock import FolderLock
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.schedule import SCHEDULES
 from detr_fast.visualize import plot_training
@@ -247,21 +251,27 @@ def run(args: argparse.Namespace) -> int:
     else:
         folder = args.resume
 
-    main = processes.rank() == 0
     try:
-        trainer = Trainer(
-            config,
-            train_set,
-            val_set,
-            folder,
-            device,
-            checkpoint,
-            save_minutes=args.save_minutes,
-        )
-    except BaseException:
-        if main and not any(folder.iterdir()):
+        with FolderLock(folder) if processes.rank() == 0 else contextlib.nullcontext():
+            return _train(args, config, train_set, val_set, folder, device, checkpoint)
+    finally:
+        if processes.rank() == 0 and not any(folder.iterdir()):
             folder.rmdir()  # nothing was started: leave nothing behind
-        raise
+
+
+def _train(
+    args: argparse.Namespace,
+    config: TrainConfig,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    folder: Path,
+    device: torch.device,
+    checkpoint: dict[str, Any] | None,
+) -> int:
+    main = processes.rank() == 0
+    trainer = Trainer(
+        config, train_set, val_set, folder, device, checkpoint, save_minutes=args.save_minutes
+    )
     if main:
         print(_summary(trainer, train_set, val_set))
     try:
@@ -362,6 +372,8 @@ def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
         return runs
     if name is not None:
         folder = runs / name
+        if folder == runs:
+            raise ValueError(f"--name is {name!r}, expected the name of a folder in {runs}")
         if (folder / "last.pt").exists():
             raise ValueError(
                 f"{folder} exists: choose another --name, --resume it, or add --continue"
@@ -377,7 +389,8 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
     parameters = sum(p.numel() for p in trainer.model.parameters())
     number = "bfloat16 autocast" if trainer.amp else "float32"
     started = f", resumed at step {trainer.step}" if trainer.step else ""
-    images = config.batch_size * config.accumulate * processes.world_size()
+    together = config.accumulate * processes.world_size()
+    images = min(config.batch_size * together, len(train_set))
     counts = train_set.object_counts.sum(1)
     crowded = int((counts > config.num_queries).sum())
     warning = (

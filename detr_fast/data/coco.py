@@ -15,6 +15,7 @@ from detr_fast.data.dataset import DetectionDataset, Record, Transforms, fit_box
 from detr_fast.data.errors import DataError
 
 _LARGEST = 2**53  # pycocotools keeps ids and sizes in float64
+_LARGEST_AREA = 1e10  # pycocotools ignores objects beyond
 
 
 class CocoDetection(DetectionDataset):
@@ -216,6 +217,10 @@ def _fill(
         crowd[position] = bool(iscrowd)
         area = entry.get("area")
         areas[position] = _to_float(area) if isinstance(area, (int, float)) else math.nan
+        if not math.isnan(areas[position]) and not 0 <= areas[position] <= _LARGEST_AREA:
+            raise DataError(
+                f"{file}: {place} has 'area' {area!s:.30}, expected 0 to {_LARGEST_AREA:.0e}"
+            )
     written = boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
 

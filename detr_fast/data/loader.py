@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detr_fast.data.collate import collate
 
+_GRACE = 60  # seconds that a worker lives on after SIGTERM
+
 
 class EvalBatches(Sampler[list[int]]):
     """The batches of one process in an evaluation: every image in exactly one batch of one process.
@@ -34,14 +36,14 @@ class EvalBatches(Sampler[list[int]]):
 def make_loader(
     dataset: Dataset, workers: int, collate_fn: Callable = collate, **options: Any
 ) -> DataLoader:
-    """Return a DataLoader (with ``options``) whose workers leave Ctrl-C to the main process."""
+    """Return a DataLoader (with ``options``) whose workers leave signals to the main process."""
     return DataLoader(
         dataset,
         num_workers=workers,
         # The cache needs workers that inherit its memory; Python 3.14 starts them differently.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=collate_fn,
-        worker_init_fn=_leave_interrupts_alone,
+        worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # else it would draw from the generator of training
         **options,
     )
@@ -60,7 +62,9 @@ def make_eval_loader(
     return make_loader(dataset, workers, batch_sampler=batches, pin_memory=pin_memory)
 
 
-def _leave_interrupts_alone(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides what happens.
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C, and the SIGTERM of a scheduler whose time is up, reach the whole process group. The
+    # main process decides what happens, and needs its workers until the end of the step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
     torch.set_num_threads(1)

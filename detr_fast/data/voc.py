@@ -166,6 +166,8 @@ def _parse(file: Path) -> _Annotation:
         raise DataError(f"{file}: no such annotation file") from None
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:  # Lookup: encoding
         raise DataError(f"{file}: cannot read the annotation ({error})") from None
+    if tree.tag != "annotation":
+        raise DataError(f"{file}: its root is <{tree.tag}>, expected <annotation>")
     objects = []
     for index, node in enumerate(tree.findall("object")):
         name = (node.findtext("name") or "").strip()

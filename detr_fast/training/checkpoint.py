@@ -20,13 +20,24 @@ ENTRIES = (  # what a checkpoint holds besides the format
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``path``: a reader sees the old file or the new one, never half of it."""
+    """Write ``state`` to ``path``: a reader sees the old file or the new one, never half of it.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk; names it. The old one is unchanged.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)  # what is left of it may be what fills the disk
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):  # torch hides it behind a RuntimeError
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
 
 
 def copy_checkpoint(source: Path, path: Path) -> None:

@@ -242,7 +242,8 @@ class Trainer:
             interval.add(self.train_on(loaded))
             self.step += 1
             ends = self.step % self.steps_per_epoch == 0
-            logs = self.step % config.log_every == 0 or ends
+            alone = processes.world_size() == 1  # several must agree, and do so where they log
+            logs = ends or self.step % config.log_every == 0 or (alone and self._stop.requested)
             means = interval.means() if logs else {}  # waits for the device: part of the steps
             before, clock = clock, time.perf_counter()
             self.seconds += clock - before
@@ -250,12 +251,9 @@ class Trainer:
             if logs:
                 self._log(means, interval.speed(*self._counters()), log, bar)
                 interval = LogInterval(*self._counters())
-                # Several processes must agree: do so here, where they wait for each other anyway.
                 stop, save = distributed.any_rank(self._stop.requested, self._save_is_due())
             else:
-                stop, save = self._stop.requested and processes.world_size() == 1, False
-                if stop:  # never save a state from which training cannot continue
-                    self._check_finite(interval.means(over_ranks=False))
+                stop, save = False, False
             if ends or stop or save:
                 last = self.step == self.total_steps
                 self.evaluation_due = ends and (last or (epoch + 1) % config.eval_every == 0)

@@ -29,9 +29,9 @@ class LogInterval:
         else:
             self._sums = {name: value.clone() for name, value in losses.items()}
 
-    def means(self, over_ranks: bool = True) -> dict[str, float]:
-        """Return the losses' means, over all processes unless told otherwise. Waits."""
-        sums = distributed.mean_over_ranks(self._sums) if over_ranks else self._sums
+    def means(self) -> dict[str, float]:
+        """Return the losses' means, over all processes. Waits for the device and for them."""
+        sums = distributed.mean_over_ranks(self._sums)
         return {name: float(value) / self._steps for name, value in sums.items()}
 
     def speed(self, images: int, seconds: float, waited: float) -> tuple[float, float]:

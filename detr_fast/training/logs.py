@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 def read_rows(path: Path) -> Iterator[Any]:
     """Yield the values of a file of JSON lines, if it exists, without a line cut off by a crash."""
-    for line in path.read_text().splitlines() if path.exists() else ():
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -19,9 +20,15 @@ def read_rows(path: Path) -> Iterator[Any]:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a metrics file, without a line cut off by a crash."""
+    """Yield the rows of a metrics file, without lines that a crash or a person has damaged."""
     for row in read_rows(path):
-        if isinstance(row, dict) and {"kind", "step", "epoch"} <= set(row):
+        if (
+            isinstance(row, dict)
+            and row.get("kind") in ("train", "val")
+            and isinstance(row.get("step"), int)
+            and isinstance(row.get("epoch"), (int, float))
+            and ("loss" if row["kind"] == "train" else "AP") in row
+        ):
             yield row
 
 

@@ -1,0 +1,54 @@
+"""A lock on a run's folder: two processes that write one run would destroy it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+
+class FolderLock:
+    """Within this context no other process can hold the lock of the same folder.
+
+    The system releases it when the process ends, however it ends.
+
+    Raises:
+        ValueError: another process holds it; names that process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / ".lock"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> FolderLock:
+        while self._file is None:
+            file = self.path.open("a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                file.close()
+                raise ValueError(f"{self.folder} is being written by {owner}") from None
+            if self._is_current(file):
+                self._file = file
+            else:  # its owner has just removed it
+                file.close()
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)  # before others can lock it
+        self._file.close()
+        self._file = None
+
+    def _is_current(self, file: IO[str]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False

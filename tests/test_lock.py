@@ -1,0 +1,88 @@
+"""A run's folder has one writer at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from detr_fast.training.lock import FolderLock
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from detr_fast.training.lock import FolderLock\n"
+    "with FolderLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_writer_is_refused_and_the_first_is_named(tmp_path, holder):
+    expected = f"{tmp_path} is being written by process {holder.pid} on "
+    with pytest.raises(ValueError, match=expected), FolderLock(tmp_path):
+        pass
+
+
+def test_a_killed_process_holds_no_lock(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with FolderLock(tmp_path) as lock:
+        assert lock.path.read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_nothing_is_left(tmp_path):
+    for _ in range(2):
+        with FolderLock(tmp_path):
+            pass
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_its_owner_has_removed_is_no_lock(tmp_path, monkeypatch):
+    """One waits for a file that is no longer there; whoever comes later locks another."""
+    removed = []
+    is_current = FolderLock._is_current
+
+    def remove_first(lock, file):
+        if not removed:
+            lock.path.unlink()
+            removed.append(lock.path)
+        return is_current(lock, file)
+
+    monkeypatch.setattr(FolderLock, "_is_current", remove_first)
+    with FolderLock(tmp_path) as lock:
+        assert removed and lock.path.exists()
+        with pytest.raises(ValueError, match="is being written"), FolderLock(tmp_path):
+            pass
+
+
+def test_two_runs_of_one_name(voc_folder, tmp_path):
+    pytest.importorskip("pycocotools")
+    command = [sys.executable, "-m", "detr_fast.cli", "train", "--data", f"voc:{voc_folder}"]
+    command += ["--runs", str(tmp_path), "--name", "twin", "--batch-size", "4", "--device", "cpu"]
+    command += ["--epochs", "300", "--num-queries", "6", "--continue"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    first = subprocess.Popen(command, **pipes)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "twin" / ".lock").exists():
+            assert first.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        done = subprocess.run(command, **pipes)
+        assert done.returncode == 2
+        assert f"is being written by process {first.pid} on " in done.stdout
+        assert first.poll() is None
+    finally:
+        first.send_signal(signal.SIGINT)
+        output, _ = first.communicate()
+    assert first.returncode == 130, output
+    assert not (tmp_path / "twin" / ".lock").exists()
