@@ -1,6 +1,7 @@
 """Starting from trained weights: what is loaded, what is left, and weights of another model."""
 
 import argparse
+import math
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,21 @@ class TestOtherModels:
                 load_initial(model, file)
             for key, tensor in model.state_dict().items():
                 assert torch.equal(tensor, before[key])
+
+    @pytest.mark.parametrize("name", ["input_proj.weight", "class_embed.bias"])
+    def test_values_that_no_training_can_start_from(self, tmp_path, name):
+        state = detr_tiny().state_dict()
+        file = tmp_path / "odd.pth"
+        for spoilt, said in (
+            (state[name].int(), f"{name} is torch.int32, expected floating point"),
+            (state[name] * math.nan, f"{name} holds values that are not finite"),
+        ):
+            torch.save(state | {name: spoilt}, file)
+            model = detr_tiny()
+            before = copied(model)
+            with pytest.raises(CheckpointError, match=said):
+                load_initial(model, file)
+            assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
 
     def test_files_without_weights(self, tmp_path):
         torch.save({"epoch": 3}, tmp_path / "notes.pth")

@@ -1,5 +1,6 @@
 """A run's folder has one writer at a time."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -63,6 +64,16 @@ def test_a_lock_that_its_owner_has_removed_is_no_lock(tmp_path, monkeypatch):
         assert removed and lock.path.exists()
         with pytest.raises(ValueError, match="is being written"), FolderLock(tmp_path):
             pass
+
+
+def test_a_file_system_without_locks_is_noted(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with FolderLock(tmp_path):
+        assert f"{tmp_path} cannot be locked: Function not impl" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_runs_of_one_name(voc_folder, tmp_path):

@@ -433,6 +433,16 @@ class TestCheckpoint:
         assert (tmp_path / "last.pt").read_bytes() == (tmp_path / "best.pt").read_bytes()
         assert not (tmp_path / "last.pt").samefile(tmp_path / "best.pt")
 
+    def test_a_model_of_another_version(self, tmp_path):
+        small_trainer(tmp_path, epochs=1).run()
+        checkpoint = load_checkpoint(tmp_path)
+        for part, change in (
+            ("model_args", {"depth": 3}),
+            ("ema", {"class_embed.weight": torch.zeros(1, 1)}),
+        ):
+            with pytest.raises(CheckpointError, match="no model of this version"):
+                load_model(checkpoint | {part: checkpoint[part] | change})
+
     def test_a_failed_write_leaves_the_old_file(self, tmp_path):
         path = tmp_path / "last.pt"
         save_checkpoint(path, {"step": 1})

@@ -103,9 +103,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(checkpoint: dict[str, Any]) -> nn.Module:
-    """Return a checkpoint's trained model, in evaluation mode, averaged weights if it has them."""
-    model = MODELS[checkpoint["config"]["model"]](**checkpoint["model_args"])
-    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    """Return a checkpoint's trained model, in evaluation mode, averaged weights if it has them.
+
+    Raises:
+        CheckpointError: its arguments or its weights fit no model of this version.
+    """
+    try:
+        model = MODELS[checkpoint["config"]["model"]](**checkpoint["model_args"])
+        model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint has no model of this version: {error}") from error
     return model.eval()
 
 

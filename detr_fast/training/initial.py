@@ -53,8 +53,8 @@ def load_initial(
 
     Raises:
         CheckpointError: no such file, or weights of another model; the message names the file and
-            the first tensor that does not fit, or a class head that has no row for each of the
-            file's class names. The model is left unchanged.
+            the first tensor that does not fit or is not finite, or a class head that has no row for
+            each of the file's class names. The model is left unchanged.
         ValueError: the number of class names is not the model's number of classes.
     """
     file = best_checkpoint_path(path)
@@ -70,9 +70,13 @@ def load_initial(
                 f"{file} does not fit the model: {name} is {list(source[name].shape)} in the file "
                 f"and {list(tensor.shape)} in the model"
             )
-    for name in source:
+    for name, tensor in source.items():
         if name not in target and not name.startswith(DATA_DEPENDENT):
             raise CheckpointError(f"{file} does not fit the model, which has no {name}")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{file}: {name} is {tensor.dtype}, expected floating point")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{file}: {name} holds values that are not finite")
     file_classes = state.get("class_names")
     known = isinstance(file_classes, list) and all(isinstance(name, str) for name in file_classes)
     head, classes = {}, None

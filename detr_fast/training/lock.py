@@ -12,7 +12,8 @@ from typing import IO
 class FolderLock:
     """Within this context no other process can hold the lock of the same folder.
 
-    The system releases it when the process ends, however it ends.
+    The system releases it when the process ends, however it ends. A file system without locks, as
+    some of clusters are, is noted and gets none.
 
     Raises:
         ValueError: another process holds it; names that process.
@@ -33,6 +34,8 @@ class FolderLock:
                 owner = file.read().strip() or "another process"
                 file.close()
                 raise ValueError(f"{self.folder} is being written by {owner}") from None
+            except OSError as error:
+                print(f"note   {self.folder} cannot be locked: {error.strerror}")
             if self._is_current(file):
                 self._file = file
             else:  # its owner has just removed it
