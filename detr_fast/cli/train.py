@@ -268,6 +268,7 @@ def _train(
     device: torch.device,
     checkpoint: dict[str, Any] | None,
 ) -> int:
+    """Train in a folder that this process may write; return the exit status."""
     main = processes.rank() == 0
     trainer = Trainer(
         config, train_set, val_set, folder, device, checkpoint, save_minutes=args.save_minutes
