@@ -77,7 +77,7 @@ struct Call {
     in.offsets[images] = offset(images);
     in.pairs_of_layer = start;
     in.options =
-        to_float({1, 5, 2, focal ? ClassCost::kFocal : ClassCost::kSoftmax, 0.25, 2, 1e-8, 0, 0});
+        to_single({1, 5, 2, focal ? ClassCost::kFocal : ClassCost::kSoftmax, 0.25, 2, 1e-8, 0, 0});
     in.nonfinite_last = tolerant;
     in.room = room;
     return in;
