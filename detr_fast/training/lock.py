@@ -12,8 +12,10 @@ from typing import IO
 class FolderLock:
     """Within this context no other process can hold the lock of the same folder.
 
-    The system releases it when the process ends, however it ends. A file system without locks, as
-    some of clusters are, is noted and gets none.
+    The system releases it when the process ends, however it ends, even if data workers that it has
+    forked are still about: a record lock is not inherited, as flock's would be. (It also ends if
+    this process opens the file again and closes it.) A file system without locks, as some of
+    clusters are, is noted and gets none.
 
     Raises:
         ValueError: another process holds it; names that process.
@@ -28,8 +30,8 @@ class FolderLock:
         while self._file is None:
             file = self.path.open("a+")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 file.close()
