@@ -12,5 +12,5 @@ def check() -> None:
     """Raise ImportError for a value that compiled code would ignore without a word."""
     for name, choices in SWITCHES.items():
         value = os.environ.get(name)
-        if value is not None and value not in choices:
+        if value and value not in choices:
             raise ImportError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

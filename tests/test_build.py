@@ -63,10 +63,11 @@ def test_module_works_without_torch():
 
 
 @pytest.mark.parametrize("name", ["DETR_FAST_SIMD", "DETR_FAST_THREADS"])
-def test_a_switch_that_does_not_exist_is_an_error(name):
+def test_a_switch_that_does_not_exist_is_an_error(name, tmp_path):
     """A measurement of what was not asked for would look like any other."""
     done = subprocess.run(
         [sys.executable, "-c", "import detr_fast"],
+        cwd=tmp_path,
         env={**os.environ, name: "AVX2"},
         capture_output=True,
         text=True,

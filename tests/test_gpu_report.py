@@ -296,7 +296,7 @@ def test_why_a_test_failed_is_known_when_the_run_is_cut_off(report, tmp_path, mo
     (tmp_path / "test_none.py").write_text("import no_such_package\n")
     command = (sys.executable, "-m", "pytest", "-p", "benchmarks.failing_tests", str(tmp_path))
     command += ("-p", "no:cacheprovider", "--continue-on-collection-errors", *more)
-    page = report(Step("tests", "Tests", 1, command), code=1, options=("--seconds", "12"))
+    page = report(Step("tests", "Tests", 1, command), code=1, options=("--seconds", "20"))
     assert "cut off after" in page
     failed = page[page.index("### What failed") :]
     assert "FAILED " in failed and "test_bad.py::test_bad" in failed and "test_none.py" in failed

@@ -1,6 +1,8 @@
 """From files to batches on a device: scaled decoding, image cache, uint8 batches, prefetching."""
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -360,3 +362,32 @@ class TestOptions:
     def test_continue_needs_a_name(self, tmp_path, capsys):
         assert main(["train", "--continue", "--runs", str(tmp_path)]) == 2
         assert "--continue needs --name, and excludes --resume" in capsys.readouterr().err
+
+
+STUCK = """
+import ctypes, sys, time
+from torch.utils.data import Dataset
+from detr_fast.data.loader import make_loader
+
+class Stuck(Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, index):
+        if index == 3:
+            lock, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+            for _ in range(2): libc.pthread_mutex_lock(lock)  # no signal handler of Python's runs
+        return index
+
+for item in make_loader(Stuck(), 1, collate_fn=lambda batch: batch[0]):
+    if item == 2: break
+print("main process ends", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's mutexes")
+def test_a_worker_that_is_stuck_ends_with_the_main_process(tmp_path):
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stdout == "main process ends\n", done.stderr
+    assert time.monotonic() - begin < 50  # torch gives it 5 s

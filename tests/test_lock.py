@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -25,7 +26,10 @@ HOLD = (
 @pytest.fixture
 def holder(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        cwd=tmp_path,  # not the checkout: its detr_fast may not be the installed one
+        stdout=subprocess.PIPE,
+        text=True,
     )
     worker = int(process.stdout.readline())
     yield process
@@ -38,6 +42,12 @@ def test_a_second_writer_is_refused_and_the_first_is_named(tmp_path, holder):
     expected = f"{tmp_path} is being written by process {holder.pid} on "
     with pytest.raises(ValueError, match=expected), FolderLock(tmp_path):
         pass
+
+
+def test_patience(tmp_path, holder):
+    threading.Timer(1.0, holder.kill).start()
+    with FolderLock(tmp_path, patience=60):
+        assert holder.wait() == -signal.SIGKILL
 
 
 def test_a_killed_process_holds_no_lock(tmp_path, holder):
@@ -69,7 +79,10 @@ def test_a_lock_that_its_owner_has_removed_is_no_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(FolderLock, "_is_current", remove_first)
     with FolderLock(tmp_path):
         done = subprocess.run(
-            [sys.executable, "-c", HOLD, str(tmp_path)], capture_output=True, text=True
+            [sys.executable, "-c", HOLD, str(tmp_path)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
         assert removed and f"is being written by process {os.getpid()} on " in done.stderr
 
@@ -86,17 +99,17 @@ def test_a_file_system_without_locks_is_noted(tmp_path, monkeypatch, capsys):
 
 def test_two_runs_of_one_name(voc_folder, tmp_path):
     pytest.importorskip("pycocotools")
-    command = [sys.executable, "-m", "detr_fast.cli", "train", "--data", f"voc:{voc_folder}"]
-    command += ["--runs", str(tmp_path), "--name", "twin", "--batch-size", "4", "--device", "cpu"]
-    command += ["--epochs", "300", "--num-queries", "6", "--continue"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    first = subprocess.Popen(command, **pipes)
+    command = [sys.executable, "-m", "detr_fast.cli", "train"]
+    options = ["--runs", str(tmp_path), "--name", "twin", "--batch-size", "4", "--device", "cpu"]
+    options += ["--epochs", "300", "--num-queries", "6"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path}
+    first = subprocess.Popen([*command, "--data", f"voc:{voc_folder}", *options], **pipes)
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "twin" / ".lock").exists():
+        while not (tmp_path / "twin" / "last.pt").exists():
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        done = subprocess.run(command, **pipes)
+        done = subprocess.run([*command, "--resume", str(tmp_path / "twin")], **pipes)
         assert done.returncode == 2
         assert f"is being written by process {first.pid} on " in done.stdout
         assert first.poll() is None

@@ -128,7 +128,7 @@ def test_benchmark_of_a_cuda_graph(tmp_path):
         return steps[-1]
 
     trainer.graphed = graphed
-    seconds, whole = measure(trainer, steps=2)
+    seconds, whole, _ = measure(trainer, steps=2)
     assert list(seconds) == ["data", "graph"]
     assert 0 < seconds["graph"] < whole
     assert len(steps) == WARM_UP + 2 + 2  # the captured one is not measured

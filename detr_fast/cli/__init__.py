@@ -1,6 +1,7 @@
 """The command line: ``detr-fast COMMAND``; one file per command."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -33,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_debug(subparser, default=False)
         subparser.set_defaults(run=command.run)
     args = parser.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # no name or bar is worth an error where it is printed
+    if argv is None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # no name is worth an error as it is printed
+                stream.reconfigure(errors="replace")
     keep_freed_memory()
     try:
         return args.run(args)

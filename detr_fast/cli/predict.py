@@ -83,11 +83,17 @@ def run(args: argparse.Namespace) -> int:
                     "detections": _detections(detections, names, ids),
                 }
             )
-    finally:  # after Ctrl-C as well: what is done is done
-        (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
+    except KeyboardInterrupt:
+        _write(out, results)  # what is done is done
+        raise
+    _write(out, results)
     count = sum(len(result["detections"]) for result in results)
     print(f"objects: {count}, images: {len(results)}; wrote {out}/detections.json and pictures")
     return 2 if failed else 0
+
+
+def _write(out: Path, results: list[dict[str, Any]]) -> None:
+    (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _draw(

@@ -17,6 +17,7 @@ from detr_fast.data import DetectionDataset
 from detr_fast.evaluation import METRICS, detect_batch
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_data
+from detr_fast.training.files import written_whole
 from detr_fast.training.logs import read_metrics
 from detr_fast.visualize import (
     collect_predictions,
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         *((("option", "value"), settings[i : i + third]) for i in range(0, len(settings), third))
     )
     page.text(f"Written by detr_fast {__version__}, torch {torch.__version__}.")
-    out.write_text(page.html(), encoding="utf-8")
+    with written_whole(out) as temporary:
+        temporary.write_text(page.html(), encoding="utf-8")
     print(f"wrote {out}")
     return 0
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from detr_fast.training.lock import FolderLock
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.schedule import SCHEDULES
 from detr_fast.visualize import plot_training
+
+_CHANGED = ("workers", "epochs")  # options that may differ in a resumed run
+_PATIENCE = 120.0  # seconds that --continue waits for the end of the process that it replaces
 
 DESCRIPTION = """\
 Train a model. Without options, `detr-fast train` trains the tiny model on generated shapes, on a
@@ -237,38 +241,55 @@ def run(args: argparse.Namespace) -> int:
     if args.continue_run:
         args.resume = _run_to_continue(args)
     if args.resume is None:
-        checkpoint, classes = None, None
         config = TrainConfig.create(**options)
-    elif args.continue_run:
-        checkpoint = load_checkpoint(args.resume)
-        config, classes = _same_config(args.resume, checkpoint, options), checkpoint["class_names"]
-    else:
-        checkpoint, config = _resume(args, options)
-        classes = checkpoint["class_names"]
-    train_set, val_set = open_data(config, classes)
-    if args.resume is None:
+        data = open_data(config, None)
         folder = processes.broadcast(_new_run(args.runs or Path("runs"), args.name, config))
-    else:
-        folder = args.resume
+        try:
+            with _locked(folder):
+                _check_new(folder)
+                return _train(args, config, data, folder, device, None)
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if it is empty, nothing was started: leave nothing behind
+    if args.continue_run:
+        with _locked(args.resume, patience=_PATIENCE):
+            checkpoint = load_checkpoint(args.resume)
+            config = _same_config(args.resume, checkpoint, options)
+            data = open_data(config, checkpoint["class_names"])
+            return _train(args, config, data, args.resume, device, checkpoint)
+    _check_resume(args, options)
+    with _locked(args.resume):
+        checkpoint, config = _resume(args.resume, options)
+        data = open_data(config, checkpoint["class_names"])
+        return _train(args, config, data, args.resume, device, checkpoint)
 
-    try:
-        with FolderLock(folder) if processes.rank() == 0 else contextlib.nullcontext():
-            return _train(args, config, train_set, val_set, folder, device, checkpoint)
-    finally:
-        if processes.rank() == 0 and not any(folder.iterdir()):
-            folder.rmdir()  # nothing was started: leave nothing behind
+
+@contextlib.contextmanager
+def _locked(folder: Path, patience: float = 0) -> Iterator[None]:
+    """Hold the lock of a run's folder; if another process does, every process raises ValueError."""
+    refused = None
+    with contextlib.ExitStack() as stack:
+        if processes.rank() == 0:
+            try:
+                stack.enter_context(FolderLock(folder, patience))
+            except (ValueError, OSError) as error:
+                refused = str(error)
+        refused = processes.broadcast(refused)
+        if refused is not None:
+            raise ValueError(refused)
+        yield
 
 
 def _train(
     args: argparse.Namespace,
     config: TrainConfig,
-    train_set: DetectionDataset,
-    val_set: DetectionDataset,
+    data: tuple[DetectionDataset, DetectionDataset],
     folder: Path,
     device: torch.device,
     checkpoint: dict[str, Any] | None,
 ) -> int:
     """Train in a folder that this process may write; return the exit status."""
+    train_set, val_set = data
     main = processes.rank() == 0
     trainer = Trainer(
         config, train_set, val_set, folder, device, checkpoint, save_minutes=args.save_minutes
@@ -305,29 +326,33 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _resume(
-    args: argparse.Namespace, options: dict[str, Any]
-) -> tuple[dict[str, Any], TrainConfig]:
-    """Return --resume's checkpoint and configuration; --workers and --epochs may differ."""
-    changed = {name: options.pop(name) for name in ("workers", "epochs") if name in options}
-    others = [*options, *(name for name in ("name", "runs") if getattr(args, name) is not None)]
+def _check_resume(args: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Check what was given with --resume, and make it the run's folder."""
+    others = [name for name in options if name not in _CHANGED]
+    others += [name for name in ("name", "runs") if getattr(args, name) is not None]
     if others:
-        flags = ", ".join("--" + name.replace("_", "-") for name in others)
+        flags = ", ".join(map(_flag, others))
         raise ValueError(f"--resume continues with the options of its run: leave out {flags}")
     if args.resume.name == "last.pt":
         args.resume = args.resume.parent
     if args.resume.is_file():
         raise ValueError(f"{args.resume} is not a run's last.pt: --resume the run's folder")
-    checkpoint = load_checkpoint(args.resume)
+    if not (args.resume / "last.pt").exists():
+        load_checkpoint(args.resume)  # says what is missing
+
+
+def _resume(folder: Path, options: dict[str, Any]) -> tuple[dict[str, Any], TrainConfig]:
+    """Return a run's checkpoint and configuration; ``options`` are those that may differ."""
+    checkpoint = load_checkpoint(folder)
     then = TrainConfig.from_dict(checkpoint["config"])
-    config = replace(then, **changed)
-    if "epochs" in changed:
+    config = replace(then, **options)
+    if "epochs" in options:
         done = checkpoint["step"] / checkpoint["steps_per_epoch"]
         # Not an error: what has been trained is still to be evaluated, or is the whole run.
         ends_here = config.epochs == done and checkpoint.get("evaluation_due", False)
         if config.epochs <= done and not ends_here and config.epochs != then.epochs:
             raise ValueError(
-                f"--epochs is {config.epochs}, but {args.resume} has done {done:.4g}: give the "
+                f"--epochs is {config.epochs}, but {folder} has done {done:.4g}: give the "
                 "total number of epochs"
             )
         if processes.rank() == 0 and config.epochs != then.epochs:
@@ -375,14 +400,16 @@ def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
         folder = runs / name
         if folder == runs:
             raise ValueError(f"--name is {name!r}, expected the name of a folder in {runs}")
-        if (folder / "last.pt").exists():
-            raise ValueError(
-                f"{folder} exists: choose another --name, --resume it, or add --continue"
-            )
+        _check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     source = config.data.partition(":")
     return new_folder(runs / f"{Path(source[2]).stem or source[0]}-{config.model}")
+
+
+def _check_new(folder: Path) -> None:
+    if (folder / "last.pt").exists():
+        raise ValueError(f"{folder} exists: choose another --name, --resume it, or add --continue")
 
 
 def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDataset) -> str:

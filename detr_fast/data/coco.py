@@ -217,9 +217,9 @@ def _fill(
         crowd[position] = bool(iscrowd)
         area = entry.get("area")
         areas[position] = _to_float(area) if isinstance(area, (int, float)) else math.nan
-        if not math.isnan(areas[position]) and not 0 <= areas[position] <= _LARGEST_AREA:
+        if areas[position] > _LARGEST_AREA:
             raise DataError(
-                f"{file}: {place} has 'area' {area!s:.30}, expected 0 to {_LARGEST_AREA:.0e}"
+                f"{file}: {place} has 'area' {area!s:.30}, expected at most {_LARGEST_AREA:.0e}"
             )
     written = boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
@@ -232,7 +232,7 @@ def _fill(
 
     boxes, clipped = fit_boxes(boxes, sizes, outside, file, name)
     box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    areas = np.where(np.isfinite(areas), areas, box_areas)
+    areas = np.where(areas >= 0, areas, box_areas)  # some write -1 if they do not know it
     zero = (box_areas <= 0) & ~crowd
     order = np.argsort(image_ids, kind="stable")
     present, starts = np.unique(image_ids[order], return_index=True)

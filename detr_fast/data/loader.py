@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,8 +67,25 @@ def make_eval_loader(
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C, and the SIGTERM of a scheduler whose time is up, reach the whole process group. The
-    # main process decides what happens, and needs its workers until the end of the step.
+    # Ctrl-C, and the SIGTERM of a scheduler whose time is up, reach all processes. The main process
+    # decides what happens, and needs its workers until the end of the step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_the_end, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _await_the_end() -> None:
+    """End this worker when the main process says so; some time after anybody else did.
+
+    In a thread, which also ends a worker that is stuck in a call.
+    """
+    end = math.inf
+    while True:
+        left = min(end - time.monotonic(), threading.TIMEOUT_MAX)
+        sent = signal.sigtimedwait({signal.SIGTERM}, max(left, 0))
+        if time.monotonic() >= end or (sent is not None and sent.si_pid == os.getppid()):
+            os._exit(0)
+        if sent is not None:
+            end = min(end, time.monotonic() + _GRACE)

@@ -47,6 +47,8 @@ def register(
 def refuse_forward_mode(op: str, *tensors: Tensor) -> None:
     """Raise for a tensor that carries a tangent: torch would lose it without a word.
 
+    In code that torch.compile has traced it does so all the same.
+
     Raises:
         NotImplementedError: names the op.
     """

@@ -42,7 +42,8 @@ def box_losses(
         ValueError: for an unknown ``box_loss``, for shapes, dtypes or devices that do not fit, for
             targets that require a gradient, and, on the CPU, for offsets that do not rise from 0 to
             at most T. (On a GPU those give a wrong result, but no access outside the tensors.)
-        NotImplementedError: for a derivative in forward mode, and for a second derivative.
+        NotImplementedError: for a second derivative, and for one in forward mode (which compiled
+            code does not notice: there it is 0).
     """
     refuse_forward_mode("box_losses", boxes, target_boxes)
     return _box_losses(boxes, target_boxes, query_index, image_offsets, box_loss)

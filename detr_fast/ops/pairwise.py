@@ -32,7 +32,8 @@ def box_iou(
 
     Raises:
         ValueError: for an unknown format, and for shapes, dtypes or devices that do not fit.
-        NotImplementedError: for a derivative in forward mode, and for a second derivative.
+        NotImplementedError: for a second derivative, and for one in forward mode (which compiled
+            code does not notice: there it is 0).
     """
     refuse_forward_mode("box_iou", boxes1, boxes2)
     return _pairwise_iou(boxes1, boxes2, format, False)

@@ -19,6 +19,7 @@ from detr_fast.data.loader import make_eval_loader
 from detr_fast.evaluation import coco_metrics, detect
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.engine import Trainer
+from detr_fast.training.files import written_whole
 from detr_fast.training.logs import read_metrics, read_rows
 
 BASELINE = "baseline"
@@ -143,7 +144,8 @@ class Ablation:
         done = {(row["variant"], row["seed"]) for row in rows}
         if rows:  # drop a line that was cut off: the next one would be appended to it
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            (self.folder / RESULTS).write_text(text)
+            with written_whole(self.folder / RESULTS) as temporary:
+                temporary.write_text(text)
         for seed in seeds:
             for variant in variants:
                 if (variant.name, seed) in done:

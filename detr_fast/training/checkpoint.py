@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from detr_fast.models import MODELS
 from detr_fast.models.weights import CheckpointError, read_weights
 from detr_fast.training.config import TrainConfig
+from detr_fast.training.files import written_whole
+from detr_fast.training.memory import is_out_of_memory
 
 FORMAT = 1
 ENTRIES = (  # what a checkpoint holds besides the format
@@ -20,24 +22,11 @@ ENTRIES = (  # what a checkpoint holds besides the format
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``path``: a reader sees the old file or the new one, never half of it.
-
-    Raises:
-        OSError: the file cannot be written, as on a full disk; names it. The old one is unchanged.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)  # what is left of it may be what fills the disk
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError):  # torch hides it behind a RuntimeError
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
-        raise
+    """Write ``state`` to ``path``, whole or not at all: see ``written_whole``."""
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def copy_checkpoint(source: Path, path: Path) -> None:
@@ -45,13 +34,12 @@ def copy_checkpoint(source: Path, path: Path) -> None:
 
     The copy is a hard link where possible: checkpoints are replaced, never modified in place.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
 
 
 def best_checkpoint_path(path: str | Path) -> Path:
@@ -112,6 +100,8 @@ def load_model(checkpoint: dict[str, Any]) -> nn.Module:
         model = MODELS[checkpoint["config"]["model"]](**checkpoint["model_args"])
         model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
     except (TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"the checkpoint has no model of this version: {error}") from error
     return model.eval()
 

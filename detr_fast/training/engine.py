@@ -202,7 +202,7 @@ class Trainer:
                 if not is_worker_lost(error):
                     raise
                 # In the middle of a step: there is no consistent state to save.
-                if self._stop.requested:  # SIGTERM to the process group ended the workers too
+                if self._stop.requested:  # whoever ended this process did not wait for the workers
                     raise Interrupted(f"stopped at step {self.step}: its workers ended") from error
                 raise ValueError(
                     f"a data worker died at step {self.step}, perhaps for lack of memory (use "
@@ -457,11 +457,19 @@ class Trainer:
                 f"{self.run_dir} ran in {then[0]} processes with {then[1]} steps per epoch, here "
                 f"it would be {now[0]} and {now[1]}: resume with the same data and processes"
             )
-        self.model.load_state_dict(checkpoint["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint["ema"])
-            self.ema.updates = checkpoint["ema_updates"]
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(checkpoint["ema"])
+                self.ema.updates = checkpoint["ema_updates"]
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise CheckpointError(
+                f"{self.run_dir} cannot be resumed, its weights fit no model of this version: "
+                f"{error}"
+            ) from error
         self.step = checkpoint["step"]
         self.evaluation_due = checkpoint.get("evaluation_due", False)  # older checkpoints lack it
         set_step(self.scheduler, self.step)

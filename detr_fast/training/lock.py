@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from pathlib import Path
 from typing import IO
 
@@ -17,16 +18,21 @@ class FolderLock:
     this process opens the file again and closes it.) A file system without locks, as some of
     clusters are, is noted and gets none.
 
+    Args:
+        patience: seconds to wait for another process that holds it.
+
     Raises:
         ValueError: another process holds it; names that process.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience: float = 0) -> None:
         self.folder = folder
+        self.patience = patience
         self.path = folder / ".lock"
         self._file: IO[str] | None = None
 
     def __enter__(self) -> FolderLock:
+        deadline = time.monotonic() + self.patience
         while self._file is None:
             file = self.path.open("a+")
             try:
@@ -35,7 +41,12 @@ class FolderLock:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 file.close()
-                raise ValueError(f"{self.folder} is being written by {owner}") from None
+                if time.monotonic() < deadline:
+                    time.sleep(0.5)
+                    continue
+                raise ValueError(
+                    f"{self.folder} is being written by {owner}, which holds {self.path}"
+                ) from None
             except OSError as error:
                 print(f"note   {self.folder} cannot be locked: {error.strerror}")
             if self._is_current(file):

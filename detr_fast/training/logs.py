@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from detr_fast.training.files import written_whole
+
 
 def read_rows(path: Path) -> Iterator[Any]:
     """Yield the values of a file of JSON lines, if it exists, without a line cut off by a crash."""
@@ -54,9 +56,8 @@ class RunLog:
             if row["step"] < step
             or (row["step"] == step and not (evaluation_due and row["kind"] == "val"))
         ]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self.path)
+        with written_whole(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 

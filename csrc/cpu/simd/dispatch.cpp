@@ -16,7 +16,9 @@ namespace {
 const Kernels& choose() {
 #ifdef DETR_FAST_X86
   const char* const cap = std::getenv("DETR_FAST_SIMD");
-  const auto allowed = [cap](const char* name) { return !cap || std::strcmp(cap, name) == 0; };
+  const auto allowed = [cap](const char* name) {
+    return !cap || !*cap || std::strcmp(cap, name) == 0;
+  };
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&

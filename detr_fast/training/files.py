@@ -1,0 +1,26 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which then replaces ``path``: a reader sees the old file or the
+    new one, never half of it. After an error the old one is unchanged, and nothing else is left.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk; names ``path``.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)  # what is left of it may be what fills the disk
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError) and cause.errno:  # torch hides it behind a RuntimeError
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
