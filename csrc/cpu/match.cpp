@@ -154,7 +154,7 @@ void rank_infinite_last(Real* cost, int64_t targets, int64_t queries) {
   Real last = 0;
   if (least <= most) {
     last = most + static_cast<Real>(targets + 1) * (most - least) + 1;
-    last = std::max(last, std::nextafter(most, kInfinity));  // where adding 1 rounds to nothing
+    if (!(last > most)) last = std::nextafter(most, kInfinity);  // adding 1 rounded to nothing
   }
   last = std::min(last, std::numeric_limits<Real>::max());
   for (int64_t m = 0; m < targets; ++m)
