@@ -45,41 +45,37 @@ def _kernel(
     nonfinite_last: bool,
 ) -> tuple[Tensor, Tensor]:
     options = CostOptions(tuple(cost[:3]), focal, tuple(cost[3:6]), tuple(cost[6:]), nonfinite_last)
-    if not labels.is_cuda:
-        return _match_on_cpu(logits, boxes, labels, target_boxes, offsets, counts, options)
     # Compiled code may choose other strides than those that were traced.
     logits, boxes = [t.contiguous() for t in logits], [t.contiguous() for t in boxes]
     labels, target_boxes = labels.contiguous(), target_boxes.contiguous()
     offsets = None if offsets is None else offsets.contiguous()
     targets = matching_cuda.DeviceTargets(labels, target_boxes, counts, offsets, most)
-    return matching_cuda.launch(logits, boxes, targets, options)
+    solve = matching_cuda.launch if labels.is_cuda else _match_on_cpu
+    return solve(logits, boxes, targets, options)
 
 
 def _match_on_cpu(
     logits: list[Tensor],
     boxes: list[Tensor],
-    labels: Tensor,
-    target_boxes: Tensor,
-    offsets: Tensor | None,
-    counts: list[int] | None,
+    targets: matching_cuda.DeviceTargets,
     options: CostOptions,
-) -> tuple[Tensor, Tensor]:
-    known = counts
-    if counts is None:
-        counts = offsets.diff().tolist()
+) -> tuple[Tensor, Tensor]:  # as matching_cuda.launch
+    counts = targets.offsets.diff().tolist() if targets.counts is None else targets.counts
     total = sum(counts)
-    targets = [
-        {"labels": image_labels, "boxes": image_boxes}
-        for image_labels, image_boxes in zip(
-            labels[:total].split_with_sizes(counts),
-            target_boxes[:total].split_with_sizes(counts),
+    images = [
+        {"labels": labels, "boxes": target_boxes}
+        for labels, target_boxes in zip(
+            targets.labels[:total].split_with_sizes(counts),
+            targets.boxes[:total].split_with_sizes(counts),
             strict=True,
         )
     ]
     layers = [{"pred_logits": x, "pred_boxes": y} for x, y in zip(logits, boxes, strict=True)]
-    pairs, sizes = matching_cpu.solve(layers, targets, options)
-    index = matching_cpu.query_index(pairs.view(len(layers), -1), sizes, counts, len(labels))
-    return index, pairs if known is not None else pairs.new_empty(0)
+    pairs, sizes = matching_cpu.solve(layers, images, options)
+    index = matching_cpu.query_index(
+        pairs.view(len(layers), -1), sizes, counts, len(targets.labels)
+    )
+    return index, pairs if targets.counts is not None else pairs.new_empty(0)
 
 
 def _shapes(

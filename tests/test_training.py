@@ -71,6 +71,18 @@ def saved_steps(trainer: Trainer) -> list[int]:
     return steps
 
 
+def interrupt_at(trainer: Trainer, number: int) -> None:
+    """A signal comes within a step."""
+    train_on = trainer.train_on
+
+    def interrupted(batches):
+        if trainer.step == number - 1:
+            signal.raise_signal(signal.SIGINT)
+        return train_on(batches)
+
+    trainer.train_on = interrupted
+
+
 def interrupt_evaluation(trainer: Trainer, monkeypatch) -> None:
     """A signal comes as an evaluation begins."""
     evaluate = trainer._evaluate
@@ -180,14 +192,7 @@ class TestResume:
 
     def test_no_loss_is_missing_from_the_log_of_a_run_that_was_stopped(self, tmp_path):
         trainer = small_trainer(tmp_path, log_every=4, epochs=1)
-        step = trainer.train_on
-
-        def interrupt_at_three(batches):
-            if trainer.step == 2:
-                signal.raise_signal(signal.SIGINT)
-            return step(batches)
-
-        trainer.train_on = interrupt_at_three
+        interrupt_at(trainer, 3)
         with pytest.raises(Interrupted, match="stopped at step 3"):
             trainer.run()
         small_trainer(tmp_path, load_checkpoint(tmp_path), log_every=4, epochs=1).run()
@@ -199,14 +204,7 @@ class TestResume:
         whole.run()
         stopped = small_trainer(tmp_path / "stopped", dropout=0.1)
         handler = signal.getsignal(signal.SIGINT)
-        step = stopped.train_on
-
-        def interrupt_at_eight(batches):
-            if stopped.step == 7:
-                signal.raise_signal(signal.SIGINT)
-            return step(batches)
-
-        stopped.train_on = interrupt_at_eight
+        interrupt_at(stopped, 8)
         with pytest.raises(Interrupted, match="stopped at step 8 of 18"):
             stopped.run()
         assert signal.getsignal(signal.SIGINT) is handler
@@ -419,7 +417,7 @@ class TestCheckpoint:
         monkeypatch.setattr(LogInterval, "means", late)
         trainer = small_trainer(tmp_path, epochs=2, log_every=100)
         speeds = []
-        trainer._log = lambda _, speed_and_share, *__: speeds.append(speed_and_share[0])
+        trainer._log = lambda interval, *_: speeds.append(interval.speed(*trainer._counters())[0])
         trainer.run()
         assert trainer.seconds >= 0.4
         assert len(speeds) == 2 and max(speeds) < 24 / 0.2  # images of an epoch

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detr_fast.cli.arguments import add_box_options, box_options, count
+from detr_fast.cli.arguments import add_box_options, box_options, count, flag
 from detr_fast.evaluation import import_cocoeval
 from detr_fast.training import TrainConfig, distributed
 from detr_fast.training.ablation import VARIANTS, Ablation, changed_variants
@@ -116,5 +116,5 @@ def _command(args: argparse.Namespace) -> str:
             continue
         if value != args.parser.get_default(name):
             values = value if isinstance(value, list) else [value]
-            words += ["--" + name.replace("_", "-"), *map(str, values)]
+            words += [flag(name), *map(str, values)]
     return shlex.join(words)

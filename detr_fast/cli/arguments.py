@@ -8,6 +8,11 @@ from detr_fast.data.dataset import BOXES
 from detr_fast.precision import AMP
 
 
+def flag(name: str) -> str:
+    """Return the option that sets a field of this name: --batch-size for batch_size."""
+    return "--" + name.replace("_", "-")
+
+
 def count(text: str) -> int:
     """Parse a whole number >= 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from detr_fast import processes
-from detr_fast.cli.arguments import add_box_options
+from detr_fast.cli.arguments import add_box_options, flag
 from detr_fast.cli.folders import new_folder
 from detr_fast.cli.pictures import prediction_grid
 from detr_fast.data import DetectionDataset
@@ -177,7 +177,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         ("eos_coef", float, 'class weight of "no object"'),
         ("seed", int, "of weights, order and augmentation"),
     ):
-        training.add_argument(_flag(name), type=kind, help=_with_default(what, name))
+        training.add_argument(flag(name), type=kind, help=_with_default(what, name))
     training.add_argument(
         "--lr-backbone", type=float, help="default: 1e-5 for a ResNet with weights, else --lr"
     )
@@ -186,7 +186,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         ("box_loss", BOX_LOSSES, "besides GIoU"),
         ("amp", AMP, "precision of the model; auto: bf16 where the hardware multiplies it faster"),
     ):
-        training.add_argument(_flag(name), choices=choices, help=_with_default(what, name))
+        training.add_argument(flag(name), choices=choices, help=_with_default(what, name))
     training.add_argument(
         "--lr-drop",
         type=float,
@@ -217,10 +217,6 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         metavar="EPOCHS",
         help=_with_default("epochs between evaluations", "eval_every"),
     )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _with_default(what: str, name: str) -> str:
@@ -331,7 +327,7 @@ def _check_resume(args: argparse.Namespace, options: dict[str, Any]) -> None:
     others = [name for name in options if name not in _CHANGED]
     others += [name for name in ("name", "runs") if getattr(args, name) is not None]
     if others:
-        flags = ", ".join(map(_flag, others))
+        flags = ", ".join(map(flag, others))
         raise ValueError(f"--resume continues with the options of its run: leave out {flags}")
     if args.resume.name == "last.pt":
         args.resume = args.resume.parent

@@ -1,7 +1,9 @@
 """Checkpoints: written whole or not at all, and safe to load."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +98,21 @@ def load_model(checkpoint: dict[str, Any]) -> nn.Module:
     Raises:
         CheckpointError: its arguments or its weights fit no model of this version.
     """
-    try:
+    with misfit_means("the checkpoint has no model of this version"):
         model = MODELS[checkpoint["config"]["model"]](**checkpoint["model_args"])
         model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
-    except (TypeError, ValueError, RuntimeError) as error:
+    return model.eval()
+
+
+@contextlib.contextmanager
+def misfit_means(what: str) -> Iterator[None]:
+    """Raise CheckpointError, with ``what`` and why, if a state does not fit what loads it."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        raise CheckpointError(f"the checkpoint has no model of this version: {error}") from error
-    return model.eval()
+        raise CheckpointError(f"{what}: {error}") from error
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -234,11 +234,10 @@ class TrainConfig:
     def _check_combinations(self) -> None:
         specs = (self.data, self.val_data or "")
         if self.voc_origin and not any(spec.startswith("voc:") for spec in specs):
-            neither = f" nor {self.val_data}" if self.val_data else ""
-            raise ValueError(
-                f"voc_origin is 1, but {'neither ' if neither else ''}{self.data}{neither} is "
-                f"{'a' if neither else 'not a'} Pascal VOC folder"
-            )
+            which = f"{self.data} is not"
+            if self.val_data:
+                which = f"neither {self.data} nor {self.val_data} is"
+            raise ValueError(f"voc_origin is 1, but {which} a Pascal VOC folder")
         if self.recipe == "detr" and (self.image_size is not None or self.flip_vertical):
             raise ValueError(
                 "image_size and flip_vertical belong to the small recipe; this is the detr recipe"

@@ -26,7 +26,13 @@ from detr_fast.models.weights import CheckpointError
 from detr_fast.precision import amp_dtype
 from detr_fast.training import distributed
 from detr_fast.training.averaging import WeightAverage
-from detr_fast.training.checkpoint import copy_checkpoint, rng_state, save_checkpoint, set_rng_state
+from detr_fast.training.checkpoint import (
+    copy_checkpoint,
+    misfit_means,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.graph import GraphedStep, ShapeMismatch, cuda_graph_obstacle
 from detr_fast.training.initial import load_initial
@@ -249,7 +255,7 @@ class Trainer:
             self.seconds += clock - before
             bar.advance()
             if logs:
-                self._log(means, interval.speed(*self._counters()), log, bar)
+                self._log(interval, means, log, bar)
                 interval = LogInterval(*self._counters())
                 stop, save = distributed.any_rank(self._stop.requested, self._save_is_due())
             else:
@@ -269,15 +275,15 @@ class Trainer:
 
     def _log(
         self,
+        interval: LogInterval,
         means: dict[str, float],
-        speed_and_share: tuple[float, float],
         log: RunLog | None,
         bar: ProgressBar,
     ) -> None:
         """Check and report the steps of an interval. Waits for the device."""
         self._check_matching()
         self._check_finite(means)
-        speed, share = speed_and_share
+        speed, share = interval.speed(*self._counters())
         means |= {
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "images_per_second": speed,
@@ -457,19 +463,14 @@ class Trainer:
                 f"{self.run_dir} ran in {then[0]} processes with {then[1]} steps per epoch, here "
                 f"it would be {now[0]} and {now[1]}: resume with the same data and processes"
             )
-        try:
+        with misfit_means(
+            f"{self.run_dir} cannot be resumed, its weights fit no model of this version"
+        ):
             self.model.load_state_dict(checkpoint["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(checkpoint["ema"])
                 self.ema.updates = checkpoint["ema_updates"]
             self.optimizer.load_state_dict(checkpoint["optimizer"])
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise CheckpointError(
-                f"{self.run_dir} cannot be resumed, its weights fit no model of this version: "
-                f"{error}"
-            ) from error
         self.step = checkpoint["step"]
         self.evaluation_due = checkpoint.get("evaluation_due", False)  # older checkpoints lack it
         set_step(self.scheduler, self.step)
