@@ -1,10 +1,8 @@
 // IoU and generalised IoU of every pair of boxes, and its gradients.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "core/box_gradient.h"
-#include "cpu/box_iou_kernels.h"
 #include "cpu/box_ops.h"
 #include "cpu/parallel.h"
 #include "cpu/problems.h"
@@ -12,25 +10,12 @@
 
 namespace detr_fast::cpu {
 
-extern const IouKernelSet iou_plain;
-#ifdef DETR_FAST_X86
-extern const IouKernelSet iou_avx2, iou_avx512;
-#endif
-
-const IouKernelSet& iou_kernels() {
-#ifdef DETR_FAST_X86
-  if (std::strcmp(kernels().name, "avx512") == 0) return iou_avx512;
-  if (std::strcmp(kernels().name, "avx2") == 0) return iou_avx2;
-#endif
-  return iou_plain;
-}
-
 namespace {
 
 constexpr int64_t kRowsPerChunk = 64;  // the unit of work of a thread
 
-const IouKernels<float>& kernels_of(float) { return iou_kernels().for_float; }
-const IouKernels<double>& kernels_of(double) { return iou_kernels().for_double; }
+const IouKernels<float>& kernels_of(float) { return kernels().iou.for_float; }
+const IouKernels<double>& kernels_of(double) { return kernels().iou.for_double; }
 
 template <class Real>
 Box<Real> load(const Real* at, bool by_centre) {

@@ -1,10 +1,8 @@
-// Compiled once per instruction set, each time with a different DETR_FAST_KERNELS (CMakeLists.txt).
+// Compiled once per instruction set, each time with a different DETR_FAST_SET (CMakeLists.txt).
 #include "cpu/box_iou_kernels.h"
 
 #include "core/box_gradient.h"
-
-#define DETR_FAST_JOIN_NAMES(a, b) a##b
-#define DETR_FAST_JOIN(a, b) DETR_FAST_JOIN_NAMES(a, b)
+#include "cpu/simd/set_name.h"
 
 namespace detr_fast::cpu {
 namespace {
@@ -67,7 +65,7 @@ void row_gradient(bool generalized, const Box<Real>& a, BoxColumns<Real> b, cons
 
 }  // namespace
 
-extern const IouKernelSet DETR_FAST_JOIN(iou_, DETR_FAST_KERNELS) = {
-    {row<float>, row_gradient<float>}, {row<double>, row_gradient<double>}};
+extern const IouKernelSet DETR_FAST_OF_SET(iou) = {{row<float>, row_gradient<float>},
+                                                   {row<double>, row_gradient<double>}};
 
 }  // namespace detr_fast::cpu

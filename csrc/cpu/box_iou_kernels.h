@@ -29,7 +29,4 @@ struct IouKernelSet {
   IouKernels<double> for_double;
 };
 
-// The set that kernels() chose.
-const IouKernelSet& iou_kernels();
-
 }  // namespace detr_fast::cpu

@@ -1,30 +1,16 @@
 #include "cpu/dropout.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/parallel.h"
 #include "cpu/simd/kernels.h"
 
 namespace detr_fast::cpu {
 
-extern const DropoutKernelSet dropout_plain;
-#ifdef DETR_FAST_X86
-extern const DropoutKernelSet dropout_avx2, dropout_avx512;
-#endif
-
 namespace {
 
-const DropoutKernelSet& kernel_set() {
-#ifdef DETR_FAST_X86
-  if (std::strcmp(kernels().name, "avx512") == 0) return dropout_avx512;
-  if (std::strcmp(kernels().name, "avx2") == 0) return dropout_avx2;
-#endif
-  return dropout_plain;
-}
-
-const DropoutKernels<float>& kernels_of(float) { return kernel_set().for_float; }
-const DropoutKernels<Bfloat>& kernels_of(Bfloat) { return kernel_set().for_bfloat; }
+const DropoutKernels<float>& kernels_of(float) { return kernels().dropout.for_float; }
+const DropoutKernels<Bfloat>& kernels_of(Bfloat) { return kernels().dropout.for_bfloat; }
 
 // Calls run(block, its first element, its number of elements) for all blocks; a thread takes
 // several blocks at a time.

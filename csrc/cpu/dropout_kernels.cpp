@@ -1,8 +1,6 @@
-// Compiled once per instruction set, each time with a different DETR_FAST_KERNELS (CMakeLists.txt).
+// Compiled once per instruction set, each time with a different DETR_FAST_SET (CMakeLists.txt).
 #include "cpu/dropout.h"
-
-#define DETR_FAST_JOIN_NAMES(a, b) a##b
-#define DETR_FAST_JOIN(a, b) DETR_FAST_JOIN_NAMES(a, b)
+#include "cpu/simd/set_name.h"
 
 namespace detr_fast::cpu {
 namespace {
@@ -52,7 +50,7 @@ void backward(float scale, const T* __restrict__ gradient, const T* __restrict__
 
 }  // namespace
 
-extern const DropoutKernelSet DETR_FAST_JOIN(dropout_, DETR_FAST_KERNELS) = {
-    {block<float>, backward<float>}, {block<Bfloat>, backward<Bfloat>}};
+extern const DropoutKernelSet DETR_FAST_OF_SET(dropout) = {{block<float>, backward<float>},
+                                                           {block<Bfloat>, backward<Bfloat>}};
 
 }  // namespace detr_fast::cpu

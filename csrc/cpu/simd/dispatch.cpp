@@ -6,9 +6,9 @@
 
 namespace detr_fast::cpu {
 
-extern const Kernels plain;
+extern const Kernels kernels_plain;
 #ifdef DETR_FAST_X86
-extern const Kernels avx2, avx512;
+extern const Kernels kernels_avx2, kernels_avx512;
 #endif
 
 namespace {
@@ -24,10 +24,10 @@ const Kernels& choose() {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && allowed("avx512")) return avx512;
-  if (has_avx2 && (allowed("avx2") || allowed("avx512"))) return avx2;
+  if (has_avx512 && allowed("avx512")) return kernels_avx512;
+  if (has_avx2 && (allowed("avx2") || allowed("avx512"))) return kernels_avx2;
 #endif
-  return plain;
+  return kernels_plain;
 }
 
 }  // namespace

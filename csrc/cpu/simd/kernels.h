@@ -5,6 +5,8 @@
 
 #include "core/pair_cost.h"
 #include "core/scan.h"
+#include "cpu/box_iou_kernels.h"
+#include "cpu/dropout.h"
 #include "cpu/simd/dtype.h"
 
 namespace detr_fast::cpu {
@@ -83,6 +85,8 @@ struct Kernels {
   PairCostFault (*pair_costs)(const PairCostInput& in);
   KernelsOf<float> for_float;
   KernelsOf<double> for_double;
+  const IouKernelSet& iou;
+  const DropoutKernelSet& dropout;
 };
 
 // The best set that this CPU supports; DETR_FAST_SIMD=plain|avx2|avx512 in the environment limits
