@@ -1,11 +1,11 @@
 """Detections drawn into their image."""
 
-import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from detr_fast.visualize.fonts import font_file
 
 # Tableau's ten colours, in an order that keeps neighbours apart; dark enough for white text.
 PALETTE = (
@@ -30,7 +30,6 @@ def draw_detections(
     draw = ImageDraw.Draw(picture)
     longest = max(picture.size)
     line = max(2, round(longest / 320))  # a line of one pixel is hard to see on a photograph
-    font = ImageFont.truetype(_font_file(), max(10, round(longest / 56)))
     order = list(range(len(labels)))
     if scores is not None:
         order.sort(key=lambda i: -float(scores[i]))
@@ -44,6 +43,7 @@ def draw_detections(
         text = class_names[int(labels[i])]
         if scores is not None:
             text += f" {float(scores[i]):.2f}"
+        font = ImageFont.truetype(font_file(text), max(10, round(longest / 56)))
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 2 * line + 2, bottom - top + 2 * line + 2
         # Above the box where there is room, else inside it; never outside the picture.
@@ -57,14 +57,6 @@ def draw_detections(
         draw.rectangle(area, fill=_colour(labels[i]))
         draw.text((x + line + 1 - left, y + line + 1 - top), text, fill="white", font=font)
     return picture
-
-
-@functools.cache
-def _font_file() -> str:
-    """Return the file of DejaVu Sans, part of matplotlib: Latin, Greek and Cyrillic, no CJK."""
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def _colour(label: Tensor | int) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+from detr_fast.visualize.fonts import use_fonts_with_letters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +30,11 @@ def new_figure(width: float, height: float, **options: Any) -> Figure:
 
 def to_image(figure: Figure) -> Image.Image:
     """Return the figure as an RGB picture, to save, show in a notebook or put into a page."""
+    use_fonts_with_letters(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # said above, in a line
+        figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 
