@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torchvision
 from test_train_options import batch_of, fails_beyond
-from test_training import saved_steps
+from training_cases import saved_steps
 
 from detr_fast.data import Shapes, fixed_eval
 from detr_fast.data.loader import EvalBatches

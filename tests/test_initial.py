@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import small_trainer
 from torch import nn
+from training_cases import small_trainer
 
 from benchmarks.baselines.published_detr import PublishedDETR
 from detr_fast.models import detr_resnet18, detr_resnet34, detr_tiny

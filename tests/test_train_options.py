@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_training import small_trainer
+from training_cases import small_trainer
 
 from detr_fast import _C
 from detr_fast.cli import main

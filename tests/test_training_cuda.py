@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from devices import NoWait, needs_cuda
-from test_training import small_trainer, train_rows
+from training_cases import small_trainer, train_rows
 
 from detr_fast.cli import main
 from detr_fast.training.checkpoint import load_checkpoint

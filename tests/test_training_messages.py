@@ -8,7 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from test_training import small_trainer, train_rows
+from training_cases import small_trainer, train_rows
 
 from detr_fast.cli.benchmark import table
 from detr_fast.training.graph import ShapeMismatch

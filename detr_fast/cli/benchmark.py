@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from detr_fast.cli.arguments import count
-from detr_fast.cli.train import add_config_options, given_options
+from detr_fast.cli.config_options import add_config_options, given_options
 from detr_fast.training import TrainConfig, Trainer, distributed
 from detr_fast.training.clock import PHASES, PhaseClock
 from detr_fast.training.datasets import open_train_data
