@@ -12,7 +12,7 @@ except ImportError as error:
     ) from error
 
 from detr_fast import switches
-from detr_fast.faults import check_faults
+from detr_fast.faults import PredictionError, check_faults
 from detr_fast.matching import FastMatcher
 from detr_fast.ops import linear_sum_assignment
 from detr_fast.packing import Matches, PackedTargets
@@ -25,6 +25,7 @@ __all__ = [
     "FastMatcher",
     "Matches",
     "PackedTargets",
+    "PredictionError",
     "__version__",
     "check_faults",
     "linear_sum_assignment",

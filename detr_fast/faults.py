@@ -15,6 +15,14 @@ import torch
 from detr_fast import _C
 
 
+class PredictionError(ValueError):
+    """Predictions that cannot be matched: not finite, or with a negative width or height.
+
+    Diverging training causes it, or an overflow in half precision; a loop may skip such a batch.
+    Wrong arguments and targets raise ``ValueError`` itself.
+    """
+
+
 class Fault(NamedTuple):
     """A fault, with the fields that ``_C.match`` returns."""
 
@@ -36,6 +44,10 @@ class Fault(NamedTuple):
         if self.status == _C.Status.invalid_pair_cost:
             return f"the cost of matching {query} to targets[{image}]['boxes'][{self.target}]"
         return query
+
+    def error(self, message: str) -> ValueError:
+        """Return the error to raise, with a message that names the place."""
+        return (PredictionError if self.status in _OF_PREDICTIONS else ValueError)(message)
 
 
 def layer_name(layer: int, layers: int) -> str:
@@ -91,7 +103,7 @@ def raise_pending(device: torch.device, when: str = " in an earlier call") -> No
     """Raise a fault that calls on this device have found so far, without waiting for running ones.
 
     Raises:
-        ValueError: names the place of the first fault.
+        ValueError: names the place of the first fault; PredictionError if it is in predictions.
     """
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -102,7 +114,7 @@ def raise_pending(device: torch.device, when: str = " in an earlier call") -> No
             if fault is not None:
                 place = fault.place(slots.layers, slots.images)
                 reason = _REASONS.get(fault.status, str(fault.status))
-                raise ValueError(f"{place} {reason} (found by the GPU{when})")
+                raise fault.error(f"{place} {reason} (found by the GPU{when})")
 
 
 def check_faults(device: torch.device | str | int | None = None) -> None:
@@ -116,7 +128,8 @@ def check_faults(device: torch.device | str | int | None = None) -> None:
         device: a CUDA device, by default the current one. For any other device this does nothing.
 
     Raises:
-        ValueError: names the layer, image and entry of the first fault.
+        ValueError: names the layer, image and entry of the first fault; PredictionError if it is
+            in predictions.
     """
     if not torch.cuda.is_available():
         return
@@ -127,6 +140,11 @@ def check_faults(device: torch.device | str | int | None = None) -> None:
     raise_pending(device, when="")
 
 
+_OF_PREDICTIONS = (
+    _C.Status.invalid_logits,
+    _C.Status.invalid_box,
+    _C.Status.invalid_pair_cost,
+)
 _REASONS = {
     _C.Status.invalid_label: "is not one of the classes of the logits",
     _C.Status.invalid_target_box: "must be finite, and its width and height not negative",

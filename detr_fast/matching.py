@@ -157,10 +157,11 @@ class FastMatcher(nn.Module):
 
         Raises:
             ValueError: for a missing key, a wrong shape or dtype, B other than ``len(targets)``, a
-                label outside 0..K-1, a target box that is not finite or has a negative side, and,
-                unless ``nonfinite="last"``, a prediction for which no cost exists (NaN, inf, a
-                negative side). The message names the place. Predictions of images without targets
-                are not checked.
+                label outside 0..K-1, a target box that is not finite or has a negative side.
+            PredictionError: a ValueError, unless ``nonfinite="last"``: for a prediction for which
+                no cost exists (NaN, inf, a negative side).
+
+            Messages name the place. Predictions of images without targets are not checked.
         """
         return self._match([outputs], targets)[0]
 

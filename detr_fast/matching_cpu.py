@@ -81,22 +81,22 @@ def _raise_fault(
     place = fault.place(len(layers), inputs.shape[0])
     if status == _C.Status.invalid_label:
         classes = inputs.shape[2] - (not focal)
-        raise ValueError(
+        raise fault.error(
             f"{place} is {int(targets[problem]['labels'][target])}, but logits have {classes} "
             f"classes (0..{classes - 1})"
         )
     if status == _C.Status.invalid_target_box:
         box = targets[problem]["boxes"][target].tolist()
-        raise ValueError(f"{place} is {box}, {_BOX_RULE}")
+        raise fault.error(f"{place} is {box}, {_BOX_RULE}")
     if status == _C.Status.invalid_logits:
         reason = (
             "has no softmax: it holds NaN, inf or only -inf"
             if not focal
             else "has no focal cost: it holds NaN"
         )
-        raise ValueError(f"{place} {reason}")
+        raise fault.error(f"{place} {reason}")
     if status == _C.Status.invalid_box:
         layer, image = divmod(problem, inputs.shape[0])
         box = layers[layer]["pred_boxes"][image, query].tolist()
-        raise ValueError(f"{place} is {box}, {_BOX_RULE}")
-    raise ValueError(f"{place} overflows")
+        raise fault.error(f"{place} is {box}, {_BOX_RULE}")
+    raise fault.error(f"{place} overflows")

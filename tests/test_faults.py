@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from detr_fast import _C, faults
+from detr_fast import _C, FastMatcher, PredictionError, faults
 from detr_fast.faults import FaultSlots, fault_slots, raise_pending
 
 CPU = torch.device("cpu")
@@ -42,6 +42,28 @@ def test_place(problem, fault, message):
         raise_pending(CPU)
     assert str(raised.value).startswith(message)
     assert str(raised.value).endswith("(found by the GPU in an earlier call)")
+    assert type(raised.value) is (ValueError if "targets" in message[:9] else PredictionError)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        (lambda outputs, _: outputs["pred_logits"][0, 1].fill_(torch.nan), PredictionError),
+        (lambda outputs, _: outputs["pred_boxes"][0, 2].fill_(-1.0), PredictionError),
+        (lambda outputs, _: outputs["pred_boxes"][0, 2].fill_(3e38), PredictionError),
+        (lambda _, targets: targets[0]["labels"].fill_(2), ValueError),
+        (lambda _, targets: targets[0]["boxes"].fill_(torch.inf), ValueError),
+        (lambda outputs, _: outputs.pop("pred_boxes"), ValueError),
+    ],
+)
+def test_on_the_cpu_an_error_tells_predictions_from_the_rest(spoil, kind):
+    outputs = {"pred_logits": torch.zeros(1, 4, 3), "pred_boxes": torch.full((1, 4, 4), 0.5)}
+    targets = [{"labels": torch.tensor([1]), "boxes": torch.full((1, 4), 0.5)}]
+    FastMatcher()(outputs, targets)
+    spoil(outputs, targets)
+    with pytest.raises(ValueError) as raised:
+        FastMatcher()(outputs, targets)
+    assert type(raised.value) is kind
 
 
 def test_default_device_does_not_matter():

@@ -19,7 +19,7 @@ from detr_fast.data import (
     Recipe,
     is_worker_lost,
 )
-from detr_fast.faults import check_faults
+from detr_fast.faults import PredictionError, check_faults
 from detr_fast.losses import SetCriterion
 from detr_fast.models import MODELS
 from detr_fast.models.weights import CheckpointError
@@ -47,6 +47,9 @@ from detr_fast.training.signals import StopSignals
 from detr_fast.training.step import TrainStep, ignore
 
 SAVE_MINUTES = 30.0
+_DIVERGED = (
+    "the training diverged; try a lower learning rate. The checkpoints are from earlier steps"
+)
 
 
 class Interrupted(Exception):
@@ -312,7 +315,7 @@ class Trainer:
         try:
             losses = self._run_step(batches, mark)
         except ValueError as error:
-            raise ValueError(f"step {self.step + 1}: {error}") from error
+            raise ValueError(f"step {self.step + 1}: {_explained(error)}") from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -368,15 +371,12 @@ class Trainer:
         try:
             check_faults(self.device)
         except ValueError as error:
-            raise ValueError(f"by step {self.step}: {error}") from error
+            raise ValueError(f"by step {self.step}: {_explained(error)}") from error
 
     def _check_finite(self, means: dict[str, float]) -> None:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(means[name]):
-                raise ValueError(
-                    f"{name} is {means[name]} by step {self.step}: the training diverged; try a "
-                    "lower learning rate. The checkpoints are from earlier steps"
-                )
+                raise ValueError(f"{name} is {means[name]} by step {self.step}: {_DIVERGED}")
 
     def _finish_epoch(self, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         """Evaluate the epoch just trained, and save a checkpoint."""
@@ -478,6 +478,11 @@ class Trainer:
         self.watch = MatchingInstability(self.criterion.matcher, checkpoint.get("matching"))
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
         set_rng_state(checkpoint["rng"][processes.rank()], self.device)
+
+
+def _explained(error: ValueError) -> str:
+    """Return an error's message, and what its cause is where predictions are at fault."""
+    return f"{error}: {_DIVERGED}" if isinstance(error, PredictionError) else str(error)
 
 
 def _check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
