@@ -17,6 +17,7 @@ from interop_cases import (
     solved,
 )
 
+from detr_fast import PredictionError
 from detr_fast.interop.matchers import deformable_detr, detr, dfine, dino, rtdetr
 
 WEIGHTS = {"cost_class": 2, "cost_bbox": 5, "cost_giou": 2}
@@ -224,14 +225,16 @@ def test_predictions_without_a_cost_are_an_error(name):
     matcher, classes, *_ = MATCHERS[name]
     outputs, targets = batch(20, [5, 6], classes)
     outputs["pred_boxes"][1, 7, 2] = torch.nan
-    with pytest.raises(ValueError, match=r"^outputs\['pred_boxes'\]\[1, 7\] is \[.*nan.*\], but "):
+    with pytest.raises(
+        PredictionError, match=r"^outputs\['pred_boxes'\]\[1, 7\] is \[.*nan.*\], but "
+    ):
         matcher(outputs, targets)
     outputs, targets = batch(20, [5, 6], classes)
     outputs["pred_logits"][1, 7] = torch.nan
     if isinstance(matcher, dfine.HungarianMatcher):
         assert len(pairs_of(matcher, outputs, targets)[1][0]) == 6
         return
-    with pytest.raises(ValueError, match=r"^outputs\['pred_logits'\]\[1, 7\] has no .*NaN"):
+    with pytest.raises(PredictionError, match=r"^outputs\['pred_logits'\]\[1, 7\] has no .*NaN"):
         matcher(outputs, targets)
 
 

@@ -150,4 +150,4 @@ def _match(
         return place(module, match_groups(module, options, predictions, renamed, groups, fill_last))
     except ValueError as error:  # report it in transformers' names
         message = str(error).replace("'pred_logits'", "'logits'")
-        raise ValueError(message.replace("'labels'", "'class_labels'")) from None
+        raise type(error)(message.replace("'labels'", "'class_labels'")) from None

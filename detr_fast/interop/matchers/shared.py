@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_fast import FastMatcher, linear_sum_assignment, reference
+from detr_fast import FastMatcher, PredictionError, linear_sum_assignment, reference
 from detr_fast.matching import Pairs
 from detr_fast.matching_input import check_layers, check_targets
 
@@ -134,7 +134,7 @@ def _check_boxes(boxes: Tensor, nan_allowed: bool) -> None:
         wrong |= boxes.isnan().any(-1)
     if wrong.any():
         b, n = wrong.nonzero()[0].tolist()
-        raise ValueError(
+        raise PredictionError(
             f"outputs['pred_boxes'][{b}, {n}] is {boxes[b, n].tolist()}, but w, h must not be "
             f"negative{'' if nan_allowed else ', and no entry NaN'}"
         )
@@ -206,7 +206,7 @@ def match_groups(
     try:
         pairs = match(module, options, as_images, repeated, fill, fill_nan_boxes)
     except ValueError as error:
-        raise ValueError(_ungrouped(str(error), groups, size)) from None
+        raise type(error)(_ungrouped(str(error), groups, size)) from None
     joined = []
     for start in range(0, len(pairs), groups):
         queries, matched = zip(*pairs[start : start + groups], strict=True)

@@ -94,7 +94,7 @@ class HungarianMatcher(Matcher):
         try:
             pairs = match(self, self._options(), outputs, targets, self._fill, fill_nan_boxes=True)
         except ValueError as error:
-            raise ValueError(_in_ultralytics_names(str(error), start)) from None
+            raise type(error)(_in_ultralytics_names(str(error), start)) from None
         return place(self, [(i, j + first) for (i, j), first in zip(pairs, start, strict=False)])
 
     def _fill(self, blocks: list[Tensor]) -> list[Tensor]:
