@@ -82,8 +82,16 @@ class SetCriterion(nn.Module):
         outputs: dict,  # as DETR returns them, with or without aux_outputs
         # B times {"labels" [M], "boxes" [M, 4] cxcywh}; or packed, for a FastMatcher
         targets: Sequence[dict[str, Tensor]] | PackedTargets,
+        step_counts: Tensor | None = None,
+        batches: int = 1,
     ) -> dict[str, Tensor]:
         """Return the losses of a batch.
+
+        Args:
+            step_counts: the number of targets of every image of a step that consists of several
+                batches, whose losses are then divided by the step's means instead of their own: the
+                mean of their gradients is the gradient of all images in one batch.
+            batches: how many these are.
 
         Returns:
             ``loss``, the weighted total to differentiate. Without gradient: the unweighted parts
@@ -121,9 +129,10 @@ class SetCriterion(nn.Module):
         l1, giou = box_losses(
             boxes, packed.boxes, matches.query_index, packed.offsets, self.box_loss
         )  # [L] each
-        num_boxes = _mean_over_processes(packed.offsets[-1].float()).clamp(min=1)
+        counts = packed.offsets.diff() if step_counts is None else step_counts
+        num_boxes = _mean_over_processes(counts.sum().float() / batches).clamp(min=1)
         parts = {
-            "loss_ce": self._class_loss(logits, classes),
+            "loss_ce": self._class_loss(logits, classes, step_counts, batches),
             "loss_bbox": l1 / num_boxes,
             "loss_giou": giou / num_boxes,
         }
@@ -153,11 +162,18 @@ class SetCriterion(nn.Module):
         self,
         logits: Tensor,  # [L, B, N, K+1]
         classes: Tensor,  # [L, B, N]
+        step_counts: Tensor | None,
+        batches: int,
     ) -> Tensor:  # [L]
         """Return cross-entropy averaged by class weight, ``eos_coef`` for "no object"."""
         weights = self.class_weights.float()  # a module around this may have been cast
         loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weights, reduction="none")
-        weight = weights[classes].flatten(1).sum(1)
+        if step_counts is None:
+            weight = weights[classes].flatten(1).sum(1)
+        else:  # the other batches are not matched yet, but each target will get a query if it can
+            queries = classes.shape[2]
+            matched = step_counts.clamp(max=queries)
+            weight = (matched + weights[-1] * (queries - matched)).sum() / batches
         # The weights sum to 0 without queries, or without objects if eos_coef is 0.
         return loss.view(len(logits), -1).sum(1) / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 

@@ -37,7 +37,7 @@ def test_it_learns_a_few_images_by_heart(tmp_path):
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path):
-    """Without batch norm and with equal numbers of boxes, gradients and losses agree."""
+    """Without batch norm, gradients and losses agree, however the boxes are distributed."""
     trainers = []
     for batch_size, accumulate in ((8, 1), (4, 2)):
         trainer = small_trainer(
@@ -53,7 +53,10 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
                 module.eval()
         trainer.parallel.train = lambda: None
         trainers.append(trainer)
-    targets = [{"labels": torch.tensor([1]), "boxes": torch.full((1, 4), 0.5)}] * 8
+    targets = [  # at most 6 of an image find a query
+        {"labels": torch.arange(m) % 3, "boxes": torch.rand(m, 4) * 0.5 + 0.1}
+        for m in (1, 0, 2, 1, 9, 0, 5, 4)
+    ]
     images, mask = torch.randn(8, 3, 48, 48), torch.zeros(8, 48, 48, dtype=torch.bool)
     halves = [(images[:4], mask[:4], targets[:4]), (images[4:], mask[4:], targets[4:])]
     losses = [
@@ -62,7 +65,8 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
     ]
     for a, b in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
-    torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-4)
+    for name in ("grad_norm", *(name for name in losses[0] if name.startswith("loss"))):
+        torch.testing.assert_close(losses[1][name], losses[0][name], atol=1e-5, rtol=1e-4)
 
 
 def test_logged_losses_are_means_over_the_steps_since_the_last_row(tmp_path):

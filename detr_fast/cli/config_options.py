@@ -104,7 +104,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     for name, kind, what in (
         ("epochs", int, ""),
         ("batch_size", int, "images per process and forward pass"),
-        ("accumulate", int, "forward passes per optimizer step"),
+        ("accumulate", int, "batches per optimizer step, which then count as one"),
         ("lr", float, "learning rate"),
         ("weight_decay", float, "of AdamW"),
         ("clip", float, "largest gradient norm, 0: no clipping"),

@@ -63,7 +63,7 @@ class TrainStep:
     def __call__(
         self, batches: Sequence[Batch], mark: Callable[[str], None] = ignore
     ) -> dict[str, Tensor]:
-        """Train on the batches, with their gradients averaged.
+        """Train on the batches as if they were one, but for statistics of trained batch norm.
 
         Args:
             batches: on the device, or anything that ``data.to_device`` can move there.
@@ -74,10 +74,11 @@ class TrainStep:
             clipping.
         """
         sums: list[Tensor] = []
+        counts = _target_counts(batches, self.device) if len(batches) > 1 else None
         for number, batch in enumerate(batches, 1):
             wait = number < len(batches)
             with distributed.no_sync(self.parallel, wait, self._first):
-                losses = self.gradients(batch, 1 / len(batches), mark)
+                losses = self.gradients(batch, counts, len(batches), mark)
             values = list(losses.values())
             sums = torch._foreach_add(sums, values) if sums else values
         if len(batches) > 1:
@@ -89,16 +90,24 @@ class TrainStep:
         return losses
 
     def gradients(
-        self, batch: Batch, share: float = 1.0, mark: Callable[[str], None] = ignore
+        self,
+        batch: Batch,
+        step_counts: Tensor | None = None,
+        batches: int = 1,
+        mark: Callable[[str], None] = ignore,
     ) -> dict[str, Tensor]:
-        """Add the gradients of a batch, times its share, and return its losses, detached."""
+        """Add the gradients of a batch, out of several of a step, and return its losses, detached.
+
+        Args:
+            step_counts, batches: as for the criterion.
+        """
         images, mask, targets = self._ready(*batch)
         with autocast(self.device, self.amp):
             outputs = self.model(images, mask)
         mark("forward")
-        losses = self.criterion(outputs, targets)
+        losses = self.criterion(outputs, targets, *([step_counts, batches] if batches > 1 else []))
         mark("loss")
-        (losses["loss"] * share).backward()
+        (losses["loss"] / batches).backward()
         mark("backward")
         return {name: value.detach() for name, value in losses.items()}
 
@@ -119,6 +128,17 @@ class TrainStep:
                 images, mask = pad_to_bucket(images, mask)
             targets = pack_to_capacity(targets)
         return Batch(images, mask, targets)
+
+
+def _target_counts(batches: Sequence[Batch], device: torch.device) -> Tensor:
+    """Return the number of targets of every image of all batches, on the device."""
+    counts = [
+        targets.offsets.diff()
+        if isinstance(targets, PackedTargets)
+        else torch.tensor([len(target["labels"]) for target in targets])
+        for _, _, targets in batches
+    ]
+    return torch.cat([count.to(device, non_blocking=True) for count in counts])
 
 
 def pad_to_bucket(
