@@ -166,8 +166,15 @@ def coco_metrics(
 
     Raises:
         ImportError: pycocotools is not installed.
+        ValueError: a label without a category id, as of a model that was trained on other classes.
     """
     cocoeval = import_cocoeval()
+    for image_id, result in detections.items():
+        if len(result["labels"]) and int(result["labels"].max()) >= len(category_ids):
+            raise ValueError(
+                f"image {image_id}: a detection has the label {int(result['labels'].max())}, but "
+                f"the data has {len(category_ids)} classes (0..{len(category_ids) - 1})"
+            )
     rows = [
         np.column_stack(
             [

@@ -18,7 +18,9 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from detr_fast.cli import COMMANDS, main
+from detr_fast.cli.checkpoints import load_best_checkpoint
 from detr_fast.data import DetectionDataset, clean_message
+from detr_fast.evaluation import detect_batch
 from detr_fast.models import detr_tiny
 from detr_fast.models.builders import build_detr
 from detr_fast.visualize import draw_detections
@@ -641,6 +643,53 @@ def test_predictions_before_ctrl_c_are_written(run, voc_folder, tmp_path, monkey
     assert main(["predict", str(run), str(images), "--out", str(out), "--device", "cpu"]) == 130
     (images / "folder.jpg").rmdir()
     assert len(json.loads((out / "detections.json").read_text())) == 2
+
+
+def test_an_image_that_is_too_large_for_memory_is_named_and_left_out(
+    run, voc_folder, tmp_path, monkeypatch, capsys
+):
+    calls = []
+
+    def detect(*given, **options):
+        calls.append(given)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 GiB")
+        return detect_batch(*given, **options)
+
+    monkeypatch.setattr("detr_fast.cli.predict.detect_batch", detect)
+    images = sorted((voc_folder / "JPEGImages").iterdir())[:3]
+    out = tmp_path / "out"
+    command = ["predict", str(run), *map(str, images), "--out", str(out), "--device", "cpu"]
+    assert main(command) == 2
+    assert f"{images[1]}: too large for the memory of cpu" in capsys.readouterr().err
+    found = [result["file"] for result in json.loads((out / "detections.json").read_text())]
+    assert found == [str(images[0]), str(images[2])]
+
+
+@pytest.mark.parametrize(("asked", "used"), [([], "bf16"), (["--amp", "none"], "none")])
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_precision_is_that_of_training(
+    run, voc_folder, tmp_path, monkeypatch, command, asked, used
+):
+    load = load_best_checkpoint
+
+    def trained_in_bf16(path):
+        checkpoint = load(path)
+        checkpoint["config"]["amp"] = "bf16"
+        return checkpoint
+
+    module = {"eval": "evaluate", "predict": "predict"}[command]
+    monkeypatch.setattr(f"detr_fast.cli.{module}.load_best_checkpoint", trained_in_bf16)
+    precisions = []
+
+    def amp_dtype(name, device):
+        precisions.append(name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"detr_fast.cli.{module}.amp_dtype", amp_dtype)
+    more = [str(voc_folder / "JPEGImages")] if command == "predict" else []
+    assert main([command, str(run), *more, *asked, "--device", "cpu"]) == 130
+    assert precisions == [used]
 
 
 def test_help_and_version(capsys):

@@ -86,7 +86,7 @@ def test_counts_follow_the_epoch():
     data = Shapes(20, fresh=True)
     for epoch in (0, 3):
         data.set_epoch(epoch)
-        assert data.object_counts.sum(1).tolist() == [len(t["labels"]) for _, t in data]
+        assert data.objects_per_image.tolist() == [len(t["labels"]) for _, t in data]
 
 
 def test_shapes_do_not_touch():

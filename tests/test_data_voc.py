@@ -93,6 +93,19 @@ def test_names_may_have_spaces_suffixes_and_other_formats(tmp_path):
     assert data[1][0].shape == (3, 30, 40) and len(data[1][1]["labels"]) == 0
 
 
+def test_images_may_be_in_folders(tmp_path):
+    root = voc_folder(tmp_path, {"a": [("cell", (1, 1, 9, 9))], "b": []}, splits={"train": ["a"]})
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind / "camera 1").mkdir()
+    (root / "JPEGImages" / "b.jpg").rename(root / "JPEGImages" / "camera 1" / "a.jpg")
+    (root / "Annotations" / "b.xml").rename(root / "Annotations" / "camera 1" / "a.xml")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\ncamera 1/a.jpg\n")
+    data = VocDetection(root)
+    paths = [data.record(i).path.relative_to(root / "JPEGImages").as_posix() for i in range(2)]
+    assert paths == ["a.jpg", "camera 1/a.jpg"]
+    assert [len(target["labels"]) for _, target in data] == [1, 0]
+
+
 def test_difficult_kept_zero_area_counted_overhang_clipped(tmp_path):
     boxes = [(0, 0, 40, 30), (5, 5, 5, 9), (30.5, 20, 41, 30.9)]
     data = VocDetection(voc_folder(tmp_path, {"a": [("x", box) for box in boxes]}))

@@ -71,6 +71,13 @@ def test_nothing_found(shapes):
     assert figures["AP"] == 0
 
 
+def test_a_label_of_other_classes_is_an_error(shapes):
+    strange = {"scores": torch.ones(1), "labels": torch.tensor([3]), "boxes": torch.ones(1, 4)}
+    message = r"image 2: .* label 3, but the data has 3 classes \(0\.\.2"
+    with pytest.raises(ValueError, match=message):
+        coco_metrics(shapes.coco, {2: strange}, shapes.category_ids)
+
+
 def test_sparse_category_ids(coco_files):
     dataset = CocoDetection(*coco_files)
     found = truth_as_detections(dataset)

@@ -56,6 +56,23 @@ class TestPublishedCheckpoint:
         for name in ("pred_logits", "pred_boxes"):
             torch.testing.assert_close(ours[name], expected[name], atol=1e-4, rtol=1e-4)
 
+    def test_its_class_head_has_a_row_for_each_category_id_of_coco(self, published):
+        names = ["toothbrush", "unicorn", "person", "stop sign"]  # ids 90, none, 1 and 13
+        model = detr_resnet18(num_classes=4, num_queries=20)
+        before = copied(model)
+        found = load_initial(model, published, names)
+        trained = torch.load(published, weights_only=False)["model"]
+        assert found.classes == (3, 4)
+        for name in ("class_embed.weight", "class_embed.bias"):
+            tensor = model.state_dict()[name]
+            assert torch.equal(tensor[[0, 2, 3, 4]], trained[name][[90, 1, 13, 91]])
+            assert torch.equal(tensor[1], before[name][1])
+
+    def test_without_a_class_of_coco_it_has_no_names(self, published):
+        names = [f"class {k}" for k in range(91)]
+        found = load_initial(detr_resnet18(num_classes=91), published, names)
+        assert found.classes is None and found.left == ()
+
     def test_where_batch_norm_is_trained(self, published):
         """The statistics are loaded; how often they were updated is not known, nor needed."""
         model = detr_resnet18(num_classes=91, norm="batch")

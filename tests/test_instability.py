@@ -112,6 +112,20 @@ class TestWatch:
         watch.observe({k: v[:2] for k, v in layers[0].items()}, targets[:2])
         assert watch.finish() == {}
 
+    @pytest.mark.parametrize("change", [-1, 1])
+    def test_nor_are_images_whose_annotations_were_corrected(self, change):
+        layers, targets = batch(5)
+        watch = MatchingInstability(FastMatcher())
+        watch.observe(layers[0], targets)
+        watch.finish()
+        resumed = MatchingInstability(FastMatcher(), watch.state())
+        at = next(i for i, target in enumerate(targets) if len(target["labels"]) > 1)
+        keep = slice(0, change) if change < 0 else [*range(len(targets[at]["labels"])), 0]
+        corrected = {k: targets[at][k][keep] for k in ("labels", "boxes")}
+        others = [t | corrected if i == at else t for i, t in enumerate(targets)]
+        resumed.observe(layers[0], others)
+        assert resumed.finish() == {}
+
 
 def test_a_run_logs_it(tmp_path):
     pytest.importorskip("pycocotools")

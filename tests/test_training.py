@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +107,30 @@ def test_waiting_for_the_device_counts_as_training(tmp_path, monkeypatch):
     trainer.run()
     assert trainer.seconds >= 0.4
     assert len(speeds) == 2 and max(speeds) < 24 / 0.2  # images of an epoch
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.6, [1, 2, 4, 5, 6]), (0.4, [1, 2, 6])])
+def test_several_processes_agree_at_every_slow_step_whether_to_stop(
+    tmp_path, monkeypatch, seconds, asked
+):
+    """And where they log and after an evaluation. A scheduler waits half a minute, then kills."""
+    trainer = small_trainer(tmp_path, epochs=1, log_every=3)
+    monkeypatch.setattr(LogInterval, "step_seconds", lambda *_: seconds)
+    two = SimpleNamespace(world_size=lambda: 2)  # for the loop alone
+    monkeypatch.setattr("detr_fast.training.engine.processes", two)
+    steps = []
+
+    def any_rank(*flags):
+        if len(flags) == 1:  # three where they log
+            steps.append(trainer.step)
+        return flags
+
+    monkeypatch.setattr("detr_fast.training.distributed.any_rank", any_rank)
+    monkeypatch.setattr(trainer, "_save", lambda name: None)
+    monkeypatch.setattr(trainer, "_finish_epoch", lambda *_: setattr(trainer, "evaluation_due", 0))
+    monkeypatch.setattr(trainer, "_evaluate", lambda *_: {"AP": 0.0})
+    trainer.run()
+    assert steps == asked
 
 
 def test_averaged_weights(tmp_path):

@@ -77,21 +77,6 @@ def test_every_panel(monkeypatch):
     assert panels["gradient norm (blue), learning rate (red)"].lines
 
 
-@pytest.mark.parametrize("first", [(0, 0), (1, 1), (1, 0)])
-def test_rows_that_count_rematched_layers_from_one(monkeypatch, first):
-    """All rows of a run, none, or those before it was resumed by a newer version."""
-    data = rows(layers=12)
-    for row in data:
-        start = first[row["epoch"] > 1]
-        shares = [row.pop(f"rematched_{i}") for i in range(11) if row["kind"] == "train"]
-        row |= {f"rematched_{i}": share for i, share in enumerate(shares, start=start)}
-    axes, _ = drawn(monkeypatch, data)
-    (panel,) = [ax for ax in axes if ax.get_title() == "share of targets whose query changes"]
-    for i in range(11):
-        assert curve(panel, f"from layer {i + 1} to {i + 2}")[:, 1] == pytest.approx(0.5 / (i + 1))
-    assert "from layer 12 to 13" not in panel.get_legend_handles_labels()[1]
-
-
 def test_rows_of_an_older_version(monkeypatch):
     axes, _ = drawn(monkeypatch, rows(layers=1, matching=False))
     titles = {ax.get_title() for ax in axes}

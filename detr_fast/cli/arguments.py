@@ -65,14 +65,14 @@ def add_box_options(
     )
 
 
-def add_amp(parser: Any, default: str = "auto") -> None:
-    """Add ``--amp`` for a model that is only evaluated."""
+def add_amp(parser: Any, default: str | None = None) -> None:
+    """Add ``--amp`` for a model that is only evaluated; None: as in training."""
     parser.add_argument(
         "--amp",
         choices=AMP,
         default=default,
         help="precision of the model; auto: bf16 where the hardware multiplies it faster; "
-        f"default: {default}",
+        f"default: {default or 'as in training'}",
     )
 
 

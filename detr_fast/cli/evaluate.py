@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         device,
         args.batch_size or config.batch_size,
         default_workers(device) if args.workers is None else args.workers,
-        amp_dtype(args.amp, device),
+        amp_dtype(args.amp or config.amp, device),
     )
     if main:
         print("\n" + format_metrics(row, row["per_class"], dataset.boxes_per_class()))

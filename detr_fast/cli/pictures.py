@@ -43,7 +43,7 @@ def prediction_grid(
 
 
 def batches(
-    dataset: torch.utils.data.Dataset, device: torch.device, size: int = 16
+    dataset: torch.utils.data.Dataset, device: torch.device, size: int
 ) -> Iterator[tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]]:
     """Yield batches on the device as the model takes them: images, mask or None, targets."""
     yield from Prefetcher(device).batches(make_loader(dataset, 0, batch_size=size))

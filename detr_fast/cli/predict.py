@@ -1,9 +1,10 @@
 """``detr-fast predict``: detections in any images, as pictures and as JSON."""
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from detr_fast.data import DataError, read_image
 from detr_fast.evaluation import detect_batch
 from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_model
+from detr_fast.training.memory import is_out_of_memory
 from detr_fast.training.recipes import eval_recipe
 from detr_fast.visualize import draw_detections, enlarge
 
@@ -50,28 +52,29 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect objects in each image; report an image that cannot be read, and do the others."""
+    """Detect objects in each image; report one that cannot be read or is too large, and go on."""
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.checkpoint)
     files = find_images(args.images)
-    recipe = eval_recipe(TrainConfig.from_dict(checkpoint["config"]))
+    config = TrainConfig.from_dict(checkpoint["config"])
+    recipe = eval_recipe(config)
     model = load_model(checkpoint).to(device)
     names, ids = checkpoint["class_names"], checkpoint["category_ids"]
-    amp = amp_dtype(args.amp, device)
+    amp = amp_dtype(args.amp or config.amp, device)
     out = _results_folder(args.out)
     results, written, failed = [], set(), 0
     try:
         for file in tqdm(files, unit="image", disable=None):
             try:
                 pixels = read_image(file)
+                size = torch.tensor([pixels.shape[-2:]])
+                with _naming(file, device):
+                    inputs = recipe(pixels)[0][None].to(device)
+                    detections = detect_batch(model, inputs, None, size, amp, args.threshold)[0]
             except DataError as error:
                 tqdm.write(f"detr-fast: error: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            image, _ = recipe(pixels)
-            size = torch.tensor([pixels.shape[-2:]])
-            inputs = image[None].to(device)
-            detections = detect_batch(model, inputs, None, size, amp, args.threshold)[0]
             picture = _new_name(out, file.stem, written)
             _draw(pixels, detections, names).save(picture)
             results.append(
@@ -83,17 +86,22 @@ def run(args: argparse.Namespace) -> int:
                     "detections": _detections(detections, names, ids),
                 }
             )
-    except KeyboardInterrupt:
-        _write(out, results)  # what is done is done
-        raise
-    _write(out, results)
+    finally:  # after an error or Ctrl-C, too: what is done is done
+        (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     count = sum(len(result["detections"]) for result in results)
     print(f"objects: {count}, images: {len(results)}; wrote {out}/detections.json and pictures")
     return 2 if failed else 0
 
 
-def _write(out: Path, results: list[dict[str, Any]]) -> None:
-    (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
+@contextlib.contextmanager
+def _naming(file: Path, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory into an error of this image."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DataError(f"{file}: too large for the memory of {device}") from error
 
 
 def _draw(

@@ -69,8 +69,10 @@ def run(args: argparse.Namespace) -> int:
     page.section("Training")
     page.picture(plot_training(rows), "losses, accuracy, matching and optimizer over the epochs")
     chosen = torch.utils.data.Subset(val_set, range(min(args.images, len(val_set))))
-    _images(page, model, val_set, chosen, device)
-    predictions = collect_predictions(model, batches(chosen, device), matcher=config.matcher())
+    _images(page, model, val_set, chosen, device, config.batch_size)
+    predictions = collect_predictions(
+        model, batches(chosen, device, config.batch_size), matcher=config.matcher()
+    )
     page.section("Queries")
     page.picture(plot_query_boxes(predictions), "centres of each query's boxes")
     page.picture(plot_query_use(predictions), "how often each query is used")
@@ -131,11 +133,12 @@ def _images(
     val_set: DetectionDataset,
     chosen: torch.utils.data.Dataset,
     device: torch.device,
+    batch_size: int,
 ) -> None:
     """Add the worst and the best images, and attention in at most two."""
     ranked: list[Found] = []
     model.eval()
-    for images, mask, targets in batches(chosen, device):
+    for images, mask, targets in batches(chosen, device, batch_size):
         unit = torch.ones(len(targets), 2)
         results = detect_batch(model, images, mask, unit)
         for target, result in zip(targets, results, strict=True):
@@ -175,13 +178,13 @@ def _images(
 
 
 def _image(val_set: DetectionDataset, index: int, device: torch.device) -> Tensor:
-    ((images, _, _),) = batches(torch.utils.data.Subset(val_set, [index]), device)
+    ((images, _, _),) = batches(torch.utils.data.Subset(val_set, [index]), device, 1)
     return images[0]
 
 
 def _pair(val_set: DetectionDataset, index: int, result: dict[str, Tensor]) -> Any:
     ((images, _, targets),) = batches(
-        torch.utils.data.Subset(val_set, [index]), torch.device("cpu")
+        torch.utils.data.Subset(val_set, [index]), torch.device("cpu"), 1
     )
     return truth_and_detections(
         as_picture(images[0]),

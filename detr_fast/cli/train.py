@@ -249,7 +249,7 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
     started = f", resumed at step {trainer.step}" if trainer.step else ""
     together = config.accumulate * processes.world_size()
     images = min(config.batch_size * together, len(train_set))
-    counts = train_set.object_counts.sum(1)
+    counts = train_set.objects_per_image
     crowded = int((counts > config.num_queries).sum())
     warning = (
         f"note   {crowded} training images have more objects (up to {counts.max()}) than there are "

@@ -157,9 +157,8 @@ def _number(name: str, text: str) -> int:
 def _queries(args: argparse.Namespace) -> None:
     model, dataset, device, config = _open(args)
     chosen = torch.utils.data.Subset(dataset, range(min(args.images, len(dataset))))
-    predictions = collect_predictions(
-        model, batches(chosen, device), amp_dtype(args.amp, device), config.matcher()
-    )
+    found = batches(chosen, device, config.batch_size)
+    predictions = collect_predictions(model, found, amp_dtype(args.amp, device), config.matcher())
     _save(
         args.out,
         {
@@ -175,7 +174,7 @@ def _matching(args: argparse.Namespace) -> None:
     if not 0 <= args.index < len(dataset):
         raise ValueError(f"--index is {args.index}, the data has images 0..{len(dataset) - 1}")
     chosen = torch.utils.data.Subset(dataset, [args.index])
-    ((images, mask, targets),) = batches(chosen, device)
+    ((images, mask, targets),) = batches(chosen, device, 1)
     if not len(targets[0]["labels"]):
         raise ValueError(f"image {args.index} has no targets: there is nothing to match")
     with autocast(device, amp_dtype(args.amp, device)):

@@ -156,20 +156,33 @@ class DetectionDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that begins; only generated data uses it."""
 
+    @property
+    def objects_per_image(self) -> np.ndarray:
+        """How many objects are in each image, int64 [images]."""
+        return self._object_counts[0]
+
+    @property
+    def objects_per_class(self) -> np.ndarray:
+        """How many objects of each class there are, int64 [K]."""
+        return self._object_counts[1]
+
     @functools.cached_property
-    def object_counts(self) -> np.ndarray:
-        """How many objects of each class are in each image, int64 [images, K]."""
-        classes = len(self.class_names)
-        rows = [np.bincount(self.record(i).labels, minlength=classes) for i in range(len(self))]
-        return np.array(rows, dtype=np.int64).reshape(len(self), classes)
+    def _object_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        per_image = np.zeros(len(self), dtype=np.int64)
+        per_class = np.zeros(len(self.class_names), dtype=np.int64)
+        for index in range(len(self)):
+            labels = self.record(index).labels
+            per_image[index] = len(labels)
+            np.add.at(per_class, labels, 1)
+        return per_image, per_class
 
     def boxes_per_class(self) -> dict[str, int]:
         """Return class name -> number of boxes."""
-        return dict(zip(self.class_names, self.object_counts.sum(0).tolist(), strict=True))
+        return dict(zip(self.class_names, self.objects_per_class.tolist(), strict=True))
 
     def describe(self) -> str:
         """Describe in one line the images, boxes, classes, and what was left out."""
-        counts = self.object_counts.sum(1)
+        counts = self.objects_per_image
         names = self.class_names
         shown = ", ".join(names if len(names) <= 10 else [*names[:3], "...", names[-1]])
         zero, crowd = self.dropped["zero_area"], self.dropped["crowd"]

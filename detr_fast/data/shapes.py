@@ -71,7 +71,7 @@ class Shapes(DetectionDataset):
         if self.fresh and epoch != int(self._epoch):
             self._epoch.fill_(epoch)
             self._coco = None
-            self.__dict__.pop("object_counts", None)  # a cached property
+            self.__dict__.pop("_object_counts", None)  # a cached property
 
     def record(self, index: int) -> Record:
         return self._load(index)[1]

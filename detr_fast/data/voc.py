@@ -154,9 +154,9 @@ def _class_names(root: Path, names: Iterable[str]) -> set[str]:
 def _image_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such image folder")
-    files = [file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES]
+    files = [file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES]
     files.sort(key=lambda file: -_SUFFIXES.index(file.suffix.lower()))
-    return {file.stem: file for file in files}
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def _parse(file: Path) -> _Annotation:

@@ -160,7 +160,8 @@ class TrainConfig:
             # Without weights there are no statistics to freeze, and every layer must learn.
             scratch = self.backbone_weights is None and self.init_from is None
             args["norm"] = "batch" if scratch else "frozen"
-            args["trainable_layers"] = 5 if scratch else 3
+            # As in the published code, a rate of 0 freezes the backbone: no gradient is computed.
+            args["trainable_layers"] = 5 if scratch else 3 if self.lr_backbone else 0
         return args
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ from detr_fast.training.signals import StopSignals
 from detr_fast.training.step import TrainStep, ignore
 
 SAVE_MINUTES = 30.0
+SLOW_STEP = 0.5  # seconds, from which on processes ask each other at every step whether to stop
 _DIVERGED = (
     "the training diverged; try a lower learning rate. The checkpoints are from earlier steps"
 )
@@ -175,6 +176,7 @@ class Trainer:
         )
         self.graphed = self._graphed_step() if config.cuda_graph else None
         self._stop = StopSignals(announce=self.is_main)
+        self._slow = True  # on any process, as of the last log
         self._saved_at = time.monotonic()
 
     @property
@@ -251,16 +253,21 @@ class Trainer:
             interval.add(self.train_on(loaded))
             self.step += 1
             ends = self.step % self.steps_per_epoch == 0
-            alone = processes.world_size() == 1  # several must agree, and do so where they log
-            logs = ends or self.step % config.log_every == 0 or (alone and self._stop.requested)
+            logs = ends or self.step % config.log_every == 0
+            # Whoever asks for the end kills soon. Fast processes agree on it where they log.
+            if not logs and (self._slow or processes.world_size() == 1):
+                (logs,) = distributed.any_rank(self._stop.requested)
             means = interval.means() if logs else {}  # waits for the device: part of the steps
             before, clock = clock, time.perf_counter()
             self.seconds += clock - before
             bar.advance()
             if logs:
                 self._log(interval, means, log, bar)
+                slow = interval.step_seconds(self.seconds) >= SLOW_STEP
                 interval = LogInterval(*self._counters())
-                stop, save = distributed.any_rank(self._stop.requested, self._save_is_due())
+                stop, save, self._slow = distributed.any_rank(
+                    self._stop.requested, self._save_is_due(), slow
+                )
             else:
                 stop, save = False, False
             if ends or stop or save:
@@ -347,7 +354,7 @@ class Trainer:
         """Return the step as a CUDA graph; or None, after printing why not."""
         reason = cuda_graph_obstacle(self.config, self.device, processes.world_size())
         if reason is None:
-            most = int(self.train_set.object_counts.sum(1).max())
+            most = int(self.train_set.objects_per_image.max())
             return GraphedStep(self.train_step, capacity=self.config.batch_size * most)
         if not self.quiet:
             print(f"note   no CUDA graph: {reason}")

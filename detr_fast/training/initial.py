@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models import detection
 
 from detr_fast.models.weights import CheckpointError, read_weights
 from detr_fast.training.checkpoint import best_checkpoint_path
@@ -48,7 +49,8 @@ def load_initial(
         model: a DETR.
         path: a run's folder or a checkpoint, of which the evaluated weights are used; a checkpoint
             of the published code, ``{"model": state dict}``; or a state dict alone. No code in it
-            is run. Checkpoints of runs hold the names of their classes, published ones do not.
+            is run. Checkpoints of runs hold the names of their classes; a class head as large as
+            the published one has COCO's, if the model has any of these.
         class_names: the model's K classes, in the order of the labels.
 
     Raises:
@@ -77,7 +79,7 @@ def load_initial(
             raise CheckpointError(f"{file}: {name} is {tensor.dtype}, expected floating point")
         if not tensor.isfinite().all():
             raise CheckpointError(f"{file}: {name} holds values that are not finite")
-    file_classes = state.get("class_names")
+    file_classes = state.get("class_names", _published_classes(source, class_names))
     known = isinstance(file_classes, list) and all(isinstance(name, str) for name in file_classes)
     head, classes = {}, None
     if known and class_names is not None and file_classes != [*class_names]:
@@ -88,6 +90,18 @@ def load_initial(
     loaded = tuple(name for name in fits if name not in head)
     left = tuple(name for name in target if name not in fits and name not in head)
     return Initial(file, loaded, left, classes)
+
+
+def _published_classes(
+    source: dict[str, Tensor], class_names: Sequence[str] | None
+) -> list[str] | None:
+    """Return COCO's class names by category id, the published code's labels, where they apply: to a
+    class head of that size, and a model that has some of these classes; else None."""
+    weights = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    names = [str(name) for name in weights.meta["categories"]]
+    head = source.get(f"{HEAD}weight")
+    fits = head is not None and len(head) == len(names) + 1
+    return names if fits and set(names) & set(class_names or ()) else None
 
 
 def _head_by_name(

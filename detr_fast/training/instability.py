@@ -46,14 +46,15 @@ class MatchingInstability:
         """Finish an evaluation, on every process; return ``rematched_epoch`` on rank 0.
 
         It is the share of the targets of all processes whose query changed. Empty on other ranks,
-        after the first evaluation, and without targets.
+        after the first evaluation, if images or their numbers of targets are others since (a run
+        was resumed after the annotations were corrected), and without targets.
         """
         now: dict[int, Tensor] = {}
         for part in processes.gather(self._seen):
             now |= part
         self._seen = {}
         before, self._before = self._before, now or None
-        if before is None or before.keys() != now.keys():
+        if before is None or _counts(before) != _counts(now):
             return {}
         total = sum(len(row) for row in now.values())
         changed = sum(int((row != before[image]).sum()) for image, row in now.items())
@@ -69,3 +70,7 @@ class MatchingInstability:
             "counts": torch.tensor([len(row) for row in rows]),
             "query_index": torch.cat(rows),
         }
+
+
+def _counts(queries: dict[int, Tensor]) -> dict[int, int]:
+    return {image: len(row) for image, row in queries.items()}

@@ -34,6 +34,10 @@ class LogInterval:
         sums = distributed.mean_over_ranks(self._sums)
         return {name: float(value) / self._steps for name, value in sums.items()}
 
+    def step_seconds(self, seconds: float) -> float:
+        """Return the mean seconds of a step."""
+        return (seconds - self._start[1]) / self._steps
+
     def speed(self, images: int, seconds: float, waited: float) -> tuple[float, float]:
         """Return images per second, and the share of the time that was spent waiting for data."""
         then = self._start

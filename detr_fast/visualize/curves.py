@@ -31,7 +31,7 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
         rows: of ``metrics.jsonl``, of kinds ``"train"`` and ``"val"``. Values that are missing,
             because the model has one decoder layer or an older version wrote them, are left out.
     """
-    train = [_from_0(row) for row in rows if row["kind"] == "train"]
+    train = [row for row in rows if row["kind"] == "train"]
     val = [row for row in rows if row["kind"] == "val"]
     panels: list[Callable[[Axes], None]] = [
         *(
@@ -153,16 +153,6 @@ def _rematched(train: Rows) -> list[str]:
 
 def _layer(name: str) -> int:
     return int(name.rsplit("_", 1)[1])
-
-
-def _from_0(row: dict) -> dict:
-    """Return a row that counts layers of ``rematched_`` from 0; older versions began at 1."""
-    if "rematched_0" in row:
-        return row
-    return {
-        f"rematched_{_layer(name) - 1}" if name.startswith("rematched_") else name: value
-        for name, value in row.items()
-    }
 
 
 def _optimizer(axes: Axes, train: Rows) -> None:

@@ -190,16 +190,16 @@ def plot_dataset(datasets: Mapping[str, DetectionDataset]) -> Image.Image:
         open_axes(axes)
     first = next(iter(datasets.values()))
     names = list(first.class_names)
-    shown = np.argsort(-first.object_counts.sum(0), kind="stable")[:15]
+    shown = np.argsort(-first.objects_per_class, kind="stable")[:15]
     width = 0.8 / len(datasets)
     for index, (split, dataset) in enumerate(datasets.items()):
         colour = PALETTE[index]
-        per_class = dataset.object_counts.sum(0)
+        per_class = dataset.objects_per_class
         share = per_class[shown] / max(1, per_class.sum())
         at = np.arange(len(shown)) + (index - (len(datasets) - 1) / 2) * width
         classes.barh(at, share, width, color=colour, label=f"{split}, {per_class.sum():,} boxes")
-        per_image = dataset.object_counts.sum(1)
-        bins = np.arange(-0.5, max(d.object_counts.sum(1).max() for d in datasets.values()) + 1.5)
+        per_image = dataset.objects_per_image
+        bins = np.arange(-0.5, max(d.objects_per_image.max() for d in datasets.values()) + 1.5)
         weights = np.full(len(per_image), 1 / max(1, len(per_image)))
         options = {"histtype": "step", "color": colour, "linewidth": 1.6}
         counts.hist(per_image, bins, weights=weights, **options)
