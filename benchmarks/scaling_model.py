@@ -109,7 +109,7 @@ def rate_per_core(results: Path) -> float:
             for row in csv.DictReader(file)
             if (row["set"], row["variant"]) == MEASURED and row["workers"] == "2"
         )
-    return float(row["images_per_second"]) / int(row["cores"])
+    return float(row["images_per_second"]) / int(row["workers"])
 
 
 def scaling_table(size: int, rates: tuple[float, ...]) -> str:

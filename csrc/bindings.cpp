@@ -117,8 +117,8 @@ Result match(const Addresses& logits, const Addresses& boxes,
   cpu::MatchInput in;
   in.logits = logits_at.data();
   in.boxes = boxes_at.data();
-  in.logits_dtype = static_cast<cpu::Dtype>(std::get<0>(dtypes));
-  in.boxes_dtype = static_cast<cpu::Dtype>(std::get<1>(dtypes));
+  in.logits_dtype = static_cast<Dtype>(std::get<0>(dtypes));
+  in.boxes_dtype = static_cast<Dtype>(std::get<1>(dtypes));
   in.layers = static_cast<int64_t>(logits.size());
   in.images = images;
   in.queries = queries;

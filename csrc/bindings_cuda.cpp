@@ -21,7 +21,8 @@ void match(const Addresses& logits, const Addresses& boxes,
   cuda::MatchInput in = {};
   in.logits = logits_at.data();
   in.boxes = boxes_at.data();
-  std::tie(in.logits_dtype, in.boxes_dtype) = dtypes;
+  in.logits_dtype = static_cast<Dtype>(std::get<0>(dtypes));
+  in.boxes_dtype = static_cast<Dtype>(std::get<1>(dtypes));
   in.layers = static_cast<int64_t>(logits.size());
   std::tie(in.images, in.queries, in.classes) = shape;
   in.labels = at<const int64_t>(labels);

@@ -21,6 +21,7 @@ from detr_fast.matching_input import CostOptions
 from detr_fast.ops.library import compute_dtype, has_kernels
 from detr_fast.packing import Matches, PackedTargets
 
+_LARGEST_WEIGHT = 1e28  # float32 can hold the costs of coordinates up to 1e8
 Pairs = list[tuple[Tensor, Tensor]]  # one (query indices, target indices) per image
 Targets = PackedTargets | Sequence[Mapping[str, Tensor]]
 
@@ -37,8 +38,9 @@ class FastMatcher(nn.Module):
     through it.
 
     Contiguous CPU predictions are read in place whatever their precision. Costs are computed in
-    float32 (float64 if a prediction is float64), so near-ties between half-precision predictions
-    may be decided differently than in half precision. The assignment is solved in float64.
+    float32 (on the CPU in float64 if a prediction is float64, which on a GPU none may be), so
+    near-ties between half-precision predictions may be decided differently than in half precision.
+    The assignment is solved in float64.
 
     CUDA predictions are matched on their GPU, on the current stream, and the host waits for
     nothing: the indices stay on the GPU, targets on the CPU get there by one asynchronous copy, and
@@ -70,11 +72,11 @@ class FastMatcher(nn.Module):
             call, once the GPU has reported them, or by :func:`detr_fast.check_faults`; the call
             itself gives the image's targets no match, and its lists pair query k with target k.
             ``"sync"``: at once, but the host waits. CPU tensors are always checked at once.
-            Compiled calls and replays of a CUDA graph raise nothing that a GPU finds:
-            ``check_faults`` or a later call outside does.
+            Under ``torch.compile`` and while a CUDA graph is captured it is always deferred, and
+            replays of a graph raise nothing: ``check_faults`` or a later call does.
 
     Raises:
-        ValueError: if all weights are 0, one is not finite, or an option is invalid.
+        ValueError: if all weights are 0, one is not within +-1e28, or an option is invalid.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class FastMatcher(nn.Module):
         giou_guard: str = "none",
         giou_eps: float = 1e-6,
         nonfinite: str = "raise",
-        index_device: str | None = None,
+        index_device: str | torch.device | None = None,
         validate: str = "deferred",
     ) -> None:
         super().__init__()
@@ -99,15 +101,15 @@ class FastMatcher(nn.Module):
             ("cost_bbox", cost_bbox),
             ("cost_giou", cost_giou),
         ):
-            if not math.isfinite(cost):
-                raise ValueError(f"{name} is {cost}, but must be finite")
+            if not abs(cost) <= _LARGEST_WEIGHT:
+                raise ValueError(f"{name} is {cost}, but must be in +-{_LARGEST_WEIGHT:g}")
         if cost_class == cost_bbox == cost_giou == 0:
             raise ValueError("all costs can't be 0, but cost_class, cost_bbox and cost_giou are")
         for name, choice, choices in (
             ("class_cost", class_cost, ("softmax", "focal")),
             ("giou_guard", giou_guard, ("none", "eps", "clamp")),
             ("nonfinite", nonfinite, ("raise", "last")),
-            ("index_device", index_device, (None, "cpu")),
+            ("index_device", index_device and str(index_device), (None, "cpu")),
             ("validate", validate, ("deferred", "sync")),
         ):
             if choice not in choices:
@@ -225,6 +227,9 @@ class FastMatcher(nn.Module):
             self.nonfinite == "last",
         )
 
+    def _indices_on_cpu(self) -> bool:
+        return str(self.index_device) == "cpu"
+
     def _match(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> list[Pairs]:
         if _uses_packed_path(layers):
             if isinstance(targets, PackedTargets) and targets.counts is None:
@@ -235,7 +240,7 @@ class FastMatcher(nn.Module):
             _, index, placed = self._solve_packed(layers, targets)
             n = layers[0]["pred_logits"].shape[1]
             sizes = [min(n, m) for m in placed.counts]
-            if self.index_device == "cpu":
+            if self._indices_on_cpu():
                 index = index.cpu()  # waits, so that faults are known
                 if not torch.compiler.is_compiling():  # they are raised by the next call
                     faults.raise_pending(placed.labels.device, when="")
@@ -243,7 +248,7 @@ class FastMatcher(nn.Module):
             if isinstance(targets, PackedTargets):
                 targets = targets.unpack()
             index, sizes = matching_cpu.solve(layers, targets, self._options())
-            if self.index_device != "cpu":
+            if not self._indices_on_cpu():
                 index = index.to(layers[0]["pred_logits"].device)
         # For each layer and image the queries, then the targets. This split is "unsafe" only for
         # gradients, and a quarter faster.
@@ -263,7 +268,7 @@ class FastMatcher(nn.Module):
         placed = matching_cuda.read_targets(targets, len(logits[0]), device, real)
         solve = matching_traced.match if torch.compiler.is_compiling() else matching_cuda.launch
         query_index, index = solve(logits, boxes, placed, self._options())
-        if self.validate == "sync" and not torch.compiler.is_compiling():
+        if self.validate == "sync" and not matching_cuda.is_deferred(device):
             faults.check_faults(device)
         return query_index, index, placed
 

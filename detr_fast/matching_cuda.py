@@ -1,4 +1,7 @@
-"""FastMatcher on CUDA tensors: it launches kernels and waits for nothing."""
+"""FastMatcher on CUDA tensors: it launches kernels and waits for nothing.
+
+``torch.compile`` reads its input in the same way, on any device.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -9,11 +12,9 @@ from torch import Tensor
 
 from detr_fast import _C
 from detr_fast.faults import fault_slots, layer_name, raise_pending
-from detr_fast.matching_input import CostOptions, check_layers, check_targets
+from detr_fast.matching_input import CostOptions, check_layers, check_targets, same_dtype
 from detr_fast.ops.library import DTYPES, current_stream
 from detr_fast.packing import PackedTargets
-
-_READABLE = (torch.float32, torch.float16, torch.bfloat16)  # by the kernels
 
 
 class DeviceTargets(NamedTuple):
@@ -55,14 +56,7 @@ def read_layers(
                 )
     if any(tensor.dtype == torch.float64 for tensor in (*logits, *boxes)):
         return [t.double().contiguous() for t in logits], [t.double().contiguous() for t in boxes]
-    return _readable(logits), _readable(boxes)
-
-
-def _readable(tensors: list[Tensor]) -> list[Tensor]:
-    dtype = tensors[0].dtype
-    if dtype not in _READABLE or any(t.dtype != dtype for t in tensors):
-        tensors = [t.float() for t in tensors]
-    return [t.contiguous() for t in tensors]
+    return [t.contiguous() for t in same_dtype(logits)], [t.contiguous() for t in same_dtype(boxes)]
 
 
 def read_targets(
@@ -120,7 +114,7 @@ def launch(
         ValueError: a fault that an earlier call found.
     """
     device = logits[0].device
-    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+    if not _is_capturing(device):
         raise_pending(device)
     b, n, c = logits[0].shape
     layers, total = len(logits), len(targets.labels)
@@ -159,6 +153,15 @@ def launch(
     else:
         query_index.fill_(-1)  # without images, targets can only be padding
     return query_index, pair_index
+
+
+def is_deferred(device: torch.device) -> bool:
+    """Return whether only a later call can raise this one's faults: compiled, or being captured."""
+    return torch.compiler.is_compiling() or _is_capturing(device)
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @lru_cache(maxsize=256)

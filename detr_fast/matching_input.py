@@ -143,7 +143,7 @@ def _convert(
             torch.float64,
         )
     else:
-        logits, boxes, real = _same_dtype(logits), _same_dtype(boxes), torch.float32
+        logits, boxes, real = same_dtype(logits), same_dtype(boxes), torch.float32
     labels, target_boxes, *predictions = _to_cpu(
         [
             _cat([target["labels"] for target in targets], (0,), torch.int64),
@@ -163,7 +163,7 @@ def _convert(
     )
 
 
-def _same_dtype(tensors: list[Tensor]) -> list[Tensor]:
+def same_dtype(tensors: list[Tensor]) -> list[Tensor]:
     """Return the tensors unchanged if all have one dtype that compiled code reads, else float32."""
     dtype = tensors[0].dtype
     if dtype in DTYPES and all(t.dtype == dtype for t in tensors):

@@ -117,7 +117,8 @@ class PackedTargets:
                 f"images with room for {room[1]}: pack both with the same capacity"
             )
         source = _page_locked(other.buffer) if self.buffer.is_cuda else other.buffer
-        self.buffer.copy_(source, non_blocking=True)
+        # To the CPU it would not be known when it ends.
+        self.buffer.copy_(source, non_blocking=self.buffer.is_cuda)
 
     def unpack(self) -> list[dict[str, Tensor]]:
         """Return the B dicts ``{"labels": [M], "boxes": [M, 4]}``, views of this. Waits for sizes

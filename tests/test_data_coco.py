@@ -289,6 +289,27 @@ def test_bad_entries_are_named_in_one_line(tmp_path, changes, words):
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("root", "box_of", "classes"),
+    [
+        ({"name": "hand", "supercategory": "none"}, 9, ["hand"]),  # as Roboflow writes it
+        ({"name": "hand", "supercategory": "none"}, 9.0, ["hand"]),
+        ({"name": "hands"}, 9, ["hands", "hand"]),  # nobody's supercategory
+        ({"name": "body", "supercategory": "none"}, 2, ["body", "hand"]),  # it has a box
+    ],
+)
+def test_a_group_of_categories_is_no_class(tmp_path, root, box_of, classes):
+    parent = root["name"] if root["name"] != "hands" else "none"
+    images, file = coco_file(
+        tmp_path,
+        categories=[{"id": 2, **root}, {"id": 9, "name": "hand", "supercategory": parent}],
+        annotations=[{"image_id": 70, "category_id": box_of, "bbox": [1, 1, 5, 5]}],
+    )
+    data = CocoDetection(images, file)
+    assert data.class_names == classes
+    assert data.boxes_per_class()[classes[-1] if box_of == 9 else "body"] == 1
+
+
 def test_category_not_among_the_classes_asked_for(tmp_path):
     images, file = coco_file(tmp_path)
     with pytest.raises(DataError) as caught:

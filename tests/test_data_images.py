@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -62,6 +63,18 @@ def test_grey_16_bit_and_transparency(tmp_path):
     assert_colour(read_image(tmp_path / "clear.png")[:, 1, 1], (10, 20, 30))
     Image.new("P", (4, 3)).save(tmp_path / "palette.png", transparency=b"\x00")
     assert read_image(tmp_path / "palette.png").shape == (3, 3, 4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_12_bits_in_a_16_bit_file_are_not_blackened_without_a_word(tmp_path, suffix):
+    file = tmp_path / f"camera.{suffix}"
+    Image.fromarray(np.full((3, 4), 0xFFF, dtype=np.uint16)).save(file)
+    with pytest.warns(UserWarning, match="16-bit picture uses less than a sixteenth"):
+        assert (read_image(file) == 15).all()
+    Image.fromarray(np.full((3, 4), 0x1000, dtype=np.uint16)).save(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (read_image(file) == 16).all()
 
 
 def test_pixels_without_a_scale_are_refused_not_blackened(tmp_path):

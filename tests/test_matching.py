@@ -443,10 +443,29 @@ def test_label_message_for_coco():
 def test_weight_errors():
     with pytest.raises(ValueError, match="all costs can't be 0"):
         FastMatcher(0, 0, 0)
-    with pytest.raises(ValueError, match="cost_bbox is nan, but must be finite"):
+    with pytest.raises(ValueError, match="cost_bbox is nan, but must be in"):
         FastMatcher(1, np.nan, 1)
     with pytest.raises(ValueError, match="cost_giou is inf"):
         FastMatcher(cost_giou=np.inf)
+    with pytest.raises(ValueError, match="cost_class is -1e\\+29, but must be in"):
+        FastMatcher(cost_class=-1e29)
+
+
+@pytest.mark.parametrize("class_cost", ["softmax", "focal"])
+def test_the_largest_weights_do_not_overflow(class_cost):
+    """Not even at coordinates far beyond any picture."""
+    outputs, targets = predictions(2, 10), targets_of([3, 4])
+    outputs["pred_boxes"] = outputs["pred_boxes"] * 1e7
+    found = FastMatcher(1e28, -1e28, 1e28, class_cost=class_cost)(outputs, targets)
+    assert [len(queries) for queries, _ in found] == [3, 4]
+
+
+def test_index_device_may_be_a_device():
+    assert FastMatcher(index_device=torch.device("cpu"))._indices_on_cpu()
+    assert FastMatcher(index_device="cpu")._indices_on_cpu()
+    assert not FastMatcher()._indices_on_cpu()
+    with pytest.raises(ValueError, match="index_device is 'cuda:0', but must be one of None, cpu"):
+        FastMatcher(index_device=torch.device("cuda", 0))
 
 
 def test_repr_and_defaults():

@@ -39,11 +39,7 @@ class AssignmentSolver {
   using Fetch = typename AssignmentState<Real>::Fetch;
 
   explicit AssignmentSolver(Scan scan = {})
-      : col_of_row(state_.col_of_row),
-        row_of_col(state_.row_of_col),
-        scan_(scan),
-        auction_(scan, state_),
-        search_(scan, state_) {}
+      : scan_(scan), auction_(scan, state_), search_(scan, state_) {}
   AssignmentSolver(const AssignmentSolver&) = delete;  // members refer to state_
   AssignmentSolver& operator=(const AssignmentSolver&) = delete;
 
@@ -68,7 +64,8 @@ class AssignmentSolver {
   }
 
   // The result: [rows] and [stride], -1 = free.
-  const std::vector<int32_t>&col_of_row, &row_of_col;
+  const std::vector<int32_t>& col_of_row() const { return state_.col_of_row; }
+  const std::vector<int32_t>& row_of_col() const { return state_.row_of_col; }
 
  private:
   // Setting u to the row's minimum keeps all reduced costs >= 0. A row whose cheapest column is

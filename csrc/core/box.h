@@ -66,7 +66,7 @@ struct GiouGuard {
 // Generalised IoU (Rezatofighi et al. 2019), in [-1, 1]. If both boxes have zero area, the IoU is
 // 0/0 and counts as 0; if they also lie on one line, the hull is empty and its term counts as 0.
 // So two different points give -1, or 0 if they lie on one horizontal or vertical line, and
-// coincident points give 0. No pair of finite boxes gives NaN.
+// coincident points give 0. No pair of boxes with finite areas gives NaN.
 template <class Real>
 DETR_FAST_HD inline Real generalized_iou(const Box<Real>& a, const Box<Real>& b,
                                          const GiouGuard<Real>& guard) {
@@ -82,7 +82,7 @@ DETR_FAST_HD inline Real divisor(Real area) {
 }
 
 // IoU in [0, 1], or generalised IoU as above, without a guard. NaN if a coordinate is NaN or
-// infinite, which minimum and maximum alone would hide.
+// infinite, which minimum and maximum alone would hide, or if areas overflow.
 template <bool kGeneralized, class Real>
 DETR_FAST_HD inline Real pair_iou(const Box<Real>& a, const Box<Real>& b) {
   const auto [overlap, both, hull] = pair_areas(a, b);

@@ -10,6 +10,7 @@
 #include "core/box_gradient.h"
 #include "core/half.h"
 #include "core/host_device.h"
+#include "core/number.h"
 
 namespace detr_fast {
 
@@ -93,11 +94,6 @@ DETR_FAST_HD inline void store(double* to, double x) { *to = x; }
 template <class T>
 DETR_FAST_HD inline Box<RealOf<T>> load_box(const T* at) {
   return make_box(to_real(at[0]), to_real(at[1]), to_real(at[2]), to_real(at[3]));
-}
-
-template <class Real>
-DETR_FAST_HD inline Real magnitude(Real x) {
-  return x < 0 ? -x : x;
 }
 
 template <class Real>

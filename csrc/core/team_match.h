@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/pair_cost.h"
 #include "core/status.h"
 #include "core/team.h"
@@ -19,15 +20,13 @@
 
 namespace detr_fast {
 
-enum class LogitsType : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };  // as cpu::Dtype
-
 // The kernels' argument, passed by value: at most 4 KiB.
 struct TeamMatchInput {
   static constexpr int kLayers = 32, kImages = 256;  // at most, in one launch
 
   const void* logits[kLayers];  // [B, N, C] each
   const void* boxes[kLayers];   // [B, N, 4] cxcywh each
-  LogitsType boxes_type;
+  Dtype boxes_dtype;
   int32_t layers, images;                 // of this launch
   int32_t first_layer, first_image;       // where this launch begins within the whole call
   int32_t all_images;                     // B
@@ -106,11 +105,11 @@ DETR_FAST_HD inline Box<float> load_box(const void* boxes, int64_t index) {
   return make_box(to_float(b[0]), to_float(b[1]), to_float(b[2]), to_float(b[3]));
 }
 
-DETR_FAST_HD inline Box<float> load_box(const void* boxes, LogitsType type, int64_t index) {
-  switch (type) {
-    case LogitsType::kFloat16:
+DETR_FAST_HD inline Box<float> load_box(const void* boxes, Dtype dtype, int64_t index) {
+  switch (dtype) {
+    case Dtype::kFloat16:
       return load_box<Half>(boxes, index);
-    case LogitsType::kBfloat16:
+    case Dtype::kBfloat16:
       return load_box<Bfloat>(boxes, index);
     default:
       return load_box<float>(boxes, index);
@@ -165,7 +164,7 @@ DETR_FAST_KERNEL_PART void compute_costs(Block& block, const TeamMatchInput& in,
   const int32_t k = warp.rank();
   if (k >= tile) return;
   const int32_t n = first_query + k;
-  const Box<float> box = load_box(in.boxes[layer], in.boxes_type, first + k);
+  const Box<float> box = load_box(in.boxes[layer], in.boxes_dtype, first + k);
   const Softmax<float> of_query = focal ? Softmax<float>{0, 0} : softmax[k];
   const bool boxed = is_box(box);
   const CostLayout layout(in.queries, count);

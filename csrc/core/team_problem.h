@@ -3,31 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "core/host_device.h"
+#include "core/number.h"
 #include "core/team.h"
 
 namespace detr_fast {
-
-// Of numbers that are not NaN: one instruction each for floats.
-DETR_FAST_HD inline float lesser(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return fminf(a, b);
-#else
-  return a < b ? a : b;
-#endif
-}
-DETR_FAST_HD inline double lesser(double a, double b) { return a < b ? a : b; }
-
-template <class Real>
-DETR_FAST_HD Real greater(Real a, Real b) {
-  return -lesser(-a, -b);
-}
-
-template <class Real>
-DETR_FAST_HD Real magnitude(Real x) {
-  return greater(x, -x);
-}
 
 constexpr int32_t kNobody = 0x7fffffff;  // no row or bidder has claimed the column yet
 
@@ -97,8 +79,7 @@ struct TeamProblem {
     return cost + static_cast<size_t>(i) * stride;
   }
 
-  // +infinity, from its ordered key: kernels cannot call std::numeric_limits by default.
-  static DETR_FAST_KERNEL_PART double infinity() { return number_of(uint64_t(0xfff0000000000000)); }
+  static DETR_FAST_KERNEL_PART double infinity() { return std::numeric_limits<double>::infinity(); }
 };
 
 }  // namespace detr_fast

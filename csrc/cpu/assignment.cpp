@@ -40,7 +40,7 @@ class Assigner {
       const Status status = solver_.solve(copy_.data(), fewer, more, stride, minima_.data(),
                                           transpose ? Fetch{} : Fetch{&RowCopy::fetch, &source});
       if (status != Status::kOk) return status;
-      for (int64_t i = 0; i < fewer; ++i) minima_[i].col = solver_.col_of_row[i];
+      for (int64_t i = 0; i < fewer; ++i) minima_[i].col = solver_.col_of_row()[i];
     }
     write(transpose, more, problem.row_index, problem.col_index);
     return Status::kOk;

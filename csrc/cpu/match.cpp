@@ -52,10 +52,11 @@ struct Targets {
 
 static_assert(sizeof(Box<float>) == 9 * sizeof(float), "read as nine floats by the kernels");
 
-// Fills cost [M, padded(N)] and minima [M] for one layer and image.
+// Fills cost [M, padded(N)] and minima [M] for one layer and image. Some pairs may lack a cost,
+// which is then infinity, if nonfinite_last.
 Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
                     const Targets<float>& targets, AlignedVector<float>& scratch, float* cost,
-                    Minimum<float>* minima) {
+                    Minimum<float>* minima, bool& lacks_costs) {
   const auto element = [](const void* base, Dtype dtype, int64_t index) {
     return static_cast<const char*>(base) + index * (dtype == Dtype::kFloat32 ? 4 : 2);
   };
@@ -88,6 +89,7 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
     case PairCostFault::kNone:
       break;
   }
+  lacks_costs = fault.lacks_costs;
   return {};
 }
 
@@ -95,7 +97,7 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
 // gradient checks.
 Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
                     const Targets<double>& targets, AlignedVector<double>&, double* cost,
-                    Minimum<double>*) {
+                    Minimum<double>*, bool& lacks_costs) {
   const int64_t classes = in.classes, stride = padded(in.queries);
   const double* logits = static_cast<const double*>(in.logits[layer]);
   const double* box = static_cast<const double*>(in.boxes[layer]);
@@ -114,7 +116,10 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
     if (!exists && !in.nonfinite_last) return {Status::kInvalidLogits, -1, n};
     const bool boxed = is_box(box[0], box[1], box[2], box[3]);
     if (!boxed && bad_box.status == Status::kOk) bad_box = {Status::kInvalidBox, -1, n};
-    if ((!exists && !focal) || !boxed) continue;  // of a focal cost, only NaN logits are lost
+    if ((!exists && !focal) || !boxed) {  // of a focal cost, only NaN logits are lost
+      lacks_costs = true;
+      continue;
+    }
     const Box<double> query = make_box(box[0], box[1], box[2], box[3]);
     for (int64_t m = 0; m < targets.count; ++m) {
       const double logit = logits[targets.labels[targets.label_of[m]]];
@@ -128,6 +133,7 @@ Fault compute_costs(const MatchInput& in, int64_t layer, int64_t image,
         overflow = {Status::kInvalidPairCost, -1, -1, m};
     }
   }
+  lacks_costs |= overflow.status != Status::kOk;
   if (in.nonfinite_last) return {};
   return bad_box.status != Status::kOk ? bad_box : overflow;
 }
@@ -139,18 +145,13 @@ void rank_infinite_last(Real* cost, int64_t targets, int64_t queries) {
   constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
   const int64_t stride = padded(queries);
   Real least = kInfinity, most = -kInfinity;
-  bool any = false;
   for (int64_t m = 0; m < targets; ++m)
     for (int64_t n = 0; n < queries; ++n) {
       const Real x = cost[m * stride + n];
-      if (x == kInfinity) {
-        any = true;
-        continue;
-      }
+      if (x == kInfinity) continue;
       least = std::min(least, x);
       most = std::max(most, x);
     }
-  if (!any) return;
   Real last = 0;
   if (least <= most) {
     last = most + static_cast<Real>(targets + 1) * (most - least) + 1;
@@ -176,15 +177,18 @@ struct Workspace {
     const int64_t queries = in.queries, count = targets.count;
     grow(cost, static_cast<size_t>(count) * padded(queries));
     minima.resize(count);
-    Fault fault = compute_costs(in, layer, image, targets, scratch, cost.data(), minima.data());
+    bool lacks_costs = false;  // of some pairs
+    Fault fault =
+        compute_costs(in, layer, image, targets, scratch, cost.data(), minima.data(), lacks_costs);
     if (fault.status != Status::kOk) {
       fault.problem = layer * in.images + image;
       return fault;
     }
-    if (in.nonfinite_last) rank_infinite_last(cost.data(), count, queries);
-    const Status status = solve(in.nonfinite_last, count, queries);
+    if (lacks_costs) rank_infinite_last(cost.data(), count, queries);
+    const Status status = solve(lacks_costs, count, queries);
     if (status != Status::kOk) return {status, layer * in.images + image};
-    const std::vector<int32_t>& target_of = count > queries ? solver.col_of_row : solver.row_of_col;
+    const std::vector<int32_t>& target_of =
+        count > queries ? solver.col_of_row() : solver.row_of_col();
     int64_t* target_index = index + std::min(count, queries);
     for (int64_t n = 0; n < queries; ++n) {
       if (target_of[n] < 0) continue;

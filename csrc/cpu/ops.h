@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/pair_cost.h"
 #include "core/status.h"
-#include "cpu/simd/dtype.h"
 
 namespace detr_fast::cpu {
 

@@ -45,7 +45,7 @@ void match(const MatchInput& from, int device, Stream stream) {
   allow_shared_memory(reinterpret_cast<const void*>(match_kernel), device, memory.bytes);
 
   TeamMatchInput in = {};
-  in.boxes_type = static_cast<LogitsType>(from.boxes_dtype);
+  in.boxes_dtype = from.boxes_dtype;
   in.all_images = static_cast<int32_t>(from.images);
   in.queries = static_cast<int32_t>(from.queries);
   in.classes = static_cast<int32_t>(from.classes);
@@ -92,9 +92,9 @@ void match(const MatchInput& from, int device, Stream stream) {
       const unsigned images = static_cast<unsigned>(in.images);
       const unsigned layers = static_cast<unsigned>(in.layers);
       if (tiles > 0) {
-        const auto kernel = from.logits_dtype == 1   ? pair_costs<Half>
-                            : from.logits_dtype == 2 ? pair_costs<Bfloat>
-                                                     : pair_costs<float>;
+        const auto kernel = from.logits_dtype == Dtype::kFloat16    ? pair_costs<Half>
+                            : from.logits_dtype == Dtype::kBfloat16 ? pair_costs<Bfloat>
+                                                                    : pair_costs<float>;
         kernel<<<dim3(tiles, images, layers), kCostWarps * kWarpSize, 0, stream_at(stream)>>>(in);
         check_launch("pair_costs");
       }

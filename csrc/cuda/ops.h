@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/pair_cost.h"
 
 namespace detr_fast::cuda {
@@ -40,9 +41,9 @@ void assign(const AssignmentInput& in, bool is_double, int device, Stream stream
 int64_t assignment_workspace(int device, int64_t rows, int64_t cols);
 
 struct MatchInput {
-  const void* const* logits;      // [L] addresses of [B, N, C]
-  const void* const* boxes;       // [L] addresses of [B, N, 4] cxcywh
-  int logits_dtype, boxes_dtype;  // 0 float32, 1 float16, 2 bfloat16
+  const void* const* logits;        // [L] addresses of [B, N, C]
+  const void* const* boxes;         // [L] addresses of [B, N, 4] cxcywh
+  Dtype logits_dtype, boxes_dtype;  // not float64
   int64_t layers, images, queries, classes;
   const int64_t* labels;      // [T]
   const float* target_boxes;  // [T, 4] cxcywh

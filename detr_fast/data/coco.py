@@ -21,7 +21,8 @@ _LARGEST_AREA = 1e10  # pycocotools ignores objects beyond
 class CocoDetection(DetectionDataset):
     """A data set in COCO's format.
 
-    * Labels 0..K-1 are the file's categories in the order of their ids.
+    * Labels 0..K-1 are the file's categories in the order of their ids. A category without boxes
+      that is another's ``supercategory`` is a group and no class: Roboflow's files begin with one.
     * ``iscrowd`` regions and boxes without area are left out of the targets and counted in
       ``dropped``; crowd regions stay in the ground truth ``coco``.
     * Images without objects are kept, in the order of the file.
@@ -121,10 +122,16 @@ def _categories(
 ) -> tuple[list[int], list[str]]:
     """Return the category id and the name of each label."""
     by_id: dict[int, str] = {}
+    ids = (entry.get("category_id") for entry in content["annotations"])
+    used = {_to_float(i) for i in ids if isinstance(i, (int, float))}
+    parents = {str(entry.get("supercategory")) for entry in content["categories"]}
     for position, entry in enumerate(content["categories"]):
         place = f"categories[{position}]"
         category = _require_int(file, entry, "id", place)
         name = str(_require(file, entry, "name", place))
+        is_parent = name in parents and entry.get("supercategory") != name
+        if is_parent and category not in used:
+            continue  # a group of others, not a class of objects: Roboflow's files begin with one
         if category in by_id:
             raise DataError(f"{file}: {place} repeats the category id {category}")
         if name in by_id.values():

@@ -16,6 +16,7 @@ such tensors is two to four times faster than resizing separate colour planes.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,10 @@ from torch import Tensor
 from detr_fast.data.errors import DataError
 
 _EXIF_ORIENTATION = 0x0112
+_DARK = (
+    "a 16-bit picture uses less than a sixteenth of its range, and so is read as nearly black; if "
+    "its pixels have 12 bits, say, convert such files to 8 bits"
+)
 _TO_UPRIGHT = {  # the operation that undoes each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -199,6 +204,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if image.mode == "I" and (grey.min() < 0 or grey.max() > 0xFFFF):
             raise DataError("32-bit pixels have no defined white level")
         if image.mode != "I" or grey.max() > 0xFF:  # mode I may hold 8 bits as well as 16
+            if grey.max() < 0x1000:
+                warnings.warn(_DARK, stacklevel=2)
             grey >>= 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("P", "PA", "LA") and "transparency" in image.info:

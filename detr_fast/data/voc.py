@@ -19,7 +19,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # the f
 
 
 class VocDetection(DetectionDataset):
-    """A data set in the layout of Pascal VOC, as labelImg writes it.
+    """A data set in the layout of Pascal VOC, with XML files as labelImg writes them.
 
     * Coordinates are used as written: ``xmin`` and ``xmax`` are the left and right edge in pixels.
       The original VOC files count from 1 and include the last pixel. For these set ``origin`` to 1:

@@ -133,10 +133,10 @@ void check_solver(Solver& solver, int64_t alignment, int repeats = 3, int64_t mo
             continue;
           }
           for (int64_t i = 0; i < rows; ++i) {
-            CHECK(solver.col_of_row[i] >= 0 && solver.col_of_row[i] < cols);
-            CHECK(solver.row_of_col[solver.col_of_row[i]] == i);
+            CHECK(solver.col_of_row()[i] >= 0 && solver.col_of_row()[i] < cols);
+            CHECK(solver.row_of_col()[solver.col_of_row()[i]] == i);
           }
-          CHECK(is_optimal(matrix, solver.col_of_row));
+          CHECK(is_optimal(matrix, solver.col_of_row()));
           ++proven;
         }
   CHECK(proven > 110 * repeats && infeasible > repeats);

@@ -17,7 +17,7 @@ int main() {
       huge(i, j) = i < 71 ? 1e298 * (j + 0.001 * (i * j % 71)) : std::numeric_limits<double>::max();
   CHECK(solver_of_doubles.solve(huge.cost.data(), 72, 72, 80) == Status::kOk);
   for (int i = 0; i < 72; ++i)
-    CHECK(solver_of_doubles.row_of_col[solver_of_doubles.col_of_row[i]] == i);
+    CHECK(solver_of_doubles.row_of_col()[solver_of_doubles.col_of_row()[i]] == i);
 
   // The proof itself must reject an assignment that is not optimal.
   Matrix<double> matrix(2, 3, 3);

@@ -59,7 +59,7 @@ struct Call {
       in.logits[k] = logits[k].data();
       in.boxes[k] = boxes[k].data();
     }
-    in.boxes_type = LogitsType::kFloat32;
+    in.boxes_dtype = Dtype::kFloat32;
     in.layers = layers;
     in.images = in.all_images = images;
     in.queries = queries;

@@ -49,13 +49,15 @@ class PairCosts {
       } else {
         add_boxes<false>(first, count, invalid);
       }
-      if (first_true(overflow_ & ~invalid, count) < count) {
+      if (in_.tolerant) {
+        fault.lacks_costs |= first_true(overflow_ | invalid, count) < count;
+      } else if (first_true(overflow_ & ~invalid, count) < count) {
         const int64_t target = find_overflow(first, count);
         if (target < overflowing) overflowing = target;
       }
     }
     pad();
-    if (fault.kind == PairCostFault::kNone && overflowing < in_.count && !in_.tolerant)
+    if (fault.kind == PairCostFault::kNone && overflowing < in_.count)
       fault = {PairCostFault::kCost, -1, overflowing};
     for (int64_t m = 0; m < in_.count; ++m) in_.minima[m] = minimum_of_target(m);
     return fault;

@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/pair_cost.h"
 #include "core/scan.h"
 #include "cpu/box_iou_kernels.h"
 #include "cpu/dropout.h"
-#include "cpu/simd/dtype.h"
 
 namespace detr_fast::cpu {
 
@@ -40,8 +40,9 @@ inline constexpr int64_t pair_cost_scratch(int64_t classes, int64_t distinct, in
 // The first fault. Logits come before boxes and boxes before costs; lower queries come first.
 struct PairCostFault {
   enum Kind { kNone, kLogits, kBox, kCost } kind;
-  int64_t query;   // of kLogits and kBox
-  int64_t target;  // of kCost
+  int64_t query;             // of kLogits and kBox
+  int64_t target;            // of kCost
+  bool lacks_costs = false;  // of some pairs, whose cost is infinity: only if tolerant
 };
 
 // The functions of PlainScan; n must be a multiple of kRowAlignment.
