@@ -315,6 +315,7 @@ def waits(gpu, monkeypatch):
     }.items():
         monkeypatch.setattr(matching_cuda, name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     return found
 
@@ -337,6 +338,19 @@ def test_with_sync_the_same_call_waits_and_raises(name, method, waits):
     assert waits == [2]  # behind the costs and the assignment
     match(on_gpu(good), on_gpu(good_targets))
     assert waits == [2, 4]
+
+
+def test_with_sync_a_capture_waits_for_nothing(waits, monkeypatch):
+    """Which would end it. A later call outside raises what was found."""
+    outputs, targets = on_gpu(predictions(3, 20)), on_gpu(targets_of([4, 5, 6]))
+    message, spoil = FAULTS["box"]
+    spoil(outputs, targets)
+    with monkeypatch.context() as capture:
+        capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        FastMatcher(validate="sync")(outputs, targets)
+    assert waits == []
+    with pytest.raises(ValueError, match=f"{message}.*earlier call"):
+        FastMatcher(validate="sync")(outputs, targets)
 
 
 def test_without_sync_the_same_call_neither_waits_nor_raises(waits):
