@@ -35,7 +35,7 @@ def linear_sum_assignment(
               (A list of numbers, or of 1-D arrays, is converted by NumPy.)
 
             Costs may be ``inf`` to forbid a pair (``-inf`` if ``maximize``). They are compared in
-            float64, whatever their dtype.
+            float64, whatever their dtype; on a GPU, float64 costs beyond 4e307 may overflow.
         maximize: look for the greatest total instead of the least.
         validate: whether to wait for a GPU that solves the problem, to raise the fault it found.
             If not, a problem without a solution gets the pairs (0, 0), (1, 1) and so on. Problems
