@@ -18,8 +18,9 @@ from detr_fast import _C
 class PredictionError(ValueError):
     """Predictions that cannot be matched: not finite, or with a negative width or height.
 
-    Diverging training causes it, or an overflow in half precision; a loop may skip such a batch.
-    Wrong arguments and targets raise ``ValueError`` itself.
+    Diverging training causes it, or an overflow in half precision; a loop of one process may skip
+    such a batch, on a GPU with ``validate="sync"``: else the error comes with a later batch. Wrong
+    arguments and targets raise ``ValueError`` itself, and so does a cost that overflows.
     """
 
 
@@ -140,11 +141,7 @@ def check_faults(device: torch.device | str | int | None = None) -> None:
     raise_pending(device, when="")
 
 
-_OF_PREDICTIONS = (
-    _C.Status.invalid_logits,
-    _C.Status.invalid_box,
-    _C.Status.invalid_pair_cost,
-)
+_OF_PREDICTIONS = (_C.Status.invalid_logits, _C.Status.invalid_box)
 _REASONS = {
     _C.Status.invalid_label: "is not one of the classes of the logits",
     _C.Status.invalid_target_box: "must be finite, and its width and height not negative",

@@ -91,7 +91,7 @@ class SetCriterion(nn.Module):
             step_counts: the number of targets of every image of a step that consists of several
                 batches, whose losses are then divided by the step's means instead of their own: the
                 mean of their gradients is the gradient of all images in one batch.
-            batches: how many these are.
+            batches: how many these are; 1 without ``step_counts``.
 
         Returns:
             ``loss``, the weighted total to differentiate. Without gradient: the unweighted parts
@@ -107,7 +107,7 @@ class SetCriterion(nn.Module):
         Raises:
             ValueError: bad outputs or targets that the matcher finds, with their place; a matcher's
                 lists with a query or target that occurs twice or does not exist; logits that do
-                not have K + 1 classes; or no image.
+                not have K + 1 classes; no image; or several batches without ``step_counts``.
         """
         layers = [*outputs.get("aux_outputs", ()), outputs]
         if outputs["pred_logits"].shape[-1] != self.num_classes + 1:
@@ -115,6 +115,8 @@ class SetCriterion(nn.Module):
                 f"pred_logits has {outputs['pred_logits'].shape[-1]} classes, expected "
                 f"{self.num_classes} and one for 'no object'"
             )
+        if batches < 1 or (batches > 1 and step_counts is None):
+            raise ValueError(f"batches is {batches}, which needs step_counts; and at least 1")
         if not len(targets):
             raise ValueError("targets is empty, expected at least one image")
         matches = self._match(layers, targets)
@@ -130,7 +132,7 @@ class SetCriterion(nn.Module):
             boxes, packed.boxes, matches.query_index, packed.offsets, self.box_loss
         )  # [L] each
         counts = packed.offsets.diff() if step_counts is None else step_counts
-        num_boxes = _mean_over_processes(counts.sum().float() / batches).clamp(min=1)
+        num_boxes = _mean_over_processes(counts.sum().float()).clamp(min=1) / batches
         parts = {
             "loss_ce": self._class_loss(logits, classes, step_counts, batches),
             "loss_bbox": l1 / num_boxes,

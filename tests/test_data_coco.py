@@ -296,6 +296,7 @@ def test_bad_entries_are_named_in_one_line(tmp_path, changes, words):
         ({"name": "hand", "supercategory": "none"}, 9.0, ["hand"]),
         ({"name": "hands"}, 9, ["hands", "hand"]),  # nobody's supercategory
         ({"name": "body", "supercategory": "none"}, 2, ["body", "hand"]),  # it has a box
+        ({"name": "body", "supercategory": "life"}, 9, ["body", "hand"]),  # a class among others
     ],
 )
 def test_a_group_of_categories_is_no_class(tmp_path, root, box_of, classes):

@@ -69,7 +69,13 @@ class TestPublishedCheckpoint:
             assert torch.equal(tensor[1], before[name][1])
 
     def test_without_a_class_of_coco_it_has_no_names(self, published):
-        names = [f"class {k}" for k in range(91)]
+        for names in (["N/A", "unicorn"], ["unicorn"]):
+            found = load_initial(detr_resnet18(num_classes=len(names)), published, names)
+            assert found.classes is None and "class_embed.bias" in found.left
+        names = [
+            "person",
+            *(f"class {k}" for k in range(90)),
+        ]  # the same size
         found = load_initial(detr_resnet18(num_classes=91), published, names)
         assert found.classes is None and found.left == ()
 

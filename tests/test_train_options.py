@@ -53,6 +53,13 @@ def test_out_of_memory_says_what_fits(tmp_path):
         assert torch.equal(then, now)
 
 
+def test_out_of_memory_keeps_the_number_of_images_of_accumulated_batches(tmp_path):
+    trainer = small_trainer(tmp_path, accumulate=3)
+    fails_beyond(trainer, 2)
+    with pytest.raises(ValueError, match="2 fits: --batch-size 2, with --accumulate 6 for"):
+        trainer.train_on([batch_of(trainer, 4)] * 3)
+
+
 def test_out_of_memory_with_one_image(tmp_path):
     trainer = small_trainer(tmp_path)
     fails_beyond(trainer, 0)

@@ -22,7 +22,8 @@ class CocoDetection(DetectionDataset):
     """A data set in COCO's format.
 
     * Labels 0..K-1 are the file's categories in the order of their ids. A category without boxes
-      that is another's ``supercategory`` is a group and no class: Roboflow's files begin with one.
+      or a ``supercategory`` that is another's is a group and no class: Roboflow's files begin with
+      one.
     * ``iscrowd`` regions and boxes without area are left out of the targets and counted in
       ``dropped``; crowd regions stay in the ground truth ``coco``.
     * Images without objects are kept, in the order of the file.
@@ -124,13 +125,13 @@ def _categories(
     by_id: dict[int, str] = {}
     ids = (entry.get("category_id") for entry in content["annotations"])
     used = {_to_float(i) for i in ids if isinstance(i, (int, float))}
-    parents = {str(entry.get("supercategory")) for entry in content["categories"]}
+    parents = {str(entry.get("supercategory", "")) for entry in content["categories"]}
     for position, entry in enumerate(content["categories"]):
         place = f"categories[{position}]"
         category = _require_int(file, entry, "id", place)
         name = str(_require(file, entry, "name", place))
-        is_parent = name in parents and entry.get("supercategory") != name
-        if is_parent and category not in used:
+        is_root = name in parents and entry.get("supercategory") in (None, "", "none")
+        if is_root and category not in used and name not in (classes or ()):
             continue  # a group of others, not a class of objects: Roboflow's files begin with one
         if category in by_id:
             raise DataError(f"{file}: {place} repeats the category id {category}")

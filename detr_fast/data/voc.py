@@ -69,7 +69,7 @@ class VocDetection(DetectionDataset):
             class_names = sorted(own_names | _class_names(root, others))
         else:
             class_names = list(classes)
-        files = _image_files(root / "JPEGImages")
+        files = _image_files(root / "JPEGImages", names)
         for name in names:
             if name not in files:
                 raise DataError(
@@ -151,12 +151,22 @@ def _class_names(root: Path, names: Iterable[str]) -> set[str]:
     return {obj.name for file in files if file.exists() for obj in _parse(file).objects}
 
 
-def _image_files(folder: Path) -> dict[str, Path]:
+def _image_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Return the image file of each name that has one; names may begin with folders."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such image folder")
-    files = [file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES]
-    files.sort(key=lambda file: -_SUFFIXES.index(file.suffix.lower()))
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    listings: dict[Path, dict[str, Path]] = {}  # one directory read instead of a stat for each name
+    found = {}
+    for name in names:
+        path = folder / name
+        if path.parent not in listings:
+            files = path.parent.iterdir() if path.parent.is_dir() else ()
+            images = [file for file in files if file.suffix.lower() in _SUFFIXES]
+            images.sort(key=lambda file: -_SUFFIXES.index(file.suffix.lower()))
+            listings[path.parent] = {file.stem: file for file in images}
+        if path.name in listings[path.parent]:
+            found[name] = listings[path.parent][path.name]
+    return found
 
 
 def _parse(file: Path) -> _Annotation:

@@ -47,10 +47,8 @@ from detr_fast.training.signals import StopSignals
 from detr_fast.training.step import TrainStep, ignore
 
 SAVE_MINUTES = 30.0
-SLOW_STEP = 0.5  # seconds, from which on processes ask each other at every step whether to stop
-_DIVERGED = (
-    "the training diverged; try a lower learning rate. The checkpoints are from earlier steps"
-)
+PATIENCE = 10.0  # seconds between logs, from which on processes agree at every step on stopping
+_DIVERGED = "the training diverged; try a lower learning rate. Checkpoints are from earlier steps"
 
 
 class Interrupted(Exception):
@@ -263,7 +261,7 @@ class Trainer:
             bar.advance()
             if logs:
                 self._log(interval, means, log, bar)
-                slow = interval.step_seconds(self.seconds) >= SLOW_STEP
+                slow = interval.step_seconds(self.seconds) * config.log_every >= PATIENCE
                 interval = LogInterval(*self._counters())
                 stop, save, self._slow = distributed.any_rank(
                     self._stop.requested, self._save_is_due(), slow
@@ -332,7 +330,8 @@ class Trainer:
         if failed:  # here the error is released, and the tensors that it held
             largest = max(batches, key=lambda batch: batch[0].numel())
             raise ValueError(
-                f"step {self.step + 1}: {out_of_memory_advice(self.train_step, largest)}"
+                f"step {self.step + 1}: "
+                + out_of_memory_advice(self.train_step, largest, len(batches))
             )
         self.images_seen += sum(len(batch[0]) for batch in batches) * processes.world_size()
         self.scheduler.step()

@@ -50,7 +50,7 @@ def load_initial(
         path: a run's folder or a checkpoint, of which the evaluated weights are used; a checkpoint
             of the published code, ``{"model": state dict}``; or a state dict alone. No code in it
             is run. Checkpoints of runs hold the names of their classes; a class head as large as
-            the published one has COCO's, if the model has any of these.
+            the published one has COCO's, for a model of another size that has any of these.
         class_names: the model's K classes, in the order of the labels.
 
     Raises:
@@ -96,12 +96,13 @@ def _published_classes(
     source: dict[str, Tensor], class_names: Sequence[str] | None
 ) -> list[str] | None:
     """Return COCO's class names by category id, the published code's labels, where they apply: to a
-    class head of that size, and a model that has some of these classes; else None."""
+    class head of that size, for a model of another size that has some of these classes."""
     weights = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     names = [str(name) for name in weights.meta["categories"]]
-    head = source.get(f"{HEAD}weight")
-    fits = head is not None and len(head) == len(names) + 1
-    return names if fits and set(names) & set(class_names or ()) else None
+    head, wanted = source.get(f"{HEAD}weight"), class_names or ()
+    fits = head is not None and len(head) == len(names) + 1 != len(wanted) + 1
+    shared = set(names) & set(wanted) - {"__background__", "N/A"}  # for ids that are not used
+    return names if fits and shared else None
 
 
 def _head_by_name(

@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory_advice(step: TrainStep, batch: Batch) -> str:
+def out_of_memory_advice(step: TrainStep, batch: Batch, accumulate: int = 1) -> str:
     """Return one line for the user: the batch that was too large, and what fits instead.
 
     Tries forward and backward passes with half of the images, a quarter, and so on. Gradients are
@@ -43,7 +43,7 @@ def out_of_memory_advice(step: TrainStep, batch: Batch) -> str:
     )
     fits = size // 2
     if several:
-        return f"{line}; try {_with(fits, size)}" if fits else f"{line}; {SMALLER}"
+        return f"{line}; try {_with(fits, size * accumulate)}" if fits else f"{line}; {SMALLER}"
     while fits:
         _release(step)
         part = (images[:fits], None if mask is None else mask[:fits], targets[:fits])
@@ -54,16 +54,17 @@ def out_of_memory_advice(step: TrainStep, batch: Batch) -> str:
                 raise
         else:
             _release(step)
-            return f"{line}; {fits} fits: {_with(fits, size)}"
+            return f"{line}; {fits} fits: {_with(fits, size * accumulate)}"
         fits //= 2
     _release(step)
     return f"{line}; not even one image fits: {SMALLER}"
 
 
-def _with(fewer: int, size: int) -> str:
+def _with(fewer: int, images: int) -> str:
+    times = -(-images // fewer)
     return (
-        f"--batch-size {fewer}, with --accumulate {-(-size // fewer)} for as many images per step, "
-        "or --checkpointing"
+        f"--batch-size {fewer}, with --accumulate {times} for as many images per step, or "
+        "--checkpointing"
     )
 
 

@@ -63,7 +63,7 @@ class TrainStep:
     def __call__(
         self, batches: Sequence[Batch], mark: Callable[[str], None] = ignore
     ) -> dict[str, Tensor]:
-        """Train on the batches as if they were one, but for statistics of trained batch norm.
+        """Train on the batches as if they were one, but for padding and trained batch norm.
 
         Args:
             batches: on the device, or anything that ``data.to_device`` can move there.
