@@ -14,15 +14,18 @@ struct TeamForm {
   int64_t room;          // costs that the block's own memory has space for
   int32_t warp_columns;  // with more, the whole block searches
   uint32_t seed = 0;
-  std::vector<int32_t> col_of_row = {}, row_of_col = {};
+  std::vector<int32_t> cols_ = {}, rows_ = {};
+
+  const std::vector<int32_t>& col_of_row() const { return cols_; }
+  const std::vector<int32_t>& row_of_col() const { return rows_; }
 
   Status solve(const Real* cost, int64_t rows, int64_t cols, int64_t stride) {
     // Exactly as large as specified, so that AddressSanitizer detects accesses beyond it.
     std::unique_ptr<double[]> memory(new double[(SolverMemory::bytes(rows, cols) + 7) / 8]);
     std::unique_ptr<Real[]> space(new Real[room]);
     const SolverMemory parts(memory.get(), rows, cols);
-    col_of_row.assign(rows, -1);
-    row_of_col.assign(cols, -1);
+    cols_.assign(rows, -1);
+    rows_.assign(cols, -1);
     Status status = Status::kOutOfMemory;
     emulate(warps, ++seed, [&](EmulatedBlock& block) {
       TeamSolver<EmulatedBlock, Real> solver(block, parts, space.get(), room, warp_columns);
@@ -30,11 +33,10 @@ struct TeamForm {
                                        static_cast<int32_t>(stride));
       if (block.rank() == 0) status = mine;
       if (mine == Status::kOk)
-        for (int32_t i = block.rank(); i < rows; i += block.size())
-          col_of_row[i] = solver.col_of_row(i);
+        for (int32_t i = block.rank(); i < rows; i += block.size()) cols_[i] = solver.col_of_row(i);
     });
     if (status == Status::kOk)
-      for (int64_t i = 0; i < rows; ++i) row_of_col[col_of_row[i]] = static_cast<int32_t>(i);
+      for (int64_t i = 0; i < rows; ++i) rows_[cols_[i]] = static_cast<int32_t>(i);
     return status;
   }
 };
