@@ -131,8 +131,10 @@ class SetCriterion(nn.Module):
         l1, giou = box_losses(
             boxes, packed.boxes, matches.query_index, packed.offsets, self.box_loss
         )  # [L] each
-        counts = packed.offsets.diff() if step_counts is None else step_counts
-        num_boxes = _mean_over_processes(counts.sum().float()).clamp(min=1) / batches
+        total = packed.offsets[-1] if step_counts is None else step_counts.sum()
+        num_boxes = _mean_over_processes(total.float()).clamp(min=1)
+        if batches > 1:
+            num_boxes = num_boxes / batches
         parts = {
             "loss_ce": self._class_loss(logits, classes, step_counts, batches),
             "loss_bbox": l1 / num_boxes,
