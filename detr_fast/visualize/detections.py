@@ -41,9 +41,10 @@ def draw_detections(
     captions: list[tuple[float, float, float, float]] = []
     for i, (x1, y1) in zip(order, reversed(corners), strict=True):
         text = class_names[int(labels[i])]
+        # By the class alone: fonts are searched once for each, not for each score.
+        font = ImageFont.truetype(font_file(text + " 0123456789."), max(10, round(longest / 56)))
         if scores is not None:
             text += f" {float(scores[i]):.2f}"
-        font = ImageFont.truetype(font_file(text), max(10, round(longest / 56)))
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 2 * line + 2, bottom - top + 2 * line + 2
         # Above the box where there is room, else inside it; never outside the picture.
