@@ -24,9 +24,9 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: K, without "no object", which is class K.
-        matcher: a ``FastMatcher`` with the softmax cost, or any module with its ``match_packed``,
-            its ``match_layers`` or its call. It must match each target to at most one query and
-            each query to at most one target, since a query has one class. Default: FastMatcher().
+        matcher: a ``FastMatcher`` with the softmax cost, or any module that is called like one. It
+            must match each target to at most one query and each query to at most one target, since
+            a query has one class. Default: FastMatcher().
         eos_coef: weight of "no object" in the cross-entropy.
         weight_class, weight_bbox, weight_giou: weights of the three losses in the total.
         box_loss: ``"l1"`` (the paper) or ``"smooth_l1"``.
@@ -60,13 +60,9 @@ class SetCriterion(nn.Module):
                 raise ValueError(f"{name} is {weight}, expected a finite weight of 0 or more")
         if box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss is {box_loss!r}, expected one of {', '.join(BOX_LOSSES)}")
-        if getattr(matcher, "class_cost", "softmax") == "focal":  # other projects: a weight
-            raise ValueError(
-                "the matcher's class_cost is 'focal', which has no class 'no object'; the "
-                "cross-entropy of this loss has one, so the matcher needs 'softmax'"
-            )
         self.num_classes = num_classes
         self.matcher = FastMatcher() if matcher is None else matcher
+        self._check_matcher()
         self.weights = {
             "loss_ce": weight_class,
             "loss_bbox": weight_bbox,
@@ -110,6 +106,8 @@ class SetCriterion(nn.Module):
                 not have K + 1 classes; no image; or several batches without ``step_counts``.
         """
         layers = [*outputs.get("aux_outputs", ()), outputs]
+        if "pred_logits" not in outputs:
+            raise ValueError("outputs has no 'pred_logits'")
         if outputs["pred_logits"].shape[-1] != self.num_classes + 1:
             raise ValueError(
                 f"pred_logits has {outputs['pred_logits'].shape[-1]} classes, expected "
@@ -117,6 +115,7 @@ class SetCriterion(nn.Module):
             )
         if batches < 1 or (batches > 1 and step_counts is None):
             raise ValueError(f"batches is {batches}, which needs step_counts; and at least 1")
+        self._check_matcher()  # whose options may have been changed
         if not len(targets):
             raise ValueError("targets is empty, expected at least one image")
         matches = self._match(layers, targets)
@@ -148,17 +147,23 @@ class SetCriterion(nn.Module):
         losses |= _instability(matches.query_index, packed.offsets)
         return losses
 
+    def _check_matcher(self) -> None:
+        if getattr(self.matcher, "uses_focal_cost", False):
+            raise ValueError(
+                "the matcher has the focal class cost, which has no class 'no object'; the "
+                "cross-entropy of this loss has one, so the matcher needs the softmax cost"
+            )
+
     def _match(
         self, layers: list[dict], targets: Sequence[dict[str, Tensor]] | PackedTargets
     ) -> Matches:
-        if hasattr(self.matcher, "match_packed"):
+        if isinstance(self.matcher, FastMatcher) and (
+            type(self.matcher).forward is FastMatcher.forward  # else a subclass's own result counts
+        ):
             return self.matcher.match_packed(layers, targets)
         if isinstance(targets, PackedTargets):
             targets = targets.unpack()
-        if hasattr(self.matcher, "match_layers"):
-            pairs = self.matcher.match_layers(layers, targets)
-        else:
-            pairs = [self.matcher(layer, targets) for layer in layers]
+        pairs = [self.matcher(layer, targets) for layer in layers]
         logits = layers[0]["pred_logits"]
         return _pack_matches(pairs, targets, logits.shape[1], logits.device)
 
@@ -194,6 +199,11 @@ def _pack_matches(
         ValueError: lists that are not a matching; names the place.
     """
     for layer, images in enumerate(matches):
+        if not isinstance(images, Sequence):
+            raise ValueError(
+                f"layer {layer}: the matcher returned a {type(images).__name__}, expected a list "
+                "of one (query indices, target indices) per image"
+            )
         if len(images) != len(targets):
             raise ValueError(
                 f"layer {layer}: the matcher returned matches for {len(images)} images, but there "

@@ -10,18 +10,17 @@ images.
 """
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from detr_fast import faults, matching_cpu, matching_cuda, matching_traced
-from detr_fast.matching_input import CostOptions
+from detr_fast import faults, matching_cpu, matching_cuda, matching_packed, matching_traced
+from detr_fast.matching_options import CostOptions, MatcherOptions
 from detr_fast.ops.library import compute_dtype, has_kernels
 from detr_fast.packing import Matches, PackedTargets
 
-_LARGEST_WEIGHT = 1e28  # float32 can hold the costs of coordinates up to 1e8
 Pairs = list[tuple[Tensor, Tensor]]  # one (query indices, target indices) per image
 Targets = PackedTargets | Sequence[Mapping[str, Tensor]]
 
@@ -96,32 +95,6 @@ class FastMatcher(nn.Module):
         validate: str = "deferred",
     ) -> None:
         super().__init__()
-        for name, cost in (
-            ("cost_class", cost_class),
-            ("cost_bbox", cost_bbox),
-            ("cost_giou", cost_giou),
-        ):
-            if not abs(cost) <= _LARGEST_WEIGHT:
-                raise ValueError(f"{name} is {cost}, but must be in +-{_LARGEST_WEIGHT:g}")
-        if cost_class == cost_bbox == cost_giou == 0:
-            raise ValueError("all costs can't be 0, but cost_class, cost_bbox and cost_giou are")
-        for name, choice, choices in (
-            ("class_cost", class_cost, ("softmax", "focal")),
-            ("giou_guard", giou_guard, ("none", "eps", "clamp")),
-            ("nonfinite", nonfinite, ("raise", "last")),
-            ("index_device", index_device and str(index_device), (None, "cpu")),
-            ("validate", validate, ("deferred", "sync")),
-        ):
-            if choice not in choices:
-                allowed = ", ".join(map(str, choices))
-                raise ValueError(f"{name} is {choice!r}, but must be one of {allowed}")
-        if not 0 <= focal_alpha <= 1:
-            raise ValueError(f"focal_alpha is {focal_alpha}, but must be in 0..1")
-        if not 0 <= focal_gamma < math.inf:
-            raise ValueError(f"focal_gamma is {focal_gamma}, but must be finite and not negative")
-        for name, eps in (("focal_eps", focal_eps), ("giou_eps", giou_eps)):
-            if not 1e-30 <= eps <= 1:  # a float32 can hold it, and its logarithm
-                raise ValueError(f"{name} is {eps}, but must be in 1e-30..1")
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
@@ -134,6 +107,13 @@ class FastMatcher(nn.Module):
         self.nonfinite = nonfinite
         self.index_device = index_device
         self.validate = validate
+        self._checked: tuple[MatcherOptions, CostOptions] | None = None
+        self._options()
+
+    @property
+    def uses_focal_cost(self) -> bool:
+        """Whether the class cost is focal, so that the logits have no "no object"."""
+        return self.class_cost == "focal"
 
     def extra_repr(self) -> str:
         """Name the weights, and the options that are not the default."""
@@ -204,28 +184,36 @@ class FastMatcher(nn.Module):
         packed = targets if isinstance(targets, PackedTargets) else PackedTargets.pack(targets)
         if _uses_packed_path(layers):
             packed = packed.to(layers[0]["pred_logits"].device)
-            query_index, _, _ = self._solve_packed(layers, packed)
+            # Traced code is for one pattern of which images have more targets than queries if it
+            # knows the counts: they are not needed here.
+            sizes_unknown = replace(packed, counts=None) if _is_traced() else packed
+            query_index, _, _ = self._solve_packed(layers, sizes_unknown)
             return Matches(query_index, packed)
-        images = packed.unpack()
-        index, sizes = matching_cpu.solve(layers, images, self._options())
-        query_index = matching_cpu.query_index(
-            index.view(len(layers), -1),
-            sizes,
-            [len(image["labels"]) for image in images],
-            len(packed.labels),
+        query_index, _ = matching_cpu.solve_packed(
+            layers, packed.unpack(), len(packed.labels), self._options()
         )
         device = layers[0]["pred_logits"].device
         return Matches(query_index.to(device), packed.to(device))
 
     def _options(self) -> CostOptions:
-        eps = self.giou_eps
-        return CostOptions(
-            (self.cost_class, self.cost_bbox, self.cost_giou),
-            self.class_cost == "focal",
-            (self.focal_alpha, self.focal_gamma, self.focal_eps),
-            (eps if self.giou_guard == "eps" else 0, eps if self.giou_guard == "clamp" else 0),
-            self.nonfinite == "last",
+        """Return the options for compiled code; checked again if one of them has been changed."""
+        now = MatcherOptions(
+            self.cost_class,
+            self.cost_bbox,
+            self.cost_giou,
+            self.class_cost,
+            self.focal_alpha,
+            self.focal_gamma,
+            self.focal_eps,
+            self.giou_guard,
+            self.giou_eps,
+            self.nonfinite,
+            self.index_device,
+            self.validate,
         )
+        if self._checked is None or self._checked[0] != now:
+            self._checked = now, now.checked()
+        return self._checked[1]
 
     def _indices_on_cpu(self) -> bool:
         return str(self.index_device) == "cpu"
@@ -242,7 +230,7 @@ class FastMatcher(nn.Module):
             sizes = [min(n, m) for m in placed.counts]
             if self._indices_on_cpu():
                 index = index.cpu()  # waits, so that faults are known
-                if not torch.compiler.is_compiling():  # they are raised by the next call
+                if not _is_traced():  # they are raised by the next call
                     faults.raise_pending(placed.labels.device, when="")
         else:
             if isinstance(targets, PackedTargets):
@@ -261,21 +249,26 @@ class FastMatcher(nn.Module):
 
     def _solve_packed(
         self, layers: Sequence[Mapping[str, Tensor]], targets: Targets
-    ) -> tuple[Tensor, Tensor, matching_cuda.DeviceTargets]:  # from launch, and its targets
-        logits, boxes = matching_cuda.read_layers(layers)
+    ) -> tuple[Tensor, Tensor, matching_packed.PlacedTargets]:  # from launch, and its targets
+        logits, boxes = matching_packed.read_layers(layers)
         device = logits[0].device
         real = compute_dtype(boxes[0].dtype)
-        placed = matching_cuda.read_targets(targets, len(logits[0]), device, real)
-        solve = matching_traced.match if torch.compiler.is_compiling() else matching_cuda.launch
+        placed = matching_packed.read_targets(targets, len(logits[0]), device, real)
+        solve = matching_traced.match if _is_traced() else matching_cuda.launch
         query_index, index = solve(logits, boxes, placed, self._options())
         if self.validate == "sync" and not matching_cuda.is_deferred(device):
             faults.check_faults(device)
         return query_index, index, placed
 
 
+def _is_traced() -> bool:
+    """Return whether torch records this call, so that compiled code has to be an operator."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _uses_packed_path(layers: Sequence[Mapping[str, Tensor]]) -> bool:
-    """Return whether targets are needed in one tensor: on a GPU, and under ``torch.compile``."""
-    if torch.compiler.is_compiling():
+    """Return whether targets are needed in one tensor: on a GPU, and where torch records."""
+    if _is_traced():
         return True
     try:
         return has_kernels(layers[0]["pred_logits"])

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from detr_fast import _C
 from detr_fast.faults import Fault
-from detr_fast.matching_input import CostOptions, MatchingInput, read
+from detr_fast.matching_input import MatchingInput, read
+from detr_fast.matching_options import CostOptions
 
 _CPU = torch.device("cpu")
 
@@ -48,21 +49,23 @@ def solve(
     return index, sizes
 
 
-def query_index(
-    index: Tensor,  # [L, 2 * P]: for each image its queries, then their targets
-    sizes: Sequence[int],  # pairs of each image
-    counts: Sequence[int],  # targets of each image
-    total: int,  # T
-) -> Tensor:  # [L, T]
-    """Return the query of each target, -1 for none."""
-    result = index.new_full((len(index), total), -1)
+def solve_packed(
+    layers: Sequence[Mapping[str, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    rows: int,  # T, and perhaps padding
+    options: CostOptions,
+) -> tuple[Tensor, Tensor]:  # [L, rows] int64, and the tensor that solve returns
+    """Match like :func:`solve`, and return the query of each target, -1 for none, and the pairs."""
+    pairs, sizes = solve(layers, targets, options)
+    of_layer = pairs.view(len(layers), -1)
+    query_index = pairs.new_full((len(layers), rows), -1)
     begin = offset = 0
-    for size, count in zip(sizes, counts, strict=True):
-        end = begin + 2 * size
-        queries, of_image = index[:, begin : begin + size], index[:, begin + size : end]
-        result[:, offset : offset + count].scatter_(1, of_image, queries)
+    for size, target in zip(sizes, targets, strict=True):
+        middle, end, count = begin + size, begin + 2 * size, len(target["labels"])
+        queries, of_image = of_layer[:, begin:middle], of_layer[:, middle:end]
+        query_index[:, offset : offset + count].scatter_(1, of_image, queries)
         begin, offset = end, offset + count
-    return result
+    return query_index, pairs
 
 
 _BOX_RULE = "but cx, cy, w, h must be finite and w, h not negative"
@@ -80,11 +83,9 @@ def _raise_fault(
         raise MemoryError("no memory for the costs of one image's queries x targets")
     place = fault.place(len(layers), inputs.shape[0])
     if status == _C.Status.invalid_label:
-        classes = inputs.shape[2] - (not focal)
-        raise fault.error(
-            f"{place} is {int(targets[problem]['labels'][target])}, but logits have {classes} "
-            f"classes (0..{classes - 1})"
-        )
+        label, classes = int(targets[problem]["labels"][target]), inputs.shape[2] - (not focal)
+        known = f"{classes} classes (0..{classes - 1})" if classes else "no class but 'no object'"
+        raise fault.error(f"{place} is {label}, but logits have {known}")
     if status == _C.Status.invalid_target_box:
         box = targets[problem]["boxes"][target].tolist()
         raise fault.error(f"{place} is {box}, {_BOX_RULE}")

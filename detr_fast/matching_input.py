@@ -10,16 +10,6 @@ from detr_fast.faults import layer_name
 from detr_fast.ops.library import DTYPES
 
 
-class CostOptions(NamedTuple):
-    """The ``cost`` argument of ``_C.match``, followed by its ``nonfinite_last``."""
-
-    weights: tuple[float, float, float]  # class, L1, GIoU
-    focal: bool
-    focal_options: tuple[float, float, float]  # alpha, gamma, eps
-    giou_divisor: tuple[float, float]  # eps to add, lower limit
-    nonfinite_last: bool
-
-
 class MatchingInput(NamedTuple):
     """Addresses of contiguous CPU memory; the arguments of ``_C.match``."""
 
@@ -200,8 +190,11 @@ def pack_and_copy(tensors: list[Tensor]) -> list[Tensor]:
 
 def check_layers(layers: Sequence[Mapping[str, Tensor]]) -> None:
     """Raise ValueError for a missing key, and for shapes or dtypes that do not fit."""
+    if hasattr(layers, "keys"):
+        raise ValueError("layers is one layer's outputs, expected a list of them")
     for k, layer in enumerate(layers):
         name = layer_name(k, len(layers))
+        _check_keys(layer, name)
         for key in ("pred_logits", "pred_boxes"):
             if key not in layer:
                 raise ValueError(f"{name} has no {key!r}")
@@ -228,6 +221,11 @@ def check_layers(layers: Sequence[Mapping[str, Tensor]]) -> None:
             )
 
 
+def _check_keys(value: object, name: str) -> None:
+    if not hasattr(value, "keys"):
+        raise ValueError(f"{name} must be a dict of tensors, not {type(value).__name__}")
+
+
 def _check_tensor(value: object, name: str) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor, not {type(value).__name__}")
@@ -235,9 +233,12 @@ def _check_tensor(value: object, name: str) -> None:
 
 def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> None:
     """Raise ValueError for a missing key, and for shapes or dtypes that do not fit."""
+    if hasattr(targets, "keys"):
+        raise ValueError("targets is one dict, expected a list of one per image")
     if len(targets) != images:
         raise ValueError(f"predictions for {images} images, but {len(targets)} targets")
     for b, target in enumerate(targets):
+        _check_keys(target, f"targets[{b}]")
         for key in ("labels", "boxes"):
             if key not in target:
                 raise ValueError(f"targets[{b}] has no {key!r}")
@@ -258,3 +259,5 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> None:
             raise ValueError(
                 f"targets[{b}]['labels'] is {labels.dtype}, but labels must be integers"
             )
+        if boxes.is_complex():
+            raise ValueError(f"targets[{b}]['boxes'] is {boxes.dtype}, but boxes must be real")

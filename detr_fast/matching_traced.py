@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from detr_fast import matching_cpu, matching_cuda
-from detr_fast.matching_input import CostOptions
+from detr_fast.matching_options import CostOptions
+from detr_fast.matching_packed import PlacedTargets
 from detr_fast.ops.library import register
 
 
 def match(
     logits: Sequence[Tensor],  # L of [B, N, C]
     boxes: Sequence[Tensor],  # L of [B, N, 4]
-    targets: matching_cuda.DeviceTargets,
+    targets: PlacedTargets,
     options: CostOptions,
 ) -> tuple[Tensor, Tensor]:  # as matching_cuda.launch; pairs if counts are known
     """Call the operator."""
@@ -49,7 +50,7 @@ def _kernel(
     logits, boxes = [t.contiguous() for t in logits], [t.contiguous() for t in boxes]
     labels, target_boxes = labels.contiguous(), target_boxes.contiguous()
     offsets = None if offsets is None else offsets.contiguous()
-    targets = matching_cuda.DeviceTargets(labels, target_boxes, counts, offsets, most)
+    targets = PlacedTargets(labels, target_boxes, counts, offsets, most)
     solve = matching_cuda.launch if labels.is_cuda else _match_on_cpu
     return solve(logits, boxes, targets, options)
 
@@ -57,7 +58,7 @@ def _kernel(
 def _match_on_cpu(
     logits: list[Tensor],
     boxes: list[Tensor],
-    targets: matching_cuda.DeviceTargets,
+    targets: PlacedTargets,
     options: CostOptions,
 ) -> tuple[Tensor, Tensor]:  # as matching_cuda.launch
     counts = targets.offsets.diff().tolist() if targets.counts is None else targets.counts
@@ -71,11 +72,8 @@ def _match_on_cpu(
         )
     ]
     layers = [{"pred_logits": x, "pred_boxes": y} for x, y in zip(logits, boxes, strict=True)]
-    pairs, sizes = matching_cpu.solve(layers, images, options)
-    index = matching_cpu.query_index(
-        pairs.view(len(layers), -1), sizes, counts, len(targets.labels)
-    )
-    return index, pairs if targets.counts is not None else pairs.new_empty(0)
+    query_index, pairs = matching_cpu.solve_packed(layers, images, len(targets.labels), options)
+    return query_index, pairs if targets.counts is not None else pairs.new_empty(0)
 
 
 def _shapes(

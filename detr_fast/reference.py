@@ -244,11 +244,6 @@ class HungarianMatcher(nn.Module):
             matches.append((torch.as_tensor(query), torch.as_tensor(index)))
         return matches
 
-    def match_layers(
-        self, layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
-    ) -> list[list[tuple[Tensor, Tensor]]]:
-        return [self(layer, targets) for layer in layers]
-
 
 def set_criterion(
     outputs: Mapping[str, Any],

@@ -183,6 +183,17 @@ class TestTrain:
         assert main(["train", "--resume", str(copy), "--epochs", "4", "--device", "cpu"]) == 0
         assert torch.load(copy / "last.pt", weights_only=True)["step"] == 12
 
+    def test_memory_for_a_cache_that_the_run_has_or_has_not(self, run, tmp_path, capsys):
+        copy = shutil.copytree(run, tmp_path / "copy")
+        command = ["train", "--resume", str(copy), "--cache-gb", "0.5", "--device", "cpu"]
+        assert main(command) == 2
+        assert f"{copy} was started without --cache: leave out" in capsys.readouterr().err
+        state = torch.load(copy / "last.pt", weights_only=True)
+        state["config"] |= {"cache": True, "cache_gb": 2.0}
+        (copy / "last.pt").unlink()
+        torch.save(state, copy / "last.pt")
+        assert main(command) == 0
+
     def test_an_end_at_an_epoch_that_is_still_to_be_evaluated(self, run, tmp_path, capsys):
         copy = shutil.copytree(run, tmp_path / "copy")
         state = torch.load(copy / "last.pt", weights_only=True)

@@ -72,6 +72,7 @@ from detr_fast import (
     info,
     linear_sum_assignment,
     matching_cuda,
+    matching_packed,
     ops,
 )
 from detr_fast.losses import SetCriterion
@@ -292,9 +293,8 @@ def waits(gpu, monkeypatch):
     What allocates is told of the CPU, where the tensors are.
     """
     found, before = [], gpu.launches()
-    read_layers, read_targets, launch = (
-        getattr(matching_cuda, name) for name in ("read_layers", "read_targets", "launch")
-    )
+    read_layers, read_targets = matching_packed.read_layers, matching_packed.read_targets
+    launch = matching_cuda.launch
 
     def as_kind(tensors, kind):
         return [tensor.as_subclass(kind) for tensor in tensors]
@@ -306,14 +306,22 @@ def waits(gpu, monkeypatch):
         assert device == torch.device("cuda", 0)
         found.append(gpu.launches() - before)
 
-    for name, value in {
-        "read_layers": lambda *given: tuple(as_kind(part, OnGpu0) for part in read_layers(*given)),
-        "read_targets": lambda targets, images, device, real: read_targets(
-            targets, images, torch.device("cpu"), real
+    for module, name, value in (
+        (
+            matching_packed,
+            "read_layers",
+            lambda *given: tuple(as_kind(part, OnGpu0) for part in read_layers(*given)),
         ),
-        "launch": launch_here,
-    }.items():
-        monkeypatch.setattr(matching_cuda, name, value)
+        (
+            matching_packed,
+            "read_targets",
+            lambda targets, images, device, real: read_targets(
+                targets, images, torch.device("cpu"), real
+            ),
+        ),
+        (matching_cuda, "launch", launch_here),
+    ):
+        monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)

@@ -153,6 +153,12 @@ def _alone(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.parametrize("device", ["cpu:7", "tpu", "cuda:x"])
+def test_unknown_device(device):
+    with pytest.raises(ValueError, match=f"unknown device '{device}', expected cpu, cuda or"):
+        distributed.start(device)
+
+
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("WORLD_SIZE", "4")

@@ -98,7 +98,21 @@ def test_registered_ops(op):
     x = torch.randn(5, 7, requires_grad=True)
     seed = torch.tensor([3])
     torch.library.opcheck(getattr(module, op), (x, seed, 0.25))
-    with pytest.raises(ValueError, match=r"seed is torch\.float32 on cpu"):
+    with pytest.raises(ValueError, match=r"seed is 1 of torch\.float32 on cpu"):
         getattr(module, op)(x, torch.ones(1), 0.25)
-    with pytest.raises(ValueError, match=r"x is torch\.float32 and p 1\.0"):
+    with pytest.raises(ValueError, match=r"p is 1\.0"):
         getattr(module, op)(x, seed, 1.0)
+    with pytest.raises(ValueError, match=r"x is torch\.float64 on cpu"):
+        getattr(module, op)(x.double(), seed, 0.25)
+
+
+def test_registered_gradient():
+    op = module._relu_dropout_backward
+    gradient, out = torch.randn(5, 7), torch.rand(5, 7)
+    torch.library.opcheck(op, (gradient, out, 0.25))
+    with pytest.raises(ValueError, match=r"p is 1\.5"):
+        op(gradient, out, 1.5)
+    with pytest.raises(ValueError, match=r"out is torch\.float64 on cpu"):
+        op(gradient.double(), out.double(), 0.25)
+    with pytest.raises(ValueError, match=r"gradient is torch\.bfloat16 \[5, 7\], but out"):
+        op(gradient.bfloat16(), out, 0.25)

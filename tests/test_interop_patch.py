@@ -20,8 +20,9 @@ from transformers.loss import (
 
 import detr_fast
 from detr_fast import FastMatcher
-from detr_fast.interop import patch_transformers
+from detr_fast.interop import patch_transformers, transformers_patch
 from detr_fast.interop.matchers import huggingface
+from detr_fast.interop.matchers.shared import cost_blocks
 
 CLASSES = 5
 RESNET = {
@@ -212,9 +213,55 @@ def test_ten_training_steps_are_the_same(name, counted):
         found = train(build, size)
     assert counted == {"fast": matchings * STEPS, "scipy": 0}
     assert expected[-2]["loss"] < 0.98 * expected[0]["loss"]  # it trains
-    for ours, theirs in zip(found, expected, strict=True):
+    ties = ties_of_training(build, size)
+    same = ties[0] // matchings if ties else STEPS  # steps until roundings decided a tie
+    assert len(ties) <= 2
+    for ours, theirs in zip(found[:same], expected[:same], strict=True):
         assert len(theirs) > 8
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
+
+
+def ties_of_training(build, size) -> list[int]:
+    """The numbers of the matchings that differ from the original's, all at an equal cost.
+
+    The training goes on with the original's, so that each has the same input.
+    """
+    calls, ties = 0, []
+
+    def both(ours, original):
+        def forward(self, outputs, targets, **groups):
+            nonlocal calls
+            found, expected = (f(self, outputs, targets, **groups) for f in (ours, original))
+            same = [
+                torch.equal(torch.stack(f), torch.stack(e))
+                for f, e in zip(found, expected, strict=True)
+            ]
+            if not all(same):
+                costs = costs_in_double(self, outputs, targets)
+                ties.append(calls)
+                for cost, pair, pair_of_original in zip(costs, found, expected, strict=True):
+                    total = cost[pair_of_original].sum()
+                    assert float(cost[pair].sum()) == pytest.approx(float(total), rel=1e-7)
+            calls += 1
+            return expected
+
+        return forward
+
+    with patch_transformers(), pytest.MonkeyPatch.context() as patch:
+        for kind, original in transformers_patch._replaced.items():
+            patch.setattr(kind, "forward", both(kind.forward, original))
+        train(build, size)
+    return ties
+
+
+def costs_in_double(matcher, outputs, targets):
+    _, fast = matcher.__dict__["_detr_fast"]
+    predictions = {
+        "pred_logits": outputs["logits"].detach().double(),
+        "pred_boxes": outputs["pred_boxes"].detach().double(),
+    }
+    renamed = [{"labels": t["class_labels"], "boxes": t["boxes"].double()} for t in targets]
+    return cost_blocks(fast, predictions, renamed)
 
 
 def given():

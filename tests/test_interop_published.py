@@ -1,5 +1,7 @@
 """The drop-in matchers whose originals are no packages, against their formulas with SciPy."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -193,6 +195,42 @@ def test_return_topk_with_more_targets_than_queries():
     matcher = dfine.HungarianMatcher(WEIGHTS, use_focal_loss=True)
     (i, j), _ = matcher(outputs, targets, return_topk=2)["indices_o2m"]
     assert len(i) == len(j) == 12 and i.tolist() == [*range(6)] * 2
+
+
+@pytest.mark.parametrize("label", [0, 4, 5])
+def test_labels_without_no_object(label):
+    """The last logit is a class, too; errors count it."""
+    matcher = rtdetr.HungarianMatcher(WEIGHTS)
+    outputs, targets = batch(6, [2])
+    classes = outputs["pred_logits"].shape[-1]
+    targets[0]["labels"][1] = label + classes - 5
+    if label < 5:
+        assert len(matcher(outputs, targets)["indices"][0][0]) == 2
+    else:
+        message = rf"\['labels'\]\[1\] is {classes}, but logits have {classes} classes \(0"
+        with pytest.raises(ValueError, match=message):
+            matcher(outputs, targets)
+
+
+def test_predictions_are_freed_at_once_although_an_error_was_caught():
+    outputs, targets = batch(6, [2])
+    targets[0]["labels"][0] = outputs["pred_logits"].shape[-1] - 1
+    logits = weakref.ref(outputs["pred_logits"])
+    gc.collect()
+    gc.disable()
+    try:
+        rtdetr.HungarianMatcher(WEIGHTS)(outputs, targets)
+        del outputs
+        assert logits() is None
+    finally:
+        gc.enable()
+
+
+def test_return_topk_without_images():
+    outputs, _ = batch(6, [2])
+    matcher = dfine.HungarianMatcher(WEIGHTS, use_focal_loss=True)
+    none = {key: outputs[key][:0] for key in ("pred_logits", "pred_boxes")}
+    assert matcher(none, [], return_topk=2) == {"indices_o2m": []}
 
 
 @pytest.mark.parametrize("use_focal_loss", [True, False])

@@ -5,9 +5,11 @@ import torch
 from devices import NoWait, needs_cuda
 
 from detr_fast import FastMatcher, PackedTargets, reference
+from detr_fast.interop.matchers import deformable_detr, rtdetr
 from detr_fast.losses import SetCriterion
 
 K = 4  # classes
+WEIGHTS = {"cost_class": 1, "cost_bbox": 5, "cost_giou": 2}  # as rtdetr takes them
 
 
 def predictions(layers: int, batch: int, queries: int, seed: int = 0) -> dict:
@@ -243,12 +245,50 @@ def test_weights_that_are_none_are_named(name, value):
         SetCriterion(K, **{name: value})
 
 
-def test_focal_cost_beside_cross_entropy_is_refused():
-    with pytest.raises(ValueError, match="class_cost is 'focal'"):
-        SetCriterion(K, FastMatcher(class_cost="focal"))
+@pytest.mark.parametrize(
+    "matcher",
+    [
+        FastMatcher(class_cost="focal"),
+        deformable_detr.HungarianMatcher(),
+        rtdetr.HungarianMatcher(WEIGHTS, use_focal_loss=True),
+    ],
+    ids=["fast", "deformable", "rtdetr"],
+)
+def test_focal_cost_beside_cross_entropy_is_refused(matcher):
+    with pytest.raises(ValueError, match="has the focal class cost"):
+        SetCriterion(K, matcher)
+
+
+def test_a_cost_changed_later_is_refused_too():
+    criterion = SetCriterion(K)
+    criterion.matcher.class_cost = "focal"
+    with pytest.raises(ValueError, match="has the focal class cost"):
+        criterion(predictions(2, 1, 7), some_targets([2]))
+
+
+def test_a_subclass_has_the_last_word():
+    class First(FastMatcher):
+        def forward(self, outputs, targets):
+            return [(i[:1], j[:1]) for i, j in super().forward(outputs, targets)]
+
+    outputs, targets = predictions(2, 2, 7), some_targets([3, 0])
+    found = SetCriterion(K, First())(outputs, targets)
+    twin = reference.set_criterion(outputs, targets, K, matcher=First())
+    torch.testing.assert_close(found["loss"], twin["loss"])
+    assert found["loss"] != SetCriterion(K)(outputs, targets)["loss"]
+
+
+def test_a_matcher_whose_class_cost_is_a_weight():  # as transformers calls it
     matcher = Lists()
-    matcher.class_cost = 2.0  # what transformers calls a weight
+    matcher.class_cost = 2.0
     SetCriterion(K, matcher)
+
+
+def test_a_matcher_that_returns_something_else_is_named():
+    criterion = SetCriterion(K, rtdetr.HungarianMatcher(WEIGHTS))  # its result is a dict
+    message = "layer 0: the matcher returned a dict, expected a list"
+    with pytest.raises(ValueError, match=message):
+        criterion(predictions(2, 1, 7), some_targets([2]))
 
 
 @pytest.mark.parametrize("capacity", [None, 9, 20])

@@ -380,6 +380,11 @@ ERRORS = {
     "targets[3]['labels'][5] is 5, but logits have 5 classes (0..4)": lambda o, t: _set(
         t[3]["labels"], 5, 5
     ),
+    "layers[1] must be a dict of tensors, not NoneType": lambda o, t: _set(o, 1, None),
+    "targets[2] must be a dict of tensors, not list": lambda o, t: _set(t, 2, []),
+    "targets[2]['boxes'] is torch.complex64, but boxes must be real": lambda o, t: _set(
+        t[2], "boxes", torch.zeros(3, 4, dtype=torch.complex64)
+    ),
     "targets[2]['labels'][0] is -1, but logits have 5 classes (0..4)": lambda o, t: _set(
         t[2]["labels"], 0, -1
     ),
@@ -425,6 +430,24 @@ def test_errors_name_the_place(message):
     assert str(raised.value) == message
 
 
+def test_one_logit_is_no_object():
+    outputs, targets = (
+        predictions(1, 10, k=0),
+        [{**targets_of([2])[0], "labels": torch.zeros(2).int()}],
+    )
+    with pytest.raises(ValueError, match="is 0, but logits have no class but 'no object'"):
+        FastMatcher()(outputs, targets)
+    assert len(FastMatcher(class_cost="focal")(outputs, targets)[0][0]) == 2
+
+
+def test_one_dict_is_no_list():
+    outputs, targets = predictions(1, 10), targets_of([2])
+    with pytest.raises(ValueError, match="layers is one layer's outputs, expected a list"):
+        FastMatcher().match_layers(outputs, targets)
+    with pytest.raises(ValueError, match="targets is one dict, expected a list of one per image"):
+        FastMatcher()(outputs, targets[0])
+
+
 def test_errors_of_a_single_call_speak_of_outputs():
     outputs, targets = predictions(4, 10), targets_of([2, 0, 3, 8])
     outputs["pred_boxes"][3, 2, 0] = torch.nan
@@ -443,6 +466,8 @@ def test_label_message_for_coco():
 def test_weight_errors():
     with pytest.raises(ValueError, match="all costs can't be 0"):
         FastMatcher(0, 0, 0)
+    with pytest.raises(ValueError, match="cost_class is '1', but must be a number"):
+        FastMatcher("1")
     with pytest.raises(ValueError, match="cost_bbox is nan, but must be in"):
         FastMatcher(1, np.nan, 1)
     with pytest.raises(ValueError, match="cost_giou is inf"):

@@ -226,7 +226,7 @@ def test_nonfinite_last_still_refuses_bad_targets():
         FastMatcher(nonfinite="last")(outputs, targets)
 
 
-@pytest.mark.parametrize(
+OPTION_ERRORS = pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"class_cost": "bce"}, "class_cost is 'bce', but must be one of softmax, focal"),
@@ -236,12 +236,29 @@ def test_nonfinite_last_still_refuses_bad_targets():
         ({"focal_gamma": -1}, "focal_gamma is -1, but must be finite and not negative"),
         ({"focal_eps": 0}, "focal_eps is 0, but must be in 1e-30..1"),
         ({"giou_eps": float("nan")}, "giou_eps is nan, but must be in 1e-30..1"),
+        ({"focal_alpha": "0.25"}, "focal_alpha is '0.25', but must be a number"),
+        ({"validate": "never"}, "validate is 'never', but must be one of deferred, sync"),
     ],
 )
+
+
+@OPTION_ERRORS
 def test_option_errors(arguments, message):
     with pytest.raises(ValueError) as raised:
         FastMatcher(**arguments)
     assert str(raised.value) == message
+
+
+@OPTION_ERRORS
+def test_options_changed_later_are_checked_by_the_next_call(arguments, message):
+    matcher, given = FastMatcher(), (predictions(1, 10, K + 1), targets_of([4]))
+    matcher(*given)
+    for name, value in arguments.items():
+        setattr(matcher, name, value)
+    for _ in range(2):
+        with pytest.raises(ValueError) as raised:
+            matcher(*given)
+        assert str(raised.value) == message
 
 
 def test_repr_names_options_that_are_not_the_default():

@@ -5,7 +5,7 @@ import torch
 from test_matching import assert_same, predictions, targets_of
 
 from detr_fast import FastMatcher, PackedTargets, faults, matching_traced
-from detr_fast.matching_cuda import read_layers, read_targets
+from detr_fast.matching_packed import read_layers, read_targets
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,40 @@ def test_float64_is_compared_in_float64() -> None:
     compiled = torch.compile(matcher.match_layers, fullgraph=True, backend="aot_eager")
     for match in (matcher.match_layers, compiled):
         assert match([layer], [target])[0][0][0].tolist() == [1]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_jit_traces_the_operator() -> None:
+    """For other predictions and the same targets."""
+    (first, other), targets = sample()
+
+    def match(logits, boxes):
+        pairs = FastMatcher()({"pred_logits": logits, "pred_boxes": boxes}, targets)
+        return torch.cat([torch.stack(pair) for pair in pairs], 1)
+
+    traced = torch.jit.trace(match, tuple(first.values()))
+    for layer in (first, other):
+        assert torch.equal(traced(*layer.values()), match(*layer.values()))
+
+
+def test_numbers_of_targets_do_not_recompile_for_ever() -> None:
+    """Not even of targets packed without a capacity, of which there may be more than queries."""
+    matcher = FastMatcher()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(matcher.match_packed, fullgraph=True, backend=backend)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(20):
+        sizes = torch.randint(0, 9, (6,), generator=generator).tolist()
+        layers = [predictions(6, 5, seed=seed)]
+        packed = PackedTargets.pack(targets_of(sizes, seed=seed))
+        found = compiled(layers, packed).query_index
+        assert torch.equal(found, matcher.match_packed(layers, packed).query_index)
+    assert len(graphs) <= 3
 
 
 def test_sizes_do_not_recompile_for_ever() -> None:

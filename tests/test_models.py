@@ -265,6 +265,8 @@ class TestPositionEncoding:
         torch.testing.assert_close(padded[:, :, :5, :6], alone)
 
     def test_learned(self):
+        with pytest.raises(ValueError, match="needs an even dim, got 63"):
+            LearnedPositionEncoding(63)
         encoding = LearnedPositionEncoding(64, max_size=8)
         found = encoding(torch.zeros(2, 1, 3, 4), None)
         assert found.shape == (1, 64, 3, 4)

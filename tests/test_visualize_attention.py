@@ -230,6 +230,7 @@ class TestFigures:
         for options, message in (
             ({"threshold": 1.0}, "no detection reaches 1.0, the best is 0"),
             ({"threshold": 0, "head": 4}, "no head 4: there are 4"),
+            ({"threshold": 0, "head": "first"}, "no head 'first': there are 4"),
             ({"threshold": 0, "layer": 5}, "decoder layer 5"),
             ({"threshold": 0, "layer": "all", "head": "each"}, "either all layers or each head"),
         ):
@@ -243,6 +244,8 @@ class TestFigures:
         assert min(drawn.size) > 150
         with pytest.raises(ValueError, match=r"points\[0\] is \(81, 2\), outside the 80 x 60"):
             plot_encoder_attention(model(), torch.randn(3, 60, 80), picture, [(81, 2)])
+        with pytest.raises(ValueError, match="no head 'each': there are 4"):
+            plot_encoder_attention(model(), torch.randn(3, 60, 80), picture, head="each")
 
     def test_any_backbone(self):
         detr = build_detr(

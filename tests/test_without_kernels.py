@@ -8,7 +8,7 @@ from devices import OnGpu
 from test_matching import assert_same, predictions, targets_of
 
 from detr_fast import _C, FastMatcher, linear_sum_assignment
-from detr_fast.matching_cuda import read_layers, read_targets
+from detr_fast.matching_packed import read_layers, read_targets
 from detr_fast.matching_traced import _kernel
 from detr_fast.ops import library, pairwise
 

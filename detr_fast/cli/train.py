@@ -24,7 +24,7 @@ from detr_fast.training.lock import FolderLock
 from detr_fast.training.logs import read_metrics
 from detr_fast.visualize import plot_training
 
-_CHANGED = ("workers", "epochs")  # options that may differ in a resumed run
+_OF_MACHINE = ("workers", "cache_gb")  # options that may differ where a run is resumed
 _PATIENCE = 120.0  # seconds that --continue waits for the end of the process that it replaces
 
 DESCRIPTION = """\
@@ -158,7 +158,7 @@ def _resume_hint(folder: Path) -> str:
 
 def _check_resume(args: argparse.Namespace, options: dict[str, Any]) -> None:
     """Check what was given with --resume, and make it the run's folder."""
-    others = [name for name in options if name not in _CHANGED]
+    others = [name for name in options if name not in (*_OF_MACHINE, "epochs")]
     others += [name for name in ("name", "runs") if getattr(args, name) is not None]
     if others:
         flags = ", ".join(map(flag, others))
@@ -176,6 +176,8 @@ def _resume(folder: Path, options: dict[str, Any]) -> tuple[dict[str, Any], Trai
     checkpoint = load_checkpoint(folder)
     then = TrainConfig.from_dict(checkpoint["config"])
     config = replace(then, **options)
+    if "cache_gb" in options and not then.cache:
+        raise ValueError(f"{folder} was started without --cache: leave out --cache-gb")
     if "epochs" in options:
         done = checkpoint["step"] / checkpoint["steps_per_epoch"]
         # Not an error: what has been trained is still to be evaluated, or is the whole run.
@@ -210,7 +212,7 @@ def _same_config(folder: Path, checkpoint: dict[str, Any], options: dict[str, An
     """
     now = TrainConfig.create(**options)
     then = TrainConfig.from_dict(checkpoint["config"])
-    then = replace(then, workers=now.workers, cache_gb=now.cache_gb)
+    then = replace(then, **{name: getattr(now, name) for name in _OF_MACHINE})
     asked = {*options, *(["cache"] if now.cache else [])}  # which --cache-gb turns on
     other = [
         f"{name} {getattr(then, name)}, not {getattr(now, name)}"

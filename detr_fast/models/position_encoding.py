@@ -76,6 +76,8 @@ class LearnedPositionEncoding(nn.Module):
 
     def __init__(self, dim: int, max_size: int = 50) -> None:
         super().__init__()
+        if dim % 2:
+            raise ValueError(f"the learned encoding needs an even dim, got {dim}")
         self.row_embed = nn.Embedding(max_size, dim // 2)
         self.col_embed = nn.Embedding(max_size, dim // 2)
         nn.init.uniform_(self.row_embed.weight)

@@ -63,19 +63,22 @@ def _threshold(p: float) -> tuple[int, float]:
     return dropped, _STEPS / (_STEPS - dropped)
 
 
-def _check(x: Tensor, seed: Tensor, p: float) -> None:
-    if x.dtype not in (torch.float32, torch.bfloat16) or not 0 <= p < 1:
-        raise ValueError(f"x is {x.dtype} and p {p}, expected float32 or bfloat16, and 0 <= p < 1")
-    if (
-        seed.dtype != torch.int64
-        or seed.numel() != 1
-        or {x.device.type, seed.device.type} != {"cpu"}
-    ):
-        raise ValueError(f"seed is {seed.dtype} on {seed.device}, expected one int64 on the CPU")
+def _check(name: str, x: Tensor, p: float) -> None:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"{name} is {x.dtype} on {x.device}, expected float32 or bfloat16 on the CPU"
+        )
+    if not 0 <= p < 1:
+        raise ValueError(f"p is {p}, expected 0 <= p < 1")
 
 
 def _run(x: Tensor, seed: Tensor, p: float, relu: bool) -> Tensor:
-    _check(x, seed, p)
+    _check("x", x, p)
+    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device.type != "cpu":
+        raise ValueError(
+            f"seed is {seed.numel()} of {seed.dtype} on {seed.device}, expected one int64 on the "
+            "CPU"
+        )
     x = x.contiguous()
     out = torch.empty_like(x)
     bfloat = x.dtype == torch.bfloat16
@@ -101,6 +104,8 @@ def _relu_forward(x: Tensor, seed: Tensor, p: float) -> Tensor:
 
 
 def _relu_gradient(gradient: Tensor, out: Tensor, p: float) -> Tensor:
+    _check("out", out, p)
+    _check("gradient", gradient, p)
     if gradient.dtype != out.dtype or gradient.shape != out.shape:
         raise ValueError(
             f"gradient is {gradient.dtype} {list(gradient.shape)}, but out {out.dtype} "

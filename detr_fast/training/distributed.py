@@ -38,7 +38,7 @@ def start(device: str | None = None) -> torch.device:
     """
     gpus = torch.cuda.device_count()
     kind, _, index = (device or ("cuda" if gpus else "cpu")).partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if kind not in ("cpu", "cuda") or (index and not (index.isdigit() and kind == "cuda")):
         raise ValueError(f"unknown device {device!r}, expected cpu, cuda or cuda:INDEX")
     several = "WORLD_SIZE" in os.environ
     if several and not index:

@@ -106,11 +106,11 @@ def _views(
 
 
 def _head(weights: Tensor, head: int | str) -> Tensor:  # [heads, n, h, w] -> [n, h, w]
-    if head in ("mean", "each"):
+    if head == "mean":
         return weights.mean(0)
-    if not 0 <= int(head) < len(weights):
-        raise ValueError(f"no head {head}: there are {len(weights)}, counted from 0")
-    return weights[int(head)]
+    if not isinstance(head, int) or not 0 <= head < len(weights):
+        raise ValueError(f"no head {head!r}: there are {len(weights)}, counted from 0, and 'mean'")
+    return weights[head]
 
 
 def _rows(

@@ -47,6 +47,8 @@ class HungarianMatcher(rtdetr.HungarianMatcher):
         pairs = match(self, self._options(), outputs, targets, _nan_costs_one)
         if not return_topk:
             return {"indices": place(self, pairs)}
+        if not pairs:
+            return {"indices_o2m": []}
         return {"indices_o2m": place(self, self._join_rounds(pairs, outputs, targets, return_topk))}
 
     def _join_rounds(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from detr_fast import FastMatcher, PredictionError, linear_sum_assignment, reference
 from detr_fast.matching import Pairs
@@ -30,6 +31,11 @@ class Matcher(nn.Module):
     """
 
     index_device: torch.device | str = "cpu"
+
+    @property
+    def uses_focal_cost(self) -> bool:
+        """Whether the class cost is focal, so that the logits have no "no object"."""
+        return self._options().get("class_cost") == "focal"
 
     def _options(self) -> dict[str, Any]:
         """Return the arguments of FastMatcher."""
@@ -101,37 +107,42 @@ def match(
         ValueError: as FastMatcher, except as described above.
     """
     fast = fast_matcher(module, options)
+    fault = None
     try:
-        return fast(outputs, targets)
-    except ValueError as error:
-        fault = error
-    check_layers([outputs])
-    check_targets(targets, len(outputs["pred_logits"]))
-    logits = outputs["pred_logits"]
-    if fast.class_cost == "softmax" and any(
-        bool((target["labels"] == logits.shape[2] - 1).any()) for target in targets
-    ):
-        # FastMatcher takes one more class, of probability 0, as "no object".
-        outputs = {**outputs, "pred_logits": nn.functional.pad(logits, (0, 1), value=-torch.inf)}
         try:
             return fast(outputs, targets)
         except ValueError as error:
             fault = error
-    if fill is None:
-        raise fault
-    # Raises if targets are at fault.
-    FastMatcher(**options, **_on_cuda(module), nonfinite="last")(outputs, targets)
-    _check_boxes(outputs["pred_boxes"], fill_nan_boxes)
-    blocks = cost_blocks(fast, outputs, targets)
-    if all(bool(cost.isfinite().all()) for cost in blocks):
-        raise fault  # about something else, such as another matcher's earlier call on this GPU
-    return linear_sum_assignment(fill(blocks))
+        check_layers([outputs])
+        check_targets(targets, len(outputs["pred_logits"]))
+        logits = outputs["pred_logits"]
+        if fast.class_cost == "softmax" and any(
+            bool((target["labels"] >= logits.shape[2] - 1).any()) for target in targets
+        ):
+            # FastMatcher takes one more class, of probability 0, as "no object".
+            padded = nn.functional.pad(logits, (0, 1), value=-torch.inf)
+            outputs = {**outputs, "pred_logits": padded}
+            try:
+                return fast(outputs, targets)
+            except ValueError as error:
+                fault = error
+        if fill is None:
+            raise fault
+        # Raises if targets are at fault.
+        FastMatcher(**options, **_on_cuda(module), nonfinite="last")(outputs, targets)
+        _check_boxes(outputs["pred_boxes"], fill_nan_boxes)
+        blocks = cost_blocks(fast, outputs, targets)
+        if all(bool(cost.isfinite().all()) for cost in blocks):
+            raise fault  # about something else, such as another matcher's earlier call on this GPU
+        return linear_sum_assignment(fill(blocks))
+    finally:
+        del fault  # its traceback refers to this frame: predictions would live until collected
 
 
 def _check_boxes(boxes: Tensor, nan_allowed: bool) -> None:
     wrong = (boxes[..., 2:] < 0).any(-1)
-    if not nan_allowed:
-        wrong |= boxes.isnan().any(-1)
+    if not nan_allowed:  # also where only a corner is NaN, of a box with several infinities
+        wrong |= box_convert(boxes, "cxcywh", "xyxy").isnan().any(-1)
     if wrong.any():
         b, n = wrong.nonzero()[0].tolist()
         raise PredictionError(
@@ -195,7 +206,10 @@ def match_groups(
         raise ValueError(f"group_detr is {groups}, but must be positive")
     check_layers([outputs])
     check_targets(targets, len(outputs["pred_logits"]))
-    size = outputs["pred_logits"].shape[1] // groups
+    queries = outputs["pred_logits"].shape[1]
+    if groups > queries:
+        raise ValueError(f"group_detr is {groups}, but there are only {queries} queries")
+    size = queries // groups
     # To FastMatcher each group is a separate image: a view, if predictions are contiguous and no
     # query is left over.
     as_images = {
