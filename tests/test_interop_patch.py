@@ -229,9 +229,10 @@ def ties_of_training(build, size) -> list[int]:
     calls, ties = 0, []
 
     def both(ours, original):
-        def forward(self, outputs, targets, **groups):
+        def forward(self, outputs, targets, *groups, **named):
             nonlocal calls
-            found, expected = (f(self, outputs, targets, **groups) for f in (ours, original))
+            given = (self, outputs, targets, *groups)
+            found, expected = (f(*given, **named) for f in (ours, original))
             same = [
                 torch.equal(torch.stack(f), torch.stack(e))
                 for f, e in zip(found, expected, strict=True)
