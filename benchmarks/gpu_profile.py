@@ -40,14 +40,48 @@ def blocking_calls(calls: Mapping[str, int], own: Mapping[str, int]) -> int:
     return sum(max(0, calls.get(name, 0) - own.get(name, 0)) for name in WAITING)
 
 
-@functools.cache
+def waits_and_kernels(call: Callable[[], object], calls: int = 20) -> tuple[int, str]:
+    """How often the host waits in one call, and the microseconds of each of this project's kernels
+    in it: its name and time, one after the other.
+
+    Both are means over several calls in one session, of waits rounded up, since a profiler may lose
+    the records of a session's first kernels.
+
+    Raises:
+        RuntimeError: as :func:`waits`.
+    """
+    own = _profilers_own()
+    call()
+
+    def several() -> None:
+        for _ in range(calls):
+            call()
+
+    events = _events(several)
+    of_kernels = [e for e in events if e.device_type == DeviceType.CUDA]
+    times = {e.key: (e.self_device_time_total, e.count) for e in of_kernels}
+    return (
+        -(-blocking_calls({e.key: e.count for e in events}, own) // calls),
+        ", ".join(f"{name} {taken:.1f}" for name, taken in by_kernel(times, calls).items()),
+    )
+
+
 def _profilers_own() -> Mapping[str, int]:
+    own, problem = _profiler()
+    if problem:
+        raise RuntimeError(problem)
+    return own
+
+
+@functools.cache  # also what is wrong with it, rather than find it for each row
+def _profiler() -> tuple[Mapping[str, int], str]:
+    """The runtime's calls of the profiler itself, and why waits cannot be counted, if so."""
     _profiled(lambda: None)  # what it does once only
     own = _profiled(lambda: None)
     number = torch.zeros(1, device="cuda")
-    if blocking_calls(_profiled(number.item), own) < 1:
-        raise RuntimeError("the profiler shows no wait of Tensor.item: waits cannot be counted")
-    return own
+    seen = blocking_calls(_profiled(number.item), own) >= 1
+    blind = "the profiler shows no wait of Tensor.item: waits cannot be counted"
+    return own, "" if seen else blind
 
 
 def _profiled(call: Callable[[], object]) -> Mapping[str, int]:
@@ -55,29 +89,19 @@ def _profiled(call: Callable[[], object]) -> Mapping[str, int]:
     return {event.key: event.count for event in _events(call)}
 
 
-def kernel_times(call: Callable[[], object], calls: int = 3) -> str:
-    """Microseconds of each of this project's kernels in one call, the shortest of some: its name
-    and time, one after the other."""
+def by_kernel(records: Mapping[str, tuple[float, int]], calls: int) -> dict[str, float]:
+    """The time per call of this project's kernels, by names without namespaces and template
+    arguments.
 
-    def to_the_end() -> None:
-        call()
-        torch.cuda.synchronize()
-
-    times: dict[str, list[float]] = {}
-    for _ in range(calls):
-        events = [e for e in _events(to_the_end) if e.device_type == DeviceType.CUDA]
-        for name, taken in by_kernel({e.key: e.self_device_time_total for e in events}).items():
-            times.setdefault(name, []).append(taken)
-    return ", ".join(f"{name} {min(taken):.1f}" for name, taken in times.items())
-
-
-def by_kernel(times: Mapping[str, float]) -> dict[str, float]:
-    """The times of this project's kernels, by names without namespaces and template arguments."""
+    Args:
+        records: by name the time of all records, and how many these are. Some may be missing.
+    """
     ours: dict[str, float] = {}
-    for name, taken in times.items():
+    for name, (taken, count) in records.items():
         plain = name.replace("(anonymous namespace)::", "")
         if found := re.search(r"\bdetr_fast::(?:\w+::)*(\w+)", plain):
-            ours[found[1]] = ours.get(found[1], 0.0) + taken
+            of_call = taken / count * max(1, round(count / calls))
+            ours[found[1]] = ours.get(found[1], 0.0) + of_call
     return ours
 
 

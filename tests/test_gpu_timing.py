@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from benchmarks import bench_gpu, gpu_profile, gpu_timing
 from benchmarks.cases import FAMILIES, Case
@@ -173,7 +174,9 @@ def test_nothing_is_profiled_or_counted_before_everything_is_timed(monkeypatch) 
 
     monkeypatch.setattr(bench_gpu, "rows_of", timed)
     monkeypatch.setattr(bench_gpu, "waits", waits)
-    monkeypatch.setattr(bench_gpu, "kernel_times", lambda call: done.append("kernels") or "a 1.0")
+    monkeypatch.setattr(
+        bench_gpu, "waits_and_kernels", lambda call: (done.append("both") or call(), "a 1.0")
+    )
     failures = Failures()
     cases = [
         ("first", lambda: problem(a=lambda k: 2, b=lambda k: 1 / k)),
@@ -183,7 +186,7 @@ def test_nothing_is_profiled_or_counted_before_everything_is_timed(monkeypatch) 
     write = lambda rows: written.append([(row["waits"], row["steps"]) for row in rows])  # noqa: E731
     rows = bench_gpu.run(iter(cases), 3, failures, write)
     # First of ours, and the kernels of ours alone.
-    assert done == ["time"] * 2 + ["waits", "kernels"] + ["waits"] * 2
+    assert done == ["time"] * 2 + ["both"] + ["waits"] * 2
     assert [(row["variant"], row["waits"], row.get("kernels"), row["steps"]) for row in rows] == [
         ("a", 2, None, 11),
         ("b", "", None, 11),
@@ -271,38 +274,58 @@ def test_waits_leave_out_the_profilers_own() -> None:
 
 
 def test_times_of_kernels() -> None:
-    times = {
-        "void detr_fast::cuda::(anonymous namespace)::match_problems<true>(detr_fast::X)": 5.0,
-        "detr_fast::cuda::(anonymous namespace)::pair_costs(detr_fast::cuda::Layers)": 2.0,
-        "void detr_fast::cuda::(anonymous namespace)::match_problems<false>(int)": 0.5,
-        "void at::native::vectorized_elementwise_kernel<4, at::native::Add>(int)": 9.0,
+    records = {  # of 20 calls, of which some records are lost
+        "void detr_fast::cuda::(anonymous namespace)::match_problems<true>(detr_fast::X)": (90, 18),
+        "detr_fast::cuda::(anonymous namespace)::pair_costs(detr_fast::cuda::Layers)": (78, 39),
+        "void detr_fast::cuda::(anonymous namespace)::match_problems<false>(int)": (0.5, 1),
+        "void at::native::vectorized_elementwise_kernel<4, at::native::Add>(int)": (9, 20),
     }
-    assert by_kernel(times) == {"match_problems": 5.5, "pair_costs": 2.0}
+    assert by_kernel(records, 20) == {"match_problems": 5.5, "pair_costs": 4.0}
 
 
 @pytest.fixture
 def profiled(monkeypatch):
     """A profiler that waits twice itself, and shows the waits of a call that says what it does."""
-    gpu_profile._profilers_own.cache_clear()
-    shown = {"works": True}
+    gpu_profile._profiler.cache_clear()
+    shown = {"works": True, "waits": 0, "sessions": 0}
 
-    def profile(call) -> dict[str, int]:
-        made = call()
-        count = made if isinstance(made, int) and shown["works"] else 0
-        return {"cudaDeviceSynchronize": 2, "cudaStreamSynchronize": count}
+    def call(waits: int = 1) -> int:
+        shown["waits"] += waits
+        return waits
 
-    monkeypatch.setattr(gpu_profile, "_profiled", profile)
-    number = SimpleNamespace(item=lambda: 1)
+    shown["call"] = call
+
+    def events(call) -> list:
+        shown["sessions"] += 1
+        waits = shown["waits"]
+        call()
+        kernel = "void detr_fast::cuda::assign(int)"
+        count = shown["waits"] - waits if shown["works"] else 0
+        return [
+            SimpleNamespace(key="cudaDeviceSynchronize", count=2, device_type=DeviceType.CPU),
+            SimpleNamespace(key="cudaStreamSynchronize", count=count, device_type=DeviceType.CPU),
+            SimpleNamespace(
+                key=kernel, count=5, device_type=DeviceType.CUDA, self_device_time_total=15
+            ),
+        ]
+
+    monkeypatch.setattr(gpu_profile, "_events", events)
+    number = SimpleNamespace(item=call)
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: number)
     yield shown
-    gpu_profile._profilers_own.cache_clear()
+    gpu_profile._profiler.cache_clear()
 
 
 def test_waits_of_a_call(profiled) -> None:
-    assert gpu_profile.waits(lambda: 3) == 3 and gpu_profile.waits(lambda: 0) == 0
+    call = profiled["call"]
+    assert gpu_profile.waits(lambda: call(3)) == 3 and gpu_profile.waits(lambda: 0) == 0
+    assert gpu_profile.waits_and_kernels(lambda: call(2), calls=6) == (2, "assign 3.0")
+    assert profiled["sessions"] == 3 + 3  # of them the profiler's own once
 
 
 def test_a_profiler_that_shows_nothing_is_not_taken_for_no_wait(profiled) -> None:
     profiled["works"] = False
-    with pytest.raises(RuntimeError, match="shows no wait"):
-        gpu_profile.waits(lambda: 0)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="shows no wait"):
+            gpu_profile.waits(lambda: 0)
+    assert profiled["sessions"] == 3
