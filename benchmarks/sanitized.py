@@ -14,6 +14,7 @@ from detr_fast.packing import Matches
 SIZES = ((2, 40, 5, 9), (2, 330, 5, 20), (1, 6, 5, 15))  # B, N, K, M
 LARGE = (1, 1400, 5, 60)  # whose costs are too many for a block's shared memory
 WIDE = 12000  # queries or columns: the solver's own memory is too large for it
+MANY = (1100, 3, 4)  # problems: blocks of few warps, on a GPU of up to 137 multiprocessors
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float32, torch.float64)
 
@@ -26,6 +27,7 @@ def run() -> None:
         large = make(Case(family, *LARGE, layers=1, exact=True), 1)
         FastMatcher().match_layers(*on_gpu(large))
     FastMatcher().match_layers(*on_gpu(make(Case("initial", 1, WIDE, 2, 2, layers=1), 1)))
+    linear_sum_assignment(torch.randint(9, MANY).float().cuda())
     for dtype in FLOATS:
         for shape in ((3, 5, 9), (2, 30, 20), (1, 20, 400), (2, 2, WIDE)):
             linear_sum_assignment(torch.rand(shape, dtype=dtype).cuda())

@@ -387,9 +387,26 @@ def assert_scipys(cost, i, j, maximize=False) -> None:
         assert total == expected
 
 
+@pytest.mark.parametrize("shape", [(2000, 5, 9), (2000, 60, 20), (1500, 20, 400)], ids=str)
+def test_many_small_problems(shape) -> None:
+    """More than can run at once, several times over: blocks of few warps solve them."""
+    costs = torch.rand(shape, generator=torch.Generator().manual_seed(5))
+    costs[::3] = (costs[::3] * 6).floor()
+    rows, cols = linear_sum_assignment(costs.cuda())
+    for cost, i, j in zip(costs, rows.cpu(), cols.cpu(), strict=True):
+        assert_scipys(cost, i, j)
+
+
 def test_ragged_assignments() -> None:
     random = np.random.default_rng(6)
-    shapes = [(3, 8), (8, 3), (1, 1), (30, 300), (0, 5), (200, 10)] * 40
+    shapes = [
+        (3, 8),
+        (8, 3),
+        (1, 1),
+        (30, 300),
+        (0, 5),
+        (200, 10),
+    ] * 90  # more than one launch takes
     costs = [torch.from_numpy(random.random(shape)).float() for shape in shapes]
     for cost, (i, j) in zip(costs, linear_sum_assignment([c.cuda() for c in costs]), strict=True):
         twin_i, twin_j = scipy_solve(cost)

@@ -391,11 +391,35 @@ def test_a_batch_is_one_launch(shape, gpu):
         assert torch.equal(ours, expected)
 
 
-def test_ragged_assignments():
+@pytest.mark.parametrize(
+    "shape", [(160, 5, 9), (170, 40, 12), (160, 3, 330), (160, 30, 70), (159, 5, 9)]
+)
+def test_many_small_problems_are_solved_by_smaller_blocks(shape, gpu, monkeypatch):
+    """On a GPU of 20 multiprocessors from 160 on; whether costs fit into shared memory or not."""
+    small = SimpleNamespace(
+        linear_sum_assignment=lambda **given: gpu.linear_sum_assignment(**{**given, "device": 1}),
+        assignment_workspace=lambda device, rows, cols: gpu.assignment_workspace(1, rows, cols),
+    )
+    monkeypatch.setattr(_C, "cuda", small)
+    generator = torch.Generator().manual_seed(2)
+    costs = torch.rand(shape, generator=generator)
+    costs[::3] = torch.randint(6, costs[::3].shape, generator=generator).float()
+    before = gpu.launches_by_kernel()
+    rows, cols = linear_sum_assignment(costs.cuda())
+    after = gpu.launches_by_kernel()
+    (kernel,) = [name for name in after if after[name] > before[name]]
+    assert f", {2 if len(costs) >= 160 else 8}, true>" in kernel
+    for cost, i, j in zip(costs, rows, cols, strict=True):
+        test_cuda.assert_scipys(cost, i, j)
+
+
+def test_ragged_assignments(gpu):
     g = torch.Generator().manual_seed(6)
-    shapes = [(3, 8), (8, 3), (1, 1), (30, 100), (0, 5), (60, 10)] * 23  # over 128: two launches
+    shapes = [(3, 8), (8, 3), (1, 1), (30, 100), (0, 5), (60, 10)] * 6 + [(2, 3)] * 500
     costs = [torch.rand(shape, generator=g) for shape in shapes]
+    before = gpu.launches()
     found = linear_sum_assignment([cost.cuda() for cost in costs])
+    assert gpu.launches() == before + 2
     for pair, expected in zip(found, linear_sum_assignment(costs), strict=True):
         assert torch.equal(pair[0], expected[0]) and torch.equal(pair[1], expected[1])
 

@@ -1,4 +1,6 @@
 // linear_sum_assignment on the GPU: one block per problem.
+#include <type_traits>
+
 #include "cuda/ops.h"
 #include "cuda/solver_memory.h"
 #include "cuda/team.cuh"
@@ -7,6 +9,10 @@ namespace detr_fast::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+// Where many more problems wait than can run at once, blocks of few warps solve more of them at the
+// same time: all warps share the rows, but the searches of small problems use only one.
+constexpr int kFewWarps = 2;
+constexpr int64_t kManyRounds = 4;  // of as many problems as can run at once
 
 template <class Real>
 struct Problem {
@@ -28,10 +34,14 @@ struct Batch {
   }
 };
 
-// Problems of any shapes: as many as fit into a kernel's argument of 4 KiB.
+// Problems of any shapes: as many as fit into a kernel's arguments, which are 4 KB, or 32 KB since
+// CUDA 12.1 and compute capability 7.0.
+constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
+constexpr bool kLargeArguments = CUDART_VERSION >= 12010 && kArchitectures[0] >= 700;
+
 template <class Real>
 struct Ragged {
-  static constexpr int kMost = 128;
+  static constexpr int kMost = kLargeArguments ? 512 : 128;
 
   const Real* cost[kMost];
   int32_t rows[kMost], cols[kMost];
@@ -43,7 +53,8 @@ struct Ragged {
   }
 };
 
-static_assert(sizeof(Ragged<double>) <= 4000, "the limit of kernel arguments, less the others");
+static_assert(sizeof(Ragged<double>) <= (kLargeArguments ? 32000 : 4000),
+              "the limit of kernel arguments, less the others");
 
 struct Output {
   int64_t *row_index, *col_index;  // [pairs]
@@ -59,8 +70,8 @@ struct Memory {
 };
 
 // kShared: the solver's memory is in shared memory, and its loads are compiled as such.
-template <class Real, class Problems, bool kShared>
-__global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kShared))
+template <class Real, class Problems, int kWarps, bool kShared>
+__global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kWarps, kShared))
     assign(const __grid_constant__ Problems problems, Output out, Memory memory) {
   extern __shared__ __align__(16) char shared[];
   __shared__ typename Block<kWarps>::Memory exchange;
@@ -96,13 +107,17 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, resident_blocks(kShared))
       });
 }
 
-// Launches kernels for problems of at most rows x cols.
-template <class Real>
+// Launches kernels of blocks of kWarps warps, for problems of at most rows x cols, of which `most`
+// in one launch, all of that size if `one_size`.
+template <class Real, int kWarps>
 class Launcher {
  public:
-  Launcher(const AssignmentInput& in, int64_t rows, int64_t cols, int device, Stream stream)
-      : shared_(device, in.problems, rows, cols, sizeof(Real)), device_(device), stream_(stream) {
-    memory_.workspace = static_cast<char*>(in.memory);
+  Launcher(void* workspace, int64_t most, bool one_size, int64_t rows, int64_t cols, int device,
+           Stream stream)
+      : shared_(device, most, kWarps, one_size, rows, cols, sizeof(Real)),
+        device_(device),
+        stream_(stream) {
+    memory_.workspace = static_cast<char*>(workspace);
     memory_.of_problem = shared_.solver ? 0 : solver_workspace(device, rows, cols);
     memory_.room = shared_.room;
     memory_.solver_bytes = static_cast<uint32_t>(shared_.solver);
@@ -111,8 +126,14 @@ class Launcher {
   // `first` is the number of problems launched before.
   template <class Problems>
   void run(const Problems& problems, int64_t count, Output out, int64_t first = 0) const {
-    const auto kernel =
-        shared_.solver ? &assign<Real, Problems, true> : assign<Real, Problems, false>;
+    shared_.solver ? run_with<true>(problems, count, out, first)
+                   : run_with<false>(problems, count, out, first);
+  }
+
+  // For problems whose solver's memory is in shared memory.
+  template <bool kShared, class Problems>
+  void run_with(const Problems& problems, int64_t count, Output out, int64_t first = 0) const {
+    const auto kernel = &assign<Real, Problems, kWarps, kShared>;
     allow_shared_memory(reinterpret_cast<const void*>(kernel), device_, shared_.bytes);
     Memory memory = memory_;
     memory.workspace += first * memory.of_problem;
@@ -130,20 +151,33 @@ class Launcher {
 };
 
 template <class Real>
-void launch(const AssignmentInput& in, int device, Stream stream) {
-  const Output out = {in.row_index, in.col_index, in.status};
-  if (in.is_batch) {
-    const Batch<Real> batch = {static_cast<const Real*>(in.cost[0]), in.rows[0], in.cols[0],
-                               in.transposed[0]};
-    Launcher<Real>(in, batch.rows, batch.cols, device, stream).run(batch, in.problems, out);
-    return;
+void launch_batch(const AssignmentInput& in, Output out, int device, Stream stream) {
+  const Batch<Real> batch = {static_cast<const Real*>(in.cost[0]), in.rows[0], in.cols[0],
+                             in.transposed[0]};
+  const int64_t at_once = resident_blocks(kWarps, true) *
+                          int64_t(device_attribute(cudaDevAttrMultiProcessorCount, device));
+  const bool in_shared = solver_workspace(device, batch.rows, batch.cols) == 0;
+  if constexpr (std::is_same_v<Real, float>) {  // only: each kernel takes long to compile
+    if (in_shared && in.problems >= kManyRounds * at_once) {
+      Launcher<Real, kFewWarps>(nullptr, in.problems, true, batch.rows, batch.cols, device, stream)
+          .template run_with<true>(batch, in.problems, out);
+      return;
+    }
   }
-  const Launcher<Real> launcher(in, *std::max_element(in.rows, in.rows + in.problems),
-                                *std::max_element(in.cols, in.cols + in.problems), device, stream);
+  Launcher<Real, kWarps>(in.memory, in.problems, true, batch.rows, batch.cols, device, stream)
+      .run(batch, in.problems, out);
+}
+
+template <class Real>
+void launch_ragged(const AssignmentInput& in, Output out, int device, Stream stream) {
+  const int64_t most = std::min<int64_t>(in.problems, Ragged<Real>::kMost);
+  const int64_t rows = *std::max_element(in.rows, in.rows + in.problems);
+  const int64_t cols = *std::max_element(in.cols, in.cols + in.problems);
+  const Launcher<Real, kWarps> launcher(in.memory, most, false, rows, cols, device, stream);
   Ragged<Real> part = {};
   int64_t start = 0;
-  for (int64_t first = 0; first < in.problems; first += Ragged<Real>::kMost) {
-    const int64_t count = std::min<int64_t>(in.problems - first, Ragged<Real>::kMost);
+  for (int64_t first = 0; first < in.problems; first += most) {
+    const int64_t count = std::min(in.problems - first, most);
     for (int64_t k = 0; k < count; ++k) {
       part.cost[k] = static_cast<const Real*>(in.cost[first + k]);
       part.rows[k] = in.rows[first + k];
@@ -154,6 +188,13 @@ void launch(const AssignmentInput& in, int device, Stream stream) {
     }
     launcher.run(part, count, out, first);
   }
+}
+
+template <class Real>
+void launch(const AssignmentInput& in, int device, Stream stream) {
+  const Output out = {in.row_index, in.col_index, in.status};
+  in.is_batch ? launch_batch<Real>(in, out, device, stream)
+              : launch_ragged<Real>(in, out, device, stream);
 }
 
 }  // namespace

@@ -80,6 +80,10 @@ inline void allow_shared_memory(const void* kernel, int device, size_t bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+  // All of the multiprocessor's, so that as many blocks as that allows run at once.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
+        "cudaFuncSetAttribute(PreferredSharedMemoryCarveout)");
   most = bytes;
 }
 

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kCostWarps* kWarpSize)
 
 // kShared: the solver's memory is in shared memory, and its loads are compiled as such.
 template <bool kShared>
-__global__ void __launch_bounds__(kSolverWarps* kWarpSize, resident_blocks(kShared))
+__global__ void __launch_bounds__(kSolverWarps* kWarpSize, resident_blocks(kSolverWarps, kShared))
     match_problems(const __grid_constant__ TeamMatchInput in, uint32_t solver_bytes) {
   extern __shared__ __align__(16) char shared[];
   __shared__ typename Block<kSolverWarps>::Memory exchange;
@@ -40,7 +40,7 @@ void match(const MatchInput& from, int device, Stream stream) {
   const int64_t problems = from.layers * from.images;
   const int64_t rows = std::min(from.queries, from.most_targets);
   const int64_t cols = std::max(from.queries, from.most_targets);
-  const SharedMemory memory(device, problems, rows, cols, sizeof(float));
+  const SharedMemory memory(device, problems, kSolverWarps, false, rows, cols, sizeof(float));
   const auto match_kernel = memory.solver ? match_problems<true> : match_problems<false>;
   allow_shared_memory(reinterpret_cast<const void*>(match_kernel), device, memory.bytes);
 
