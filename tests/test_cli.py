@@ -466,7 +466,7 @@ class TestErrors:
         assert "a data worker died" in error and "fewer --workers" in error
         assert "DataLoader worker (pid" in error
 
-    @pytest.mark.parametrize("name", ["", "."])
+    @pytest.mark.parametrize("name", ["", ".", "..", "a/../..", "/tmp/elsewhere"])
     def test_a_name_that_is_no_folder(self, capsys, tmp_path, name):
         error = self.train(capsys, tmp_path, "shapes", "--name", name)
         assert f"--name is {name!r}" in error and not list(tmp_path.iterdir())

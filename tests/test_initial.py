@@ -13,6 +13,7 @@ from benchmarks.baselines.published_detr import PublishedDETR
 from detr_fast.models import detr_resnet18, detr_resnet34, detr_tiny
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import TrainConfig, load_checkpoint, load_initial, load_model
+from detr_fast.training.initial import Initial
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ class TestPublishedCheckpoint:
         before = copied(model)
         found = load_initial(model, published, names)
         trained = torch.load(published, weights_only=False)["model"]
-        assert found.classes == (3, 4)
+        assert sum(found.classes.values()) == 3 and len(found.classes) == 4
         for name in ("class_embed.weight", "class_embed.bias"):
             tensor = model.state_dict()[name]
             assert torch.equal(tensor[[0, 2, 3, 4]], trained[name][[90, 1, 13, 91]])
@@ -145,10 +146,20 @@ class TestOwnRun:
                     assert torch.equal(tensor[row], expected), (ours, name, row)
             assert "class_embed.weight" not in found.loaded
             known = len(rows) - 1 - rows.count(None)
+            new = ", ".join(n for n, row in zip(ours, rows, strict=False) if row is None)
             assert str(found) == (
                 f"{tmp_path / 'run.pt'}: loaded {len(found.loaded)} tensors; class_embed: {known} "
-                f"of {len(ours)} classes by name; left as initialised: nothing"
+                f"of {len(ours)} classes by name; left as initialised: "
+                f"{'of class_embed ' + new if new else 'nothing'}"
             )
+
+    def test_of_many_new_classes_some_are_named(self):
+        classes = dict.fromkeys("abcdefghij", False) | {"k": True}
+        said = str(Initial(Path("run.pt"), (), ("query_embed.weight",), classes))
+        assert said.endswith(
+            "class_embed: 1 of 11 classes by name; left as initialised: query_embed.weight, of "
+            "class_embed a, b, c, d, e, f, g, h and 2 more"
+        )
 
     def test_a_class_head_of_the_same_classes_is_loaded_whole(self, tmp_path):
         trained = detr_tiny(num_classes=2).state_dict()

@@ -93,8 +93,8 @@ def test_progress_bar_says_what_share_was_waited_for_data(tmp_path, monkeypatch,
     monkeypatch.setattr(sys, "stderr", terminal)
     trainer.run()
     shown = terminal.getvalue().split("\r")[-1]
-    assert "100% |" in shown and " 6/6 " in shown
-    assert f"img/s 4 data {waited:.0%} | step {1 - waited:.0%}" in shown
+    assert " 6/6 [" in shown and re.search(r"epoch 1/1 loss [\d.]+ img/s 4.0 data", shown)
+    assert f"img/s 4.0 data {waited:.0%} | step {1 - waited:.0%}" in shown
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["data_share"] for row in rows] == [waited] * 6
 

@@ -10,7 +10,11 @@ from torchvision.transforms.v2 import functional as F
 from detr_fast.data import DetectionDataset, Prefetcher, collate, denormalize, to_device
 from detr_fast.data.loader import make_loader
 from detr_fast.evaluation import detect_batch
-from detr_fast.visualize import draw_detections, enlarge, image_grid
+from detr_fast.visualize import draw_detections, image_grid, scaled
+
+IMAGES = 12  # of a grid
+CELL = 320  # pixels of the longer side of each
+SCORE = 0.5  # lowest score of a detection drawn
 
 
 def prediction_grid(
@@ -18,18 +22,18 @@ def prediction_grid(
     dataset: DetectionDataset,
     device: torch.device,
     amp: torch.dtype | None = None,
-    images: int = 12,
-    score_threshold: float = 0.5,
-    cell: int = 320,
 ) -> Image.Image:
-    """Draw detections in the first images of a data set, as the model saw them, four in a row."""
+    """Draw detections in the first images of a data set, as the model saw them, four in a row.
+
+    Of ``IMAGES`` images, those of ``SCORE`` or more.
+    """
     model.eval()
     cells = []
-    for index in range(min(images, len(dataset))):
+    for index in range(min(IMAGES, len(dataset))):
         image, _, _ = to_device(collate([dataset[index]]), device)
         size = torch.tensor([image.shape[-2:]])
-        detections = detect_batch(model, image, None, size, amp, score_threshold)[0]
-        picture, factor = enlarge(as_picture(image[0]), cell)
+        detections = detect_batch(model, image, None, size, amp, SCORE)[0]
+        picture, factor = scaled(as_picture(image[0]), CELL)
         cells.append(
             draw_detections(
                 picture,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.memory import is_out_of_memory
 from detr_fast.training.recipes import eval_recipe
-from detr_fast.visualize import draw_detections, enlarge
+from detr_fast.visualize import draw_detections, scaled
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -34,10 +35,17 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "predict",
         help="detect objects in images",
-        description="Detect objects: writes an annotated picture per image, and detections.json.",
+        description="Detect objects: writes an annotated picture per image, and detections.json: "
+        "per image its file, picture, height, width and detections, each with category, "
+        "category_id, score and bbox, [x, y, width, height] in pixels.",
     )
     parser.add_argument("checkpoint", type=Path, help=HELP)
-    parser.add_argument("images", type=Path, nargs="+", help="files, or folders of images")
+    parser.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        help="files, or folders of images (without their subfolders)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -71,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
                 with _naming(file, device):
                     inputs = recipe(pixels)[0][None].to(device)
                     detections = detect_batch(model, inputs, None, size, amp, args.threshold)[0]
+                detections["boxes"] = clip_boxes_to_image(
+                    detections["boxes"], tuple(pixels.shape[-2:])
+                )
             except DataError as error:
                 tqdm.write(f"detr-fast: error: {error}", file=sys.stderr)
                 failed += 1
@@ -89,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     finally:  # after an error or Ctrl-C, too: what is done is done
         (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     count = sum(len(result["detections"]) for result in results)
-    print(f"objects: {count}, images: {len(results)}; wrote {out}/detections.json and pictures")
+    wrote = f"{out}/detections.json" + (" and pictures" if results else "")
+    print(f"objects: {count}, images: {len(results)}; wrote {wrote}")
     return 2 if failed else 0
 
 
@@ -110,7 +122,7 @@ def _draw(
     """Return the picture of an image's detections; a small image is enlarged for it."""
     shown, factor = F.to_pil_image(pixels), 1.0
     if max(shown.size) < SMALLEST_PICTURE:  # captions would cover it
-        shown, factor = enlarge(shown, SMALLEST_PICTURE)
+        shown, factor = scaled(shown, SMALLEST_PICTURE)
     return draw_detections(
         shown, detections["boxes"] * factor, detections["labels"], names, detections["scores"]
     )
@@ -129,7 +141,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
                 p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
             )
             if not inside:
-                raise DataError(f"{path}: no image in this folder")
+                raise DataError(f"{path}: no image in this folder (subfolders are not searched)")
             files += inside
         elif path.is_file():
             files.append(path)

@@ -22,13 +22,15 @@ from detr_fast.training.logs import read_metrics
 from detr_fast.visualize import (
     collect_predictions,
     image_grid,
+    plot_dataset,
     plot_decoder_attention,
     plot_encoder_attention,
     plot_query_boxes,
     plot_query_use,
     plot_training,
 )
-from detr_fast.visualize.report import Page, image_quality, plot_dataset, truth_and_detections
+from detr_fast.visualize.comparison import image_quality, truth_and_detections
+from detr_fast.visualize.page import Page
 
 Found = tuple[float, int, dict[str, Tensor]]  # quality, index in the data, detections in 0..1
 
@@ -81,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
     page.picture(plot_dataset({"train": train_set, "val": val_set}), "classes, counts, box sizes")
     _speed(page, rows, vals, model, checkpoint)
     page.section("Configuration")
-    settings = [(name, str(value)) for name, value in sorted(config.to_dict().items())]
+    settings = [
+        (name, "not set" if value is None else str(value))
+        for name, value in sorted(config.to_dict().items())
+    ]
     third = -(-len(settings) // 3)
     page.tables(
         *((("option", "value"), settings[i : i + third]) for i in range(0, len(settings), third))

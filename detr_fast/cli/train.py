@@ -199,7 +199,7 @@ def _run_to_continue(args: argparse.Namespace) -> Path | None:
     """Return the folder of the run that --continue resumes; None if there is none yet."""
     if args.resume is not None or args.name is None:
         raise ValueError("--continue needs --name, and excludes --resume")
-    folder = (args.runs or Path("runs")) / args.name
+    folder = _named(args.runs or Path("runs"), args.name)
     # Rank 0 looks for all processes: it is the one that writes there.
     exists = processes.broadcast((folder / "last.pt").exists())
     return folder if exists else None
@@ -229,14 +229,20 @@ def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
     if processes.rank() != 0:
         return runs
     if name is not None:
-        folder = runs / name
-        if folder == runs:
-            raise ValueError(f"--name is {name!r}, expected the name of a folder in {runs}")
+        folder = _named(runs, name)
         _check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     source = config.data.partition(":")
     return new_folder(runs / f"{Path(source[2]).stem or source[0]}-{config.model}")
+
+
+def _named(runs: Path, name: str) -> Path:
+    """Return the folder of that name, which must be in ``runs``."""
+    folder = runs / name
+    if runs.resolve() not in folder.resolve().parents:
+        raise ValueError(f"--name is {name!r}, expected the name of a folder in {runs}")
+    return folder
 
 
 def _check_new(folder: Path) -> None:

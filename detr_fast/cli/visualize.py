@@ -74,7 +74,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
     matching = _add_kind(kinds, "matching", _matching, "what the matcher decided in an image")
     matching.add_argument("--index", type=int, default=0, help="index of the image in the data")
-    matching.add_argument("--layer", type=int, default=-1, help="decoder layer; default: the last")
+    matching.add_argument(
+        "--layer", type=int, default=-1, help="decoder layer, from 0; default: -1, the last"
+    )
 
     for kind in (queries, matching):
         kind.add_argument("--data", metavar="SPEC", help="default: what it was validated on")

@@ -241,7 +241,8 @@ class TrainConfig:
             raise ValueError(f"voc_origin is 1, but {which} a Pascal VOC folder")
         if self.recipe == "detr" and (self.image_size is not None or self.flip_vertical):
             raise ValueError(
-                "image_size and flip_vertical belong to the small recipe; this is the detr recipe"
+                "image_size and flip_vertical belong to the small recipe, but recipe is detr, the "
+                "default of the ResNets"
             )
         if self.stride is not None and self.model != "tiny":
             raise ValueError(f"stride is an option of the tiny model, not of {self.model}")

@@ -306,7 +306,7 @@ class Trainer:
             ce=f"{means['loss_ce']:.2f}",
             l1=f"{means['loss_bbox']:.2f}",
             giou=f"{means['loss_giou']:.2f}",
-            **{"img/s": f"{speed:.0f} data {share:.0%} | step {1 - share:.0%}"},
+            **{"img/s": f"{speed:.{speed < 10:d}f} data {share:.0%} | step {1 - share:.0%}"},
         )
 
     def train_on(
@@ -422,7 +422,7 @@ class Trainer:
         row |= {"seconds": round(seconds, 2), "train_seconds": round(self.seconds, 1)}
         if log is not None:
             log.write("val", self.step, epoch, row)
-        bar.show(AP=f"{row['AP']:.3f}", AP50=f"{row['AP50']:.3f}")
+        bar.show(AP=f"{row['AP']:.3f}")
         bar.say(
             f"epoch {epoch:3d}/{self.config.epochs}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
             f"AP75 {row['AP75']:.3f}  (trained {self.seconds:.0f} s, evaluated in {seconds:.1f} s)"

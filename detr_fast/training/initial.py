@@ -14,6 +14,7 @@ from detr_fast.training.checkpoint import best_checkpoint_path
 # What depends on the training data: on its classes, and on how many objects an image had.
 HEAD = "class_embed."  # a row per class, then one for "no object"
 DATA_DEPENDENT = (HEAD, "query_embed.")
+SHOWN = 8  # names of classes in a message
 COUNTER = ".num_batches_tracked"  # of trained batch norm; nothing depends on it
 
 
@@ -24,14 +25,21 @@ class Initial:
     file: Path
     loaded: tuple[str, ...]
     left: tuple[str, ...]  # as they were initialised
-    classes: tuple[int, int] | None = None  # of a head loaded by name: how many found, of how many
+    classes: dict[str, bool] | None = None  # of a head loaded by name: whether the file has it
 
     def __str__(self) -> str:
-        left = ", ".join(self.left) or "nothing"
-        head = ""
+        head, left = "", list(self.left)
         if self.classes is not None:
-            head = " class_embed: {} of {} classes by name;".format(*self.classes)
-        return f"{self.file}: loaded {len(self.loaded)} tensors;{head} left as initialised: {left}"
+            new = [name for name, found in self.classes.items() if not found]
+            known = len(self.classes) - len(new)
+            head = f" class_embed: {known} of {len(self.classes)} classes by name;"
+            if new:
+                more = f" and {len(new) - SHOWN} more" if len(new) > SHOWN else ""
+                left.append(f"of class_embed {', '.join(new[:SHOWN])}{more}")
+        return (
+            f"{self.file}: loaded {len(self.loaded)} tensors;{head} left as initialised: "
+            f"{', '.join(left) or 'nothing'}"
+        )
 
 
 def load_initial(
@@ -84,7 +92,7 @@ def load_initial(
     head, classes = {}, None
     if known and class_names is not None and file_classes != [*class_names]:
         head = _head_by_name(file, source, file_classes, target, class_names)
-        classes = sum(name in file_classes for name in class_names), len(class_names)
+        classes = {name: name in file_classes for name in class_names}
     fits = {n: source[n] for n, t in target.items() if n in source and source[n].shape == t.shape}
     model.load_state_dict(fits | head, strict=False)
     loaded = tuple(name for name in fits if name not in head)

@@ -78,7 +78,12 @@ class RunLog:
 
 
 class ProgressBar:
-    """One bar for the whole run; if the output is not a terminal, one line per epoch instead."""
+    """One bar for the whole run; if the output is not a terminal, one line per epoch instead.
+
+    A narrow terminal cuts the end off, so what matters most comes first.
+    """
+
+    ORDER = ("epoch", "loss", "img/s", "AP", "ce", "l1", "giou")
 
     def __init__(self, total_steps: int, step: int, quiet: bool) -> None:
         self.quiet = quiet
@@ -89,8 +94,7 @@ class ProgressBar:
             dynamic_ncols=True,
             smoothing=0.05,
             disable=True if quiet else None,  # None: disabled where there is no terminal
-            bar_format="{percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} "
-            "[{elapsed}<{remaining}]{postfix}",
+            bar_format="|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
         )
         self._shown: dict[str, str] = {}
 
@@ -98,10 +102,11 @@ class ProgressBar:
         self._bar.update()
 
     def show(self, **values: str) -> None:
-        """Set some of the values beside the bar; the others stay."""
+        """Set some of the values beside the bar, those of ``ORDER``; the others stay."""
         self._shown |= values
         self._bar.set_postfix_str(
-            " ".join(f"{name} {value}" for name, value in self._shown.items()), refresh=False
+            " ".join(f"{name} {self._shown[name]}" for name in self.ORDER if name in self._shown),
+            refresh=False,
         )
 
     def say(self, line: str) -> None:
