@@ -1,5 +1,6 @@
 // The ops on boxes in detr_fast._C and detr_fast._C.cuda. Callers' duties: see bindings.cpp.
 #include "bindings.h"
+#include "core/dtype.h"
 #include "cpu/box_ops.h"
 #ifdef DETR_FAST_CUDA
 #include "cuda/box_ops.h"
@@ -10,46 +11,44 @@ namespace py = pybind11;
 namespace detr_fast {
 namespace {
 
-// Pairwise IoU. boxes: addresses of [B, N, 4] and [B, M, 4]; shape: (B, N, M).
-struct BoxPairsOf {
-  std::tuple<Address, Address> boxes;
-  std::tuple<int64_t, int64_t, int64_t> shape;
-  bool by_centre, generalized;
+// Addresses of [B, N, 4] and [B, M, 4]; (B, N, M); (whether float64, else float32; whether cxcywh,
+// else xyxy; whether generalized).
+using BoxAddresses = std::tuple<Address, Address>;
+using PairShape = std::tuple<int64_t, int64_t, int64_t>;
+using PairOptions = std::tuple<bool, bool, bool>;
 
-  template <class Pairs, class Real>
-  Pairs as() const {
-    Pairs in = {};
-    in.boxes1 = at<const Real>(std::get<0>(boxes));
-    in.boxes2 = at<const Real>(std::get<1>(boxes));
-    std::tie(in.batch, in.count1, in.count2) = shape;
-    in.by_centre = by_centre;
-    in.generalized = generalized;
-    return in;
-  }
-};
-
-template <class Real>
-void box_iou_as(const BoxPairsOf& pairs, Address out, int threads) {
-  auto in = pairs.as<cpu::BoxPairs<Real>, Real>();
-  in.threads = threads;
-  cpu::box_iou(in, at<Real>(out));
-}
-
-template <class Real>
-void box_iou_backward_as(const BoxPairsOf& pairs, Address gradient, Address out1, Address out2,
-                         int threads) {
-  auto in = pairs.as<cpu::BoxPairs<Real>, Real>();
-  in.threads = threads;
-  cpu::box_iou_backward(in, at<const Real>(gradient), at<Real>(out1), at<Real>(out2));
-}
-
-// Calls run(T()), T being the type of a dtype code: 0 float32, 1 float16, 2 bfloat16, 3 float64.
+// Calls run(pairs), BoxPairs of float or of double.
 template <class Run>
-void with_dtype(int code, Run run) {
-  if (code == 0) return run(float());
-  if (code == 1) return run(Half());
-  if (code == 2) return run(Bfloat());
-  return run(double());
+void with_pairs(const BoxAddresses& boxes, const PairShape& shape, const PairOptions& options,
+                Run run) {
+  const auto [is_double, by_centre, generalized] = options;
+  const auto [batch, count1, count2] = shape;
+  const auto pairs_of = [&](auto real) {
+    using Real = const decltype(real);
+    return BoxPairs<decltype(real)>{at<Real>(std::get<0>(boxes)),
+                                    at<Real>(std::get<1>(boxes)),
+                                    batch,
+                                    count1,
+                                    count2,
+                                    by_centre,
+                                    generalized};
+  };
+  is_double ? run(pairs_of(double())) : run(pairs_of(float()));
+}
+
+// Calls run(T()), T being the dtype's type.
+template <class Run>
+void with_dtype(Dtype dtype, Run run) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return run(float());
+    case Dtype::kFloat16:
+      return run(Half());
+    case Dtype::kBfloat16:
+      return run(Bfloat());
+    case Dtype::kFloat64:
+      return run(double());
+  }
 }
 
 // Addresses and sizes of the box losses: (boxes [L, B, N, 4], target_boxes [T, 4], query_index
@@ -80,29 +79,28 @@ BoxLossInput<T> box_loss_input(const MatchedBoxes& addresses, const MatchedShape
 
 // The ops on boxes, on the CPU.
 void define_boxes(py::module_& m) {
-  using Options = std::tuple<bool, bool, bool>;
-  using Pairs = std::tuple<Address, Address>;
-  using Shape = std::tuple<int64_t, int64_t, int64_t>;
   m.def(
       "box_iou",
-      [](const Pairs& boxes, const Shape& shape, const Options& options, Address out, int threads) {
+      [](const BoxAddresses& boxes, const PairShape& shape, const PairOptions& options, Address out,
+         int threads) {
         const py::gil_scoped_release release;
-        const auto [is_double, by_centre, generalized] = options;
-        const auto run = is_double ? box_iou_as<double> : box_iou_as<float>;
-        run({boxes, shape, by_centre, generalized}, out, threads);
+        with_pairs(boxes, shape, options, [&](auto pairs) {
+          cpu::box_iou(pairs, at<typename decltype(pairs)::Number>(out), threads);
+        });
       },
       "boxes: addresses of [B, N, 4] and [B, M, 4]; shape: (B, N, M); options: (whether "
       "float64, else float32; whether cxcywh, else xyxy; generalized); out: address of [B, N, M], "
       "written; threads.");
   m.def(
       "box_iou_backward",
-      [](const Pairs& boxes, const Shape& shape, const Options& options, Address gradient,
-         const Pairs& out, int threads) {
+      [](const BoxAddresses& boxes, const PairShape& shape, const PairOptions& options,
+         Address gradient, const BoxAddresses& out, int threads) {
         const py::gil_scoped_release release;
-        const auto [is_double, by_centre, generalized] = options;
-        const auto run = is_double ? box_iou_backward_as<double> : box_iou_backward_as<float>;
-        run({boxes, shape, by_centre, generalized}, gradient, std::get<0>(out), std::get<1>(out),
-            threads);
+        with_pairs(boxes, shape, options, [&](auto pairs) {
+          using Real = typename decltype(pairs)::Number;
+          cpu::box_iou_backward(pairs, at<const Real>(gradient), at<Real>(std::get<0>(out)),
+                                at<Real>(std::get<1>(out)), threads);
+        });
       },
       "boxes, shape, options, the gradient [B, N, M], (out1, out2) of the boxes' shapes, threads.");
   m.def(
@@ -110,7 +108,7 @@ void define_boxes(py::module_& m) {
       [](const MatchedBoxes& in, const MatchedShape& shape, int dtype, bool offsets_are_int64,
          bool smooth, Address coordinates, Address giou) {
         const py::gil_scoped_release release;
-        with_dtype(dtype, [&](auto t) {
+        with_dtype(static_cast<Dtype>(dtype), [&](auto t) {
           using T = decltype(t);
           cpu::box_losses(box_loss_input<T>(in, shape, offsets_are_int64, smooth),
                           at<RealOf<T>>(coordinates), at<RealOf<T>>(giou));
@@ -126,7 +124,7 @@ void define_boxes(py::module_& m) {
          bool smooth, std::pair<Address, int64_t> by_coordinates,
          std::pair<Address, int64_t> by_giou, Address gradient) {
         const py::gil_scoped_release release;
-        with_dtype(dtype, [&](auto t) {
+        with_dtype(static_cast<Dtype>(dtype), [&](auto t) {
           using T = decltype(t);
           cpu::box_losses_backward(box_loss_input<T>(in, shape, offsets_are_int64, smooth),
                                    at<const RealOf<T>>(by_coordinates.first), by_coordinates.second,
@@ -152,37 +150,28 @@ void define_boxes(py::module_& m) {
 // The same on a GPU: the last two arguments, instead of threads, are a device index and a stream.
 void define_cuda_boxes(py::module_& m) {
   using cuda::Stream;
-  using Options = std::tuple<bool, bool, bool>;
-  using Pairs = std::tuple<Address, Address>;
-  using Shape = std::tuple<int64_t, int64_t, int64_t>;
-  m.def("box_iou", [](const Pairs& boxes, const Shape& shape, const Options& options, Address out,
-                      int device, Stream stream) {
+  m.def("box_iou", [](const BoxAddresses& boxes, const PairShape& shape, const PairOptions& options,
+                      Address out, int device, Stream stream) {
     const py::gil_scoped_release release;
-    const auto [is_double, by_centre, generalized] = options;
-    const BoxPairsOf in = {boxes, shape, by_centre, generalized};
-    if (is_double)
-      cuda::box_iou(in.as<cuda::BoxPairs<double>, double>(), at<double>(out), device, stream);
-    else
-      cuda::box_iou(in.as<cuda::BoxPairs<float>, float>(), at<float>(out), device, stream);
+    with_pairs(boxes, shape, options, [&](auto pairs) {
+      cuda::box_iou(pairs, at<typename decltype(pairs)::Number>(out), device, stream);
+    });
   });
-  m.def("box_iou_backward", [](const Pairs& boxes, const Shape& shape, const Options& options,
-                               Address gradient, const Pairs& out, int device, Stream stream) {
-    const py::gil_scoped_release release;
-    const auto [is_double, by_centre, generalized] = options;
-    const BoxPairsOf in = {boxes, shape, by_centre, generalized};
-    const auto [out1, out2] = out;
-    if (is_double)
-      cuda::box_iou_backward(in.as<cuda::BoxPairs<double>, double>(), at<const double>(gradient),
-                             at<double>(out1), at<double>(out2), device, stream);
-    else
-      cuda::box_iou_backward(in.as<cuda::BoxPairs<float>, float>(), at<const float>(gradient),
-                             at<float>(out1), at<float>(out2), device, stream);
-  });
+  m.def("box_iou_backward",
+        [](const BoxAddresses& boxes, const PairShape& shape, const PairOptions& options,
+           Address gradient, const BoxAddresses& out, int device, Stream stream) {
+          const py::gil_scoped_release release;
+          with_pairs(boxes, shape, options, [&](auto pairs) {
+            using Real = typename decltype(pairs)::Number;
+            cuda::box_iou_backward(pairs, at<const Real>(gradient), at<Real>(std::get<0>(out)),
+                                   at<Real>(std::get<1>(out)), device, stream);
+          });
+        });
   m.def("box_losses",
         [](const MatchedBoxes& in, const MatchedShape& shape, int dtype, bool offsets_are_int64,
            bool smooth, Address coordinates, Address giou, int device, Stream stream) {
           const py::gil_scoped_release release;
-          with_dtype(dtype, [&](auto t) {
+          with_dtype(static_cast<Dtype>(dtype), [&](auto t) {
             using T = decltype(t);
             cuda::box_losses(box_loss_input<T>(in, shape, offsets_are_int64, smooth),
                              at<RealOf<T>>(coordinates), at<RealOf<T>>(giou), device, stream);
@@ -193,7 +182,7 @@ void define_cuda_boxes(py::module_& m) {
            bool smooth, std::pair<Address, int64_t> by_coordinates,
            std::pair<Address, int64_t> by_giou, Address gradient, int device, Stream stream) {
           const py::gil_scoped_release release;
-          with_dtype(dtype, [&](auto t) {
+          with_dtype(static_cast<Dtype>(dtype), [&](auto t) {
             using T = decltype(t);
             cuda::box_losses_backward(box_loss_input<T>(in, shape, offsets_are_int64, smooth),
                                       at<const RealOf<T>>(by_coordinates.first),

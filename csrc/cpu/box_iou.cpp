@@ -5,7 +5,6 @@
 #include "core/box_gradient.h"
 #include "cpu/box_ops.h"
 #include "cpu/parallel.h"
-#include "cpu/problems.h"
 #include "cpu/simd/kernels.h"
 
 namespace detr_fast::cpu {
@@ -16,12 +15,6 @@ constexpr int64_t kRowsPerChunk = 64;  // the unit of work of a thread
 
 const IouKernels<float>& kernels_of(float) { return kernels().iou.for_float; }
 const IouKernels<double>& kernels_of(double) { return kernels().iou.for_double; }
-
-template <class Real>
-Box<Real> load(const Real* at, bool by_centre) {
-  return by_centre ? make_box(at[0], at[1], at[2], at[3])
-                   : make_box_of_corners(at[0], at[1], at[2], at[3]);
-}
 
 template <class Real>
 void store_gradient(const CornerGradient<Real>& g, bool to_centre, Real* out) {
@@ -40,7 +33,7 @@ std::vector<Real> columns_of(const BoxPairs<Real>& in) {
   std::vector<Real> columns(in.batch * 5 * m);
   for (int64_t b = 0; b < in.batch; ++b)
     for (int64_t j = 0; j < m; ++j) {
-      const Box<Real> box = load(in.boxes2 + (b * m + j) * 4, in.by_centre);
+      const Box<Real> box = load_box(in.boxes2 + (b * m + j) * 4, in.by_centre);
       Real* const at = columns.data() + b * 5 * m + j;
       at[0] = box.x0;
       at[m] = box.y0;
@@ -53,10 +46,10 @@ std::vector<Real> columns_of(const BoxPairs<Real>& in) {
 
 // Calls work(batch, first row, end row, chunk number) for all chunks of rows.
 template <class Real, class Work>
-void for_chunks(const BoxPairs<Real>& in, int64_t entries_per_pair, Work work) {
+void for_chunks(const BoxPairs<Real>& in, int64_t entries_per_pair, int threads, Work work) {
   const int64_t chunks = (in.count1 + kRowsPerChunk - 1) / kRowsPerChunk;
   const int64_t entries = in.batch * in.count1 * in.count2 * entries_per_pair;
-  parallel_for(in.batch * chunks, entries, in.threads, [&](int64_t k) {
+  parallel_for(in.batch * chunks, entries, threads, [&](int64_t k) {
     const int64_t first = k % chunks * kRowsPerChunk;
     work(k / chunks, first, std::min(first + kRowsPerChunk, in.count1), k);
   });
@@ -65,30 +58,31 @@ void for_chunks(const BoxPairs<Real>& in, int64_t entries_per_pair, Work work) {
 }  // namespace
 
 template <class Real>
-void box_iou(const BoxPairs<Real>& in, Real* out) {
+void box_iou(const BoxPairs<Real>& in, Real* out, int threads) {
   const int64_t n = in.count1, m = in.count2;
   const std::vector<Real> columns = columns_of(in);
   const auto row = kernels_of(Real()).row;
-  for_chunks(in, 1, [&](int64_t b, int64_t first, int64_t end, int64_t) {
+  for_chunks(in, 1, threads, [&](int64_t b, int64_t first, int64_t end, int64_t) {
     for (int64_t i = first; i < end; ++i)
-      row(in.generalized, load(in.boxes1 + (b * n + i) * 4, in.by_centre),
+      row(in.generalized, load_box(in.boxes1 + (b * n + i) * 4, in.by_centre),
           {columns.data() + b * 5 * m, m}, out + (b * n + i) * m);
   });
 }
 
 template <class Real>
-void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1, Real* out2) {
+void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1, Real* out2,
+                      int threads) {
   const int64_t n = in.count1, m = in.count2;
   const int64_t chunks = (n + kRowsPerChunk - 1) / kRowsPerChunk;
   const std::vector<Real> columns = columns_of(in);
   // Each chunk sums the gradients of the second boxes separately; the sums are then added in order.
   std::vector<Real> sums(in.batch * chunks * 4 * m, 0), scratch(in.batch * chunks * 4 * m);
   const auto row_gradient = kernels_of(Real()).row_gradient;
-  for_chunks(in, 4, [&](int64_t b, int64_t first, int64_t end, int64_t k) {
+  for_chunks(in, 4, threads, [&](int64_t b, int64_t first, int64_t end, int64_t k) {
     for (int64_t i = first; i < end; ++i) {
       Real g[4];
       const int64_t at = b * n + i;
-      row_gradient(in.generalized, load(in.boxes1 + at * 4, in.by_centre),
+      row_gradient(in.generalized, load_box(in.boxes1 + at * 4, in.by_centre),
                    {columns.data() + b * 5 * m, m}, gradient + at * m, g, sums.data() + k * 4 * m,
                    scratch.data() + k * 4 * m);
       store_gradient({g[0], g[1], g[2], g[3]}, in.by_centre, out1 + at * 4);
@@ -105,9 +99,10 @@ void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1
     }
 }
 
-template void box_iou<float>(const BoxPairs<float>&, float*);
-template void box_iou<double>(const BoxPairs<double>&, double*);
-template void box_iou_backward<float>(const BoxPairs<float>&, const float*, float*, float*);
-template void box_iou_backward<double>(const BoxPairs<double>&, const double*, double*, double*);
+template void box_iou<float>(const BoxPairs<float>&, float*, int);
+template void box_iou<double>(const BoxPairs<double>&, double*, int);
+template void box_iou_backward<float>(const BoxPairs<float>&, const float*, float*, float*, int);
+template void box_iou_backward<double>(const BoxPairs<double>&, const double*, double*, double*,
+                                       int);
 
 }  // namespace detr_fast::cpu

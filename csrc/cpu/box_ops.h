@@ -4,27 +4,19 @@
 #include <cstdint>
 
 #include "core/box_loss.h"
+#include "core/box_pairs.h"
 
 namespace detr_fast::cpu {
 
-// Two batches of boxes, contiguous [B, N, 4] and [B, M, 4].
+// out: [B, N, M]; on at most `threads` threads.
 template <class Real>
-struct BoxPairs {
-  const Real *boxes1, *boxes2;
-  int64_t batch, count1, count2;
-  bool by_centre;  // cx, cy, w, h; else x0, y0, x1, y1
-  bool generalized;
-  int threads;
-};
-
-// out: [B, N, M]
-template <class Real>
-void box_iou(const BoxPairs<Real>& in, Real* out);
+void box_iou(const BoxPairs<Real>& in, Real* out, int threads);
 
 // The gradients with respect to both batches, from the output's gradient [B, N, M]. The result is
 // bitwise the same on any number of threads.
 template <class Real>
-void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1, Real* out2);
+void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1, Real* out2,
+                      int threads);
 
 // Sums over the matched pairs of each layer: coordinates [L], giou [L]. T is float, double, Half or
 // Bfloat.

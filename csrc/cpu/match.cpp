@@ -247,6 +247,4 @@ Fault match(const MatchInput& in, int64_t* index) {
                                             : match_in<float>(in, index);
 }
 
-const char* simd_name() { return kernels().name; }
-
 }  // namespace detr_fast::cpu

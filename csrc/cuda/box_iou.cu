@@ -1,7 +1,6 @@
 // IoU and generalised IoU of every pair of boxes, and its gradients.
 #include <algorithm>
 
-#include "core/box.h"
 #include "core/box_gradient.h"
 #include "cuda/box_ops.h"
 #include "cuda/launch.h"
@@ -14,12 +13,6 @@ constexpr int kRows = 8;                        // of the output, for each threa
 constexpr int kOwners = 32, kSlices = 8;        // of a block of the backward pass
 constexpr int64_t kGridLimit = int64_t(65535);  // of a grid's y and z dimensions
 
-template <class Real>
-__device__ Box<Real> load(const Real* at, bool by_centre) {
-  return by_centre ? make_box(at[0], at[1], at[2], at[3])
-                   : make_box_of_corners(at[0], at[1], at[2], at[3]);
-}
-
 // Blocks: columns in x, rows in y, batch in z; in y and z each block loops over what exceeds the
 // grid.
 template <bool kGeneralized, class Real>
@@ -27,14 +20,14 @@ __global__ void __launch_bounds__(kColumns) all_pairs(const BoxPairs<Real> in, R
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x;
   if (j >= in.count2) return;
   for (int64_t b = blockIdx.z; b < in.batch; b += gridDim.z) {
-    const Box<Real> second = load(in.boxes2 + (b * in.count2 + j) * 4, in.by_centre);
+    const Box<Real> second = load_box(in.boxes2 + (b * in.count2 + j) * 4, in.by_centre);
     for (int64_t first = blockIdx.y * int64_t(kRows); first < in.count1;
          first += gridDim.y * int64_t(kRows)) {
       const int64_t end = first + kRows < in.count1 ? first + kRows : in.count1;
       for (int64_t i = first; i < end; ++i) {
         const int64_t row = b * in.count1 + i;
         out[row * in.count2 + j] =
-            pair_iou<kGeneralized>(load(in.boxes1 + row * 4, in.by_centre), second);
+            pair_iou<kGeneralized>(load_box(in.boxes1 + row * 4, in.by_centre), second);
       }
     }
   }
@@ -54,10 +47,10 @@ __global__ void __launch_bounds__(kOwners* kSlices)
   for (int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
     Real sum[4] = {0, 0, 0, 0};
     if (p < own_count) {
-      const Box<Real> box = load(own + (b * own_count + p) * 4, by_centre_);
+      const Box<Real> box = load_box(own + (b * own_count + p) * 4, by_centre_);
       const Real* const g = gradient + b * own_count * other_count + p * own_stride;
       for (int64_t q = slice; q < other_count; q += kSlices) {
-        const Box<Real> other = load(others + (b * other_count + q) * 4, by_centre_);
+        const Box<Real> other = load_box(others + (b * other_count + q) * 4, by_centre_);
         const auto d = pair_iou_gradient<kGeneralized>(box, other);
         const Real by = g[q * other_stride];
         sum[0] += by * d.x0;

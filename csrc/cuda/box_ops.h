@@ -4,19 +4,12 @@
 #include <cstdint>
 
 #include "core/box_loss.h"
+#include "core/box_pairs.h"
 #include "cuda/ops.h"
 
 namespace detr_fast::cuda {
 
-// The same as cpu::BoxPairs, without threads.
-template <class Real>
-struct BoxPairs {
-  const Real *boxes1, *boxes2;  // [B, N, 4], [B, M, 4]
-  int64_t batch, count1, count2;
-  bool by_centre;
-  bool generalized;
-};
-
+// The same as in cpu/box_ops.h.
 template <class Real>
 void box_iou(const BoxPairs<Real>& in, Real* out, int device, Stream stream);
 
@@ -24,7 +17,7 @@ template <class Real>
 void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1, Real* out2,
                       int device, Stream stream);
 
-// The same as in cpu/box_ops.h; one kernel each.
+// One kernel each.
 template <class T>
 void box_losses(const BoxLossInput<T>& in, RealOf<T>* coordinates, RealOf<T>* giou, int device,
                 Stream stream);

@@ -10,12 +10,6 @@
 namespace detr_fast::cpu {
 namespace {
 
-DETR_FAST_INLINE I lane_numbers() {
-  I lanes;
-  for (int k = 0; k < kWidth; ++k) lanes[k] = k;
-  return lanes;
-}
-
 // Calls use(k, c, x, counts) for the vectors of kRows rows of logits; c is a multiple of kWidth and
 // x is row k from column c on. If the row's length is not a multiple of kWidth, its last vector
 // starts earlier, so that it ends with the row. `counts` is true in lanes that no earlier vector
@@ -27,7 +21,8 @@ DETR_FAST_INLINE void for_each_vector(const T* logits, int64_t classes, Use use)
     for (int k = 0; k < kRows; ++k) use(k, c, widen(logits + k * classes + c), splat(-1));
   const int32_t rest = static_cast<int32_t>(classes - c);
   if (rest == 0) return;
-  const I counts = classes >= kWidth ? lane_numbers() >= kWidth - rest : lane_numbers() < rest;
+  const I counts =
+      classes >= kWidth ? lane_numbers<float>() >= kWidth - rest : lane_numbers<float>() < rest;
   for (int k = 0; k < kRows; ++k) {
     const T* const row = logits + k * classes;
     if (classes >= kWidth) {
@@ -74,7 +69,7 @@ class ClassCosts {
     for (; k + 4 <= count; k += 4) extreme = numerators<4>(first, k, sums, extreme);
     for (; k < count; ++k) extreme = numerators<1>(first, k, sums, extreme);
     F sum = totals(sums);
-    const I exists = lane_numbers() < count;
+    const I exists = lane_numbers<float>() < count;
     if (!(highest(extreme) <= 80.0f) || true_lanes(~(sum <= kLargest) & exists))
       sum = careful_numerators(first, count);
     const F factor = -in_.options.weight_class / (exists ? sum : splat(1.0f));

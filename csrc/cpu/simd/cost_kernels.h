@@ -119,7 +119,8 @@ class PairCosts {
   template <bool kUsual>
   void add_boxes(int64_t first, int count, I invalid) {
     const int64_t stride = padded(in_.queries);
-    const I exists = lane_numbers() < count, query = lane_numbers() + static_cast<int32_t>(first);
+    const I exists = lane_numbers<float>() < count,
+            query = lane_numbers<float>() + static_cast<int32_t>(first);
     const F added = splat(in_.options.giou_added), lowest_area = splat(in_.options.giou_lowest);
     const float* const class_costs = class_costs_.costs();
     F nothing = splat(0.0f);  // becomes NaN where a cost was not finite

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/ops.h"
 #include "cpu/simd/kernels.h"
 
 namespace detr_fast::cpu {
@@ -36,5 +37,7 @@ const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
 }
+
+const char* simd_name() { return kernels().name; }
 
 }  // namespace detr_fast::cpu

@@ -6,8 +6,8 @@
 #include "core/dtype.h"
 #include "core/pair_cost.h"
 #include "core/scan.h"
-#include "cpu/box_iou_kernels.h"
 #include "cpu/dropout.h"
+#include "cpu/simd/box_iou_kernels.h"
 
 namespace detr_fast::cpu {
 

@@ -14,7 +14,6 @@ template <class Real, int kCount>
 struct RunningMinima {
   using V = Vec<Real>;
   using Index = typename IndexOf<Real>::type;
-  using Lane = typename IndexOf<Real>::lane;
 
   V value[kCount];
   Index index[kCount];
@@ -50,13 +49,6 @@ struct RunningMinima {
   static constexpr Real kInfinity = static_cast<Real>(__builtin_inf());
 };
 
-template <class Real>
-DETR_FAST_INLINE typename IndexOf<Real>::type lane_indices() {
-  typename IndexOf<Real>::type lanes;
-  for (int k = 0; k < kLanes<Real>; ++k) lanes[k] = k;
-  return lanes;
-}
-
 // Loads a vector at x, where `left` elements exist; reads no others.
 template <class Real>
 DETR_FAST_INLINE Vec<Real> load_within(const Real* x, int64_t left) {
@@ -74,7 +66,7 @@ template <class Real>
 Inspection row_minima(const Real* cost, int64_t rows, int64_t cols, Real sign, Minimum<Real>* out) {
   constexpr int kCount = kLanes<Real>;
   using Lane = typename IndexOf<Real>::lane;
-  const auto lanes = lane_indices<Real>();
+  const auto lanes = lane_numbers<Real>();
   Inspection all = {false, false};
   for (int64_t i = 0; i < rows; ++i, cost += cols) {
     RunningMinima<Real, 1> minima;

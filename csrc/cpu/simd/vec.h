@@ -88,6 +88,14 @@ DETR_FAST_INLINE D splat(double x) { return x - D{}; }
 DETR_FAST_INLINE I splat(int32_t x) { return x - I{}; }
 DETR_FAST_INLINE L splat(int64_t x) { return x - L{}; }
 
+// 0, 1, 2, ...
+template <class Real>
+DETR_FAST_INLINE typename IndexOf<Real>::type lane_numbers() {
+  typename IndexOf<Real>::type lanes;
+  for (int k = 0; k < kLanes<Real>; ++k) lanes[k] = k;
+  return lanes;
+}
+
 template <class To, class From>
 DETR_FAST_INLINE To bits_of(From v) {
   To to;

@@ -1,5 +1,5 @@
 // Compiled once per instruction set, each time with a different DETR_FAST_SET (CMakeLists.txt).
-#include "cpu/box_iou_kernels.h"
+#include "cpu/simd/box_iou_kernels.h"
 
 #include "core/box_gradient.h"
 #include "cpu/simd/set_name.h"
