@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -131,7 +130,7 @@ class SetCriterion(nn.Module):
             boxes, packed.boxes, matches.query_index, packed.offsets, self.box_loss
         )  # [L] each
         total = packed.offsets[-1] if step_counts is None else step_counts.sum()
-        num_boxes = _mean_over_processes(total.float()).clamp(min=1)
+        num_boxes = processes.mean(total.float()).clamp(min=1)
         if batches > 1:
             num_boxes = num_boxes / batches
         parts = {
@@ -245,16 +244,6 @@ def _pack_matches(
     query_index = torch.full((len(matches), int(ends[-1])), -1, device="cpu")
     query_index.view(-1)[row] = query
     return Matches(query_index.to(device), PackedTargets.pack(targets).to(device))
-
-
-def _mean_over_processes(
-    number: Tensor,  # a scalar; overwritten
-) -> Tensor:
-    """Return the mean of a number over all processes of a distributed run."""
-    if processes.world_size() > 1:
-        dist.all_reduce(number)
-        number /= processes.world_size()
-    return number
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 
 def rank() -> int:
@@ -26,6 +27,14 @@ def broadcast(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def mean(values: Tensor) -> Tensor:
+    """Return the elementwise mean over all processes; ``values`` are overwritten."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
 
 
 def gather(value: Any) -> list[Any]:

@@ -62,6 +62,8 @@ class TestOutputs:
 
     def test_images_of_one_size_need_no_mask(self, tiny):
         images = torch.randn(2, 3, 64, 64)
+        assert pad_images([*images])[1] is None
+        assert pad_images([*images], multiple_of=48)[1].sum() == 2 * (96 * 96 - 64 * 64)
         nothing = torch.zeros(2, 64, 64, dtype=torch.bool)
         with torch.no_grad():
             torch.testing.assert_close(

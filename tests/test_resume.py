@@ -258,15 +258,6 @@ def test_killed_between_the_row_of_an_evaluation_and_its_checkpoint(tmp_path, mo
     assert_resumed_as_whole(tmp_path / "killed", tmp_path / "whole", 1)
 
 
-def test_checkpoints_that_do_not_tell_whether_they_were_evaluated(tmp_path):
-    small_trainer(tmp_path / "old", epochs=1, warmup_steps=0).run()
-    checkpoint = load_checkpoint(tmp_path / "old")
-    del checkpoint["evaluation_due"]
-    small_trainer(tmp_path / "old", checkpoint, epochs=2, warmup_steps=0).run()
-    steps = [row["step"] for row in train_rows(tmp_path / "old") if row["kind"] == "val"]
-    assert steps == [6, 12]
-
-
 def test_a_long_epoch_is_saved_every_so_many_minutes(tmp_path):
     """At the next step that is logged, from which a killed run goes on."""
     small_trainer(tmp_path / "whole", epochs=2, log_every=2).run()

@@ -28,7 +28,9 @@ def test_published_losses_and_gradients(padded):
     theirs = PublishedDETR("resnet18", num_classes=7, num_queries=12, dropout=0.0)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     sizes = [(96, 128), (80, 64) if padded else (96, 128)]
-    images, mask = pad_images([torch.randn(3, *size) for size in sizes])
+    images, padding = pad_images([torch.randn(3, *size) for size in sizes])
+    assert (padding is not None) == padded
+    mask = padding if padded else torch.zeros(2, 96, 128, dtype=torch.bool)  # theirs needs one
     targets = [
         {"labels": torch.tensor([1, 6, 0]), "boxes": 0.2 + 0.3 * torch.rand(3, 4)},
         {"labels": torch.tensor([3]), "boxes": 0.2 + 0.3 * torch.rand(1, 4)},
@@ -36,7 +38,7 @@ def test_published_losses_and_gradients(padded):
 
     expected = PublishedCriterion(7)(theirs(images, mask), targets)
     sum(scaled(expected).values()).backward()
-    found = SetCriterion(7)(ours(images, mask if padded else None), targets)
+    found = SetCriterion(7)(ours(images, padding), targets)
     found["loss"].backward()
 
     logged = log(expected)

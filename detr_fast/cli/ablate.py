@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detr_fast.cli.arguments import add_box_options, box_options, count, flag
+from detr_fast.cli.arguments import add_box_options, add_device, box_options, count, flag
 from detr_fast.evaluation import import_cocoeval
+from detr_fast.models.builders import TINY_BACKBONES
+from detr_fast.models.queries import QUERY_MODES
 from detr_fast.training import TrainConfig, distributed
 from detr_fast.training.ablation import VARIANTS, Ablation, changed_variants
 from detr_fast.training.datasets import open_data
@@ -43,13 +45,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--stride",
         type=int,
-        choices=(8, 16),
+        choices=tuple(TINY_BACKBONES),
         help="pixels per cell of the feature map; default: 8",
     )
     parser.add_argument("--num-queries", type=int, default=20, help="in the baseline; default: 20")
     parser.add_argument(
         "--query-mode",
-        choices=("learned", "anchor"),
+        choices=QUERY_MODES,
         default="anchor",
         help="in the baseline; default: anchor",
     )
@@ -68,7 +70,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--only", nargs="+", metavar="VARIANT", help=f"only the baseline and these, out of {names}"
     )
     parser.add_argument("--out", type=Path, default=Path("ablation"), help="default: ablation")
-    parser.add_argument("--device", help="default: a GPU if there is one")
+    add_device(parser)
     parser.set_defaults(parser=parser)
     return parser
 

@@ -76,6 +76,13 @@ def add_amp(parser: Any, default: str | None = None) -> None:
     )
 
 
+def add_device(parser: Any) -> None:
+    """Add ``--device``, as ``distributed.start`` takes it."""
+    parser.add_argument(
+        "--device", default=None, help="cpu | cuda | cuda:1; default: a GPU if there is one"
+    )
+
+
 def box_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return those of these options that were given."""
     values = {name: getattr(args, name) for name in ("boxes", "voc_origin")}

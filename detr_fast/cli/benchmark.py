@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from detr_fast.cli.arguments import count
+from detr_fast.cli.arguments import add_device, count
 from detr_fast.cli.config_options import add_config_options, given_options
 from detr_fast.training import TrainConfig, Trainer, distributed
 from detr_fast.training.clock import PHASES, PhaseClock
@@ -30,9 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add_config_options(parser)
     parser.add_argument("--steps", type=count, default=20, help="to measure (default: 20)")
-    parser.add_argument(
-        "--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any"
-    )
+    add_device(parser)
     return parser
 
 

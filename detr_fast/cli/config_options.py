@@ -4,8 +4,11 @@ import argparse
 from typing import Any
 
 from detr_fast.cli.arguments import add_box_options, flag
+from detr_fast.data.sources import FORMS
 from detr_fast.losses import BOX_LOSSES
 from detr_fast.models import MODELS
+from detr_fast.models.builders import TINY_BACKBONES
+from detr_fast.models.queries import QUERY_MODES
 from detr_fast.precision import AMP
 from detr_fast.training import TrainConfig
 from detr_fast.training.config import PAPER_DEFAULTS, RECIPES
@@ -15,9 +18,7 @@ from detr_fast.training.schedule import SCHEDULES
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of :class:`TrainConfig`: of the data, the model and the training."""
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data", metavar="SPEC", help="shapes | voc:PATH | coco:IMAGES:JSON | coco:ROOT"
-    )
+    data.add_argument("--data", metavar="SPEC", help=FORMS)
     data.add_argument(
         "--val-data", metavar="SPEC", help="data to evaluate on; default: the val split of --data"
     )
@@ -78,7 +79,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--query-mode",
-        choices=("learned", "anchor"),
+        choices=QUERY_MODES,
         help="what a query is: a learned vector or an anchor box; "
         "default: anchor; ResNets: learned",
     )
@@ -86,7 +87,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--stride",
         type=int,
-        choices=(8, 16),
+        choices=tuple(TINY_BACKBONES),
         help="pixels per cell of tiny's feature map; default: 8",
     )
     model.add_argument(

@@ -9,6 +9,7 @@ from detr_fast import processes
 from detr_fast.cli.arguments import (
     add_amp,
     add_box_options,
+    add_device,
     box_options,
     count,
     count_or_zero,
@@ -37,7 +38,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--workers", type=count_or_zero, help="processes that load images; default: by the device"
     )
     add_amp(parser)
-    parser.add_argument("--device", help="default: a GPU if there is one")
+    add_device(parser)
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write the figures here")
     return parser
 

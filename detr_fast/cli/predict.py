@@ -14,7 +14,7 @@ from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from detr_fast.cli.arguments import add_amp, score
+from detr_fast.cli.arguments import add_amp, add_device, score
 from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.cli.folders import new_folder
 from detr_fast.data import DataError, read_image
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--threshold", type=score, default=0.5, help="lowest score shown; default: %(default)s"
     )
     add_amp(parser)
-    parser.add_argument("--device", help="default: a GPU if there is one")
+    add_device(parser)
     return parser
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from detr_fast import __version__
-from detr_fast.cli.arguments import count
+from detr_fast.cli.arguments import add_device, count
 from detr_fast.cli.checkpoints import load_best_checkpoint
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset
@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=count, default=200, help="validation images to use; default: 200"
     )
-    parser.add_argument("--device", help="default: a GPU if there is one")
+    add_device(parser)
     return parser
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from detr_fast import processes
-from detr_fast.cli.arguments import flag
+from detr_fast.cli.arguments import add_device, flag
 from detr_fast.cli.config_options import add_config_options, given_options
 from detr_fast.cli.folders import new_folder
 from detr_fast.cli.pictures import prediction_grid
@@ -69,7 +69,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="MINUTES",
         help="minutes between checkpoints within an epoch; 0: only at its end; default: 30",
     )
-    run.add_argument("--device", default=None, help="cpu | cuda | cuda:1; default: a GPU, if any")
+    add_device(run)
     return parser
 
 
@@ -181,7 +181,7 @@ def _resume(folder: Path, options: dict[str, Any]) -> tuple[dict[str, Any], Trai
     if "epochs" in options:
         done = checkpoint["step"] / checkpoint["steps_per_epoch"]
         # Not an error: what has been trained is still to be evaluated, or is the whole run.
-        ends_here = config.epochs == done and checkpoint.get("evaluation_due", False)
+        ends_here = config.epochs == done and checkpoint["evaluation_due"]
         if config.epochs <= done and not ends_here and config.epochs != then.epochs:
             raise ValueError(
                 f"--epochs is {config.epochs}, but {folder} has done {done:.4g}: give the "

@@ -12,6 +12,7 @@ from detr_fast.cli.arguments import (
     add_amp,
     add_box_options,
     add_debug,
+    add_device,
     box_options,
     count,
     point,
@@ -106,7 +107,7 @@ def _add_kind(kinds: Any, name: str, draw: Any, text: str) -> argparse.ArgumentP
         "--out", type=Path, default=Path(), help="the folder for the pictures; default: here"
     )
     add_amp(parser, default="none")
-    parser.add_argument("--device", help="default: a GPU if there is one")
+    add_device(parser)
     add_debug(parser, default=argparse.SUPPRESS)
     parser.set_defaults(draw=draw)
     return parser

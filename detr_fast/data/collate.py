@@ -31,13 +31,8 @@ def collate(
         pack: return the targets as :class:`PackedTargets`: labels and boxes, in one buffer.
 
     Returns:
-        images ``[B, 3, H, W]``, padded with 0 at the bottom and the right, the three colours of a
-        pixel side by side in memory (``torch.channels_last``); mask bool ``[B, H, W]``, True =
-        padding, or None where nothing is padded: decided here, from the sizes, so that later code
-        need not read the mask; the B targets, unchanged, or packed.
+        images and mask as :func:`pad_images` returns them; the B targets, unchanged, or packed.
     """
     images, targets = zip(*batch, strict=True)
     padded, mask = pad_images(list(images), pad_to_multiple)
-    whole = all(image.shape == padded.shape[1:] for image in images)
-    packed = PackedTargets.pack(targets) if pack else list(targets)
-    return Batch(padded, None if whole else mask, packed)
+    return Batch(padded, mask, PackedTargets.pack(targets) if pack else list(targets))

@@ -13,7 +13,7 @@ from detr_fast.models.position_encoding import (
     NoPositionEncoding,
     SinePositionEncoding,
 )
-from detr_fast.models.queries import AnchorQueries, LearnedQueries, attend_nearby
+from detr_fast.models.queries import QUERY_MODES, AnchorQueries, LearnedQueries, attend_nearby
 from detr_fast.models.transformer import Decoder, Encoder, Transformer
 
 POSITION_ENCODINGS = {
@@ -57,8 +57,9 @@ def build_detr(
         raise ValueError(
             f"num_classes is {num_classes} and num_queries {num_queries}, both must be positive"
         )
-    if query_mode not in ("learned", "anchor"):
-        raise ValueError(f"query_mode is {query_mode!r}, expected learned or anchor")
+    if query_mode not in QUERY_MODES:
+        expected = ", ".join(QUERY_MODES)
+        raise ValueError(f"query_mode is {query_mode!r}, expected one of {expected}")
     if position_encoding not in POSITION_ENCODINGS:
         expected = ", ".join(POSITION_ENCODINGS)
         raise ValueError(f"position_encoding is {position_encoding!r}, expected one of {expected}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from detr_fast.models.padding import pad_images, resize_mask
 from detr_fast.models.transformer import Queries, Transformer
 
+POSITION_AT = ("attention", "input")
 Outputs = dict[str, Tensor | list[dict[str, Tensor]]]
 
 
@@ -42,8 +43,9 @@ class DETR(nn.Module):
         position_at: str = "attention",
     ) -> None:
         super().__init__()
-        if position_at not in ("attention", "input"):
-            raise ValueError(f"position_at is {position_at!r}, expected attention or input")
+        if position_at not in POSITION_AT:
+            expected = ", ".join(POSITION_AT)
+            raise ValueError(f"position_at is {position_at!r}, expected one of {expected}")
         self.transformer = transformer
         self.class_embed = class_head
         self.bbox_embed = box_head
@@ -118,9 +120,7 @@ def _as_batch(
     if not isinstance(images, Tensor):
         if mask is not None:
             raise ValueError("a mask belongs to a batch of images; a list of images needs none")
-        batch, mask = pad_images(list(images))
-        same_size = len({image.shape for image in images}) == 1
-        return batch, None if same_size else mask
+        return pad_images(list(images))
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images has shape {list(images.shape)}, expected [B, 3, H, W]")
     expected = (images.shape[0], *images.shape[2:])

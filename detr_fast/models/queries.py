@@ -14,6 +14,8 @@ from detr_fast.models.mlp import MLP
 from detr_fast.models.position_encoding import sine_features
 from detr_fast.models.transformer import Decoder
 
+QUERY_MODES = ("learned", "anchor")
+
 
 class LearnedQueries(nn.Embedding):
     """The paper's queries: zero content plus one learned position embedding per query.

@@ -147,13 +147,13 @@ def _forward(
     _check_boxes(boxes, target_boxes, query_index, image_offsets, box_loss)
     _check_offsets(image_offsets, query_index.shape[1])
     arguments, _keep = _addresses(boxes, target_boxes, query_index, image_offsets, box_loss)
-    coordinates, giou = _fake_sums(boxes), _fake_sums(boxes)
+    coordinates, giou = _empty_sums(boxes), _empty_sums(boxes)
     run, where = kernel_for("box_losses", boxes.device)
     run(*arguments, coordinates.data_ptr(), giou.data_ptr(), *where)
     return coordinates, giou
 
 
-def _fake_sums(boxes: Tensor) -> Tensor:
+def _empty_sums(boxes: Tensor) -> Tensor:
     return boxes.new_empty(boxes.shape[:1], dtype=compute_dtype(boxes.dtype))
 
 
@@ -161,7 +161,7 @@ def _fake(
     boxes: Tensor, target_boxes: Tensor, query_index: Tensor, image_offsets: Tensor, box_loss: str
 ) -> tuple[Tensor, Tensor]:
     _check_boxes(boxes, target_boxes, query_index, image_offsets, box_loss)
-    return _fake_sums(boxes), _fake_sums(boxes)
+    return _empty_sums(boxes), _empty_sums(boxes)
 
 
 def _gradient(

@@ -18,8 +18,9 @@ from detr_fast.training.memory import is_out_of_memory
 
 FORMAT = 1
 ENTRIES = (  # what a checkpoint holds besides the format
-    *("model", "ema", "ema_updates", "optimizer", "step", "steps_per_epoch", "rng"),
-    *("best_ap", "images_seen", "seconds", "config", "model_args", "class_names", "category_ids"),
+    *("model", "ema", "ema_updates", "optimizer", "step", "evaluation_due", "steps_per_epoch"),
+    *("rng", "best_ap", "images_seen", "seconds", "matching", "config", "model_args"),
+    *("class_names", "category_ids"),
 )
 
 

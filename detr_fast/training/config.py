@@ -10,7 +10,9 @@ from detr_fast.data.dataset import BOXES
 from detr_fast.losses import BOX_LOSSES
 from detr_fast.matching import FastMatcher
 from detr_fast.models import MODELS
-from detr_fast.models.builders import POSITION_ENCODINGS
+from detr_fast.models.builders import POSITION_ENCODINGS, TINY_BACKBONES
+from detr_fast.models.detr import POSITION_AT
+from detr_fast.models.queries import QUERY_MODES
 from detr_fast.precision import AMP
 from detr_fast.training.schedule import SCHEDULES
 
@@ -223,10 +225,10 @@ class TrainConfig:
             ("schedule", SCHEDULES),
             ("amp", AMP),
             ("box_loss", BOX_LOSSES),
-            ("query_mode", (None, "learned", "anchor")),
-            ("stride", (None, 8, 16)),
+            ("query_mode", (None, *QUERY_MODES)),
+            ("stride", (None, *TINY_BACKBONES)),
             ("position_encoding", tuple(POSITION_ENCODINGS)),
-            ("position_at", ("attention", "input")),
+            ("position_at", POSITION_AT),
         ):
             if getattr(self, name) not in choices:
                 expected = ", ".join(str(choice) for choice in choices if choice is not None)

@@ -1,5 +1,6 @@
 """The data sets that a configuration names, with their transforms and memory limits."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,21 @@ def _cache_options(config: TrainConfig, taken: int = 0) -> dict[str, Any]:
 
 def _names_one_split(spec: str) -> bool:
     return spec.startswith("coco:") and not Path(spec.removeprefix("coco:")).is_dir()
+
+
+def check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
+    """Check that a label, an index in this list, means the same class in both data sets.
+
+    Raises:
+        ValueError: the first class that differs, or the numbers of classes if these do.
+    """
+    for index, (learned, expected) in enumerate(zip(train, val, strict=False)):
+        if learned != expected:
+            raise ValueError(
+                f"class {index} is {learned!r} in the training data and {expected!r} in the "
+                "validation data"
+            )
+    if len(train) != len(val):
+        raise ValueError(
+            f"the training data has {len(train)} classes, the validation data {len(val)}"
+        )

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from detr_fast.training.checkpoint import (
     set_rng_state,
 )
 from detr_fast.training.config import TrainConfig
+from detr_fast.training.datasets import check_same_classes
 from detr_fast.training.graph import GraphedStep, ShapeMismatch, cuda_graph_obstacle
 from detr_fast.training.initial import load_initial
 from detr_fast.training.instability import MatchingInstability
@@ -92,7 +93,7 @@ class Trainer:
             raise ValueError(f"{len(train_set)} training and {len(val_set)} validation images")
         if not train_set.class_names:
             raise ValueError("the training data has no objects, and so no class to learn")
-        _check_same_classes(train_set.class_names, val_set.class_names)
+        check_same_classes(train_set.class_names, val_set.class_names)
         if not 0 <= save_minutes < math.inf:
             raise ValueError(f"save_minutes is {save_minutes}, expected 0 or more")
         self.config = config
@@ -328,12 +329,12 @@ class Trainer:
         else:
             failed = False
         if failed:  # here the error is released, and the tensors that it held
-            largest = max(batches, key=lambda batch: batch[0].numel())
+            largest = max(batches, key=lambda batch: batch.images.numel())
             raise ValueError(
                 f"step {self.step + 1}: "
                 + out_of_memory_advice(self.train_step, largest, len(batches))
             )
-        self.images_seen += sum(len(batch[0]) for batch in batches) * processes.world_size()
+        self.images_seen += sum(len(batch.images) for batch in batches) * processes.world_size()
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update(self.model)
@@ -478,10 +479,10 @@ class Trainer:
                 self.ema.updates = checkpoint["ema_updates"]
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
-        self.evaluation_due = checkpoint.get("evaluation_due", False)  # older checkpoints lack it
+        self.evaluation_due = checkpoint["evaluation_due"]
         set_step(self.scheduler, self.step)
         self.best_ap = checkpoint["best_ap"]
-        self.watch = MatchingInstability(self.criterion.matcher, checkpoint.get("matching"))
+        self.watch = MatchingInstability(self.criterion.matcher, checkpoint["matching"])
         self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
         set_rng_state(checkpoint["rng"][processes.rank()], self.device)
 
@@ -489,17 +490,3 @@ class Trainer:
 def _explained(error: ValueError) -> str:
     """Return an error's message, and what its cause is where predictions are at fault."""
     return f"{error}: {_DIVERGED}" if isinstance(error, PredictionError) else str(error)
-
-
-def _check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:
-    """Check that a label, an index in this list, means the same class in both data sets."""
-    for index, (learned, expected) in enumerate(zip(train, val, strict=False)):
-        if learned != expected:
-            raise ValueError(
-                f"class {index} is {learned!r} in the training data and {expected!r} in the "
-                "validation data"
-            )
-    if len(train) != len(val):
-        raise ValueError(
-            f"the training data has {len(train)} classes, the validation data {len(val)}"
-        )
