@@ -140,6 +140,12 @@ def target_classes(
 COST_OPTIONS = ("class_cost", "focal_alpha", "focal_gamma", "focal_eps", "giou_guard", "giou_eps")
 
 
+def cost_arguments(matcher: Any) -> dict[str, Any]:
+    """Return the weights and options of a FastMatcher as keyword arguments of matching_cost."""
+    names = ("cost_class", "cost_bbox", "cost_giou", *COST_OPTIONS)
+    return {name: getattr(matcher, name) for name in names}
+
+
 def matching_cost(
     logits: Tensor,  # [N, K + 1]; [N, K] for the focal cost
     boxes: Tensor,  # [N, 4] cxcywh

@@ -17,7 +17,9 @@ from PIL.JpegImagePlugin import get_sampling
 
 from detr_fast.cli import main
 from detr_fast.data import Shapes
-from detr_fast.visualize.report import Page, image_quality, plot_dataset, truth_and_detections
+from detr_fast.visualize import plot_dataset
+from detr_fast.visualize.comparison import image_quality, truth_and_detections
+from detr_fast.visualize.page import Page
 
 pytest.importorskip("pycocotools")
 CHROMIUM = next(

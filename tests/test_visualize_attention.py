@@ -1,5 +1,7 @@
 """Attention weights are those the model used, and lie on the picture where its cells look."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from detr_fast.models.backbone import ConvBackbone, ResNetBackbone
 from detr_fast.models.padding import pad_images
 from detr_fast.visualize import (
     CellGrid,
+    attention_figures,
     attention_weights,
     overlay,
     plot_decoder_attention,
@@ -31,8 +34,7 @@ def test_weights_times_values_are_what_the_module_returned(query_mode):
     images, mask = pad_images([torch.randn(3, 70, 96), torch.randn(3, 96, 50)])
     seen = {}
     modules = [layer.self_attn for layer in detr.transformer.encoder.layers]
-    for layer in detr.transformer.decoder.layers:
-        modules += [layer.self_attn, layer.multihead_attn]
+    modules += [layer.multihead_attn for layer in detr.transformer.decoder.layers]
     hooks = [
         module.register_forward_hook(lambda m, args, out: seen.__setitem__(m, (args, out)))
         for module in modules
@@ -42,16 +44,14 @@ def test_weights_times_values_are_what_the_module_returned(query_mode):
     for hook in hooks:
         hook.remove()
     assert record.feature_size == (12, 12) and record.image_size == (96, 96)
-    assert record.mask.shape == (2, 12, 12) and record.mask[1, :, 7:].all()
 
     every = torch.cartesian_prod(torch.arange(12), torch.arange(12))
     weights = {}
     for index, layer in enumerate(detr.transformer.encoder.layers):
         weights[layer.self_attn] = record.encoder_attention(every, index).flatten(3)
     for index, layer in enumerate(detr.transformer.decoder.layers):
-        weights[layer.self_attn] = record.query_attention(index)
         weights[layer.multihead_attn] = record.decoder_attention(index).flatten(3)
-    assert len(weights) == len(modules) == 8
+    assert len(weights) == len(modules) == 5
     for module, found in weights.items():
         (_, _, value, *_), output = seen[module]
         v = F.linear(value, *(x.chunk(3)[2] for x in (module.in_proj_weight, module.in_proj_bias)))
@@ -59,7 +59,7 @@ def test_weights_times_values_are_what_the_module_returned(query_mode):
         expected = module.out_proj((found @ v).transpose(1, 2).flatten(2))
         torch.testing.assert_close(expected, output, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]))
-    padded = record.decoder_attention()[1][..., record.mask[1]]
+    padded = record.decoder_attention()[1][..., 7:]  # cells beyond the 50 pixels of this image
     assert padded.numel() and not padded.any()  # nobody looks at padding
 
 
@@ -132,13 +132,11 @@ def test_a_cell_is_drawn_where_its_receptive_field_is(backbone, size):
     found = divmod(int(drawn.argmax()), size[1])
     assert drawn.shape == size and drawn.max() == 1
     assert max(abs(a - b) for a, b in zip(peak, found, strict=True)) < 1, (peak, found)
-    x, y = grid.centre_of(row, column)
-    assert (int(y), int(x)) == found
-    assert grid.cell_at(x, y) == (row, column)
+    assert grid.cell_at(found[1] + 0.5, found[0] + 0.5) == (row, column)
 
 
 class TestCellGrid:
-    def test_other_picture_size_and_padding(self):
+    def test_other_picture_size(self):
         """The spot stays at the same place of the image, whatever it is drawn on."""
         spot = torch.zeros(12, 16)
         spot[6, 4] = 1
@@ -147,10 +145,10 @@ class TestCellGrid:
         large = CellGrid((12, 16), (96, 128), (288, 192)).to_picture(spot)
         rows, columns = np.nonzero(large.numpy() > 0.95 * float(large.max()))
         assert abs(rows.mean() + 0.5 - 3 * 48.5) < 1 and abs(columns.mean() + 0.5 - 1.5 * 32.5) < 1
-        padded = CellGrid((12, 16), (96, 128), (60, 90), input_size=(60, 90))
-        assert padded.cells == (8, 12)
-        assert divmod(int(padded.to_picture(spot).argmax()), 90) == (48, 32)
-        assert padded.cell_at(90, 60) == (7, 11)
+
+    def test_cells_at_the_corners(self):
+        grid = CellGrid((12, 16), (96, 128), (192, 128))
+        assert grid.cell_at(0, 0) == (0, 0) and grid.cell_at(128, 192) == (11, 15)
 
     def test_values_between_cells_are_bilinear(self):
         grid = CellGrid((3, 3), (24, 24), (24, 24))
@@ -163,15 +161,12 @@ class TestCellGrid:
         grid = CellGrid((1, 1), (20, 20), (20, 30))
         assert (grid.to_picture(torch.full((1, 1), 3.0)) == 3).all()
 
-    @pytest.mark.parametrize(
-        ("sizes", "message"),
-        [
-            (((0, 3), (20, 20), (20, 20)), "feature_size"),
-            (((3, 3), (20, 20), (20, 20), (21, 20)), "larger than batch_size"),
-        ],
-    )
-    def test_faults(self, sizes, message):
-        with pytest.raises(ValueError, match=message):
+    @pytest.mark.parametrize("place", range(3))
+    def test_faults(self, place):
+        sizes = [(20, 20)] * 3
+        sizes[place] = (0, 3)
+        name = ("feature_size", "image_size", "picture_size")[place]
+        with pytest.raises(ValueError, match=rf"{name} is \(0, 3\)"):
             CellGrid(*sizes)
 
 
@@ -186,6 +181,25 @@ def test_overlay():
     assert (np.abs(drawn.astype(int) - 120).sum(-1) > 0).sum() == 1
     with pytest.raises(ValueError, match=r"heat is \[3, 3\]"):
         overlay(picture, torch.zeros(3, 3))
+
+
+def drawn_figures(monkeypatch, draw) -> list:
+    """The figures that a call makes."""
+    figures = []
+    with monkeypatch.context() as patch:
+        new_figure = attention_figures.new_figure
+        patch.setattr(
+            attention_figures,
+            "new_figure",
+            lambda *size: figures.append(new_figure(*size)) or figures[-1],
+        )
+        draw()
+    return figures
+
+
+def drawn_titles(monkeypatch, draw) -> list[str]:
+    (figure,) = drawn_figures(monkeypatch, draw)
+    return [ax.get_title() for ax in figure.axes]
 
 
 class TestFigures:
@@ -203,6 +217,50 @@ class TestFigures:
         )
         assert min(drawn.size) > 150
         assert len(np.unique(np.array(drawn).reshape(-1, 3), axis=0)) > 100
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({}, ["layer 2 of 0..2"]),
+            ({"layer": 1}, ["layer 1 of 0..2"]),
+            ({"layer": -3, "head": 1}, ["layer 0, head 1"]),
+            ({"layer": "all"}, ["layer 0", "layer 1", "layer 2"]),
+            ({"layer": "all", "head": 2}, [f"layer {i}, head 2" for i in range(3)]),
+            ({"head": "each"}, [f"layer 2, head {i}" for i in range(4)]),
+        ],
+    )
+    def test_titles_number_layers_and_heads_as_the_options_do(self, monkeypatch, options, expected):
+        picture = Image.new("RGB", (80, 60))
+        titles = drawn_titles(
+            monkeypatch,
+            lambda: plot_decoder_attention(
+                model(), torch.randn(3, 60, 80), picture, self.names, threshold=0, most=1, **options
+            ),
+        )
+        assert titles[0].startswith("query ") and titles[1:] == expected
+
+    def test_the_encoders_layer_is_named(self, monkeypatch):
+        picture = Image.new("RGB", (80, 60))
+        image = torch.randn(3, 60, 80)
+        for options, expected in (
+            ({}, "encoder layer 1 of 0..1"),
+            ({"layer": 0, "head": 3}, "encoder layer 0 of 0..1, head 3"),
+        ):
+            titles = drawn_titles(
+                monkeypatch, lambda o=options: plot_encoder_attention(model(), image, picture, **o)
+            )
+            assert titles[0] == expected
+
+    def test_captions_of_long_names_stay_above_their_pictures(self, monkeypatch):
+        image, picture = torch.randn(3, 60, 30), Image.new("RGB", (30, 60))
+        names = ["a class of a long name"] * 3
+        figures = drawn_figures(
+            monkeypatch,
+            lambda: plot_decoder_attention(model(), image, picture, names, threshold=0, most=4),
+        )
+        extents = [ax.title.get_window_extent() for ax in figures[0].axes if ax.get_title()]
+        assert len(extents) == 8
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
 
     def test_the_heat_is_where_the_weights_are(self):
         """The brightest place of a map drawn is the cell with the largest weight."""

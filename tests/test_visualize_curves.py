@@ -58,8 +58,8 @@ def test_every_panel(monkeypatch):
     assert picture.width > 1200
     panels = {ax.get_title(): ax for ax in axes}
     losses = panels["class loss (cross-entropy)"]
-    assert losses.get_legend_handles_labels()[1] == ["layer 1", "layer 2", "layer 3 (last)"]
-    smoothed = curve(losses, "layer 1")
+    assert losses.get_legend_handles_labels()[1] == ["layer 0", "layer 1", "layer 2 (last)"]
+    smoothed = curve(losses, "layer 0")
     assert smoothed[0] == pytest.approx([0.15, 1.5])  # of steps 1 and 2: a fortieth of 99
     accuracy = panels["validation; last: AP 0.900, AP50 0.100"]
     assert curve(accuracy, "AP").tolist() == pytest.approx(
@@ -71,10 +71,10 @@ def test_every_panel(monkeypatch):
     assert len(panels['probability of "no object"'].lines) == 2
     instability = panels["share of targets whose query changes"]
     assert instability.get_legend_handles_labels()[1] == [
-        *("from layer 1 to 2", "from layer 2 to 3", "since the last evaluation")
+        *("from layer 0 to 1", "from layer 1 to 2", "since the last evaluation")
     ]
     assert curve(instability, "since the last evaluation")[0].tolist() == [2, 0.25]
-    assert panels["gradient norm (blue), learning rate (red)"].lines
+    assert panels["gradient norm (blue), learning rate / 1e-4 (red)"].lines
 
 
 def test_rows_of_an_older_version(monkeypatch):
@@ -134,8 +134,22 @@ def test_ticks_can_be_read_and_lie_inside_the_picture(monkeypatch):
     epochs = texts(panels["validation; last: AP 0.200, AP50 0.100"].xaxis, "major")
     assert {"1", "2"} <= set(epochs) and all(text.isdecimal() for text in epochs)
     (rate,) = [ax for ax in axes if ax.yaxis.get_ticks_position() == "right"]
-    for label in rate.yaxis.get_ticklabels():
-        assert label.get_window_extent().x1 <= picture.width
+    labels = rate.yaxis.get_ticklabels()
+    assert all(label.get_window_extent().x1 <= picture.width for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("rate", "unit", "top"), [(4e-4, " / 1e-4", "4"), (1e-5, " / 1e-5", "1"), (0.0, "", "")]
+)
+def test_the_power_of_ten_is_in_the_title(monkeypatch, rate, unit, top):
+    """And not above the axis, where the title is."""
+    axes, _ = drawn(monkeypatch, [row | {"lr": rate} for row in rows()])
+    (panel,) = [ax for ax in axes if ax.yaxis.get_ticks_position() == "right"]
+    assert panel.yaxis.get_offset_text().get_text() == ""
+    titles = [ax.get_title() for ax in axes]
+    assert f"gradient norm (blue), learning rate{unit} (red)" in titles
+    labels = [label.get_text() for label in panel.yaxis.get_ticklabels()]
+    assert not top or {"0", top} <= set(labels)
 
 
 def test_rates_without_gradient_norms_are_a_line(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_fast.visualize import PALETTE, draw_detections, enlarge, image_grid
+from detr_fast.visualize import PALETTE, draw_detections, image_grid, scaled
 
 
 def rgb(colour: str) -> tuple[int, ...]:
@@ -28,16 +28,57 @@ def test_lines_of_small_pictures_are_two_pixels_wide():
     assert [x for x, coloured in enumerate(row) if coloured] == [20, 21, 49, 50]
 
 
-def test_captions_stay_inside_the_picture_and_do_not_cover_each_other():
+def coloured(drawn: Image.Image, label: int) -> np.ndarray:  # [H, W] bool
+    return (np.array(drawn) == rgb(PALETTE[label])).all(-1)
+
+
+def test_captions_stay_inside_the_picture():
     image = Image.new("RGB", (120, 60), "white")
-    names = ["a long class name"]
-    boxes = [[100, 0, 119, 30], [100, 1, 119, 31]]
-    both = np.array(draw_detections(image, boxes, [0, 0], names, [0.9, 0.8]))
-    one = np.array(draw_detections(image, boxes[:1], [0], names, [0.9]))
-    rows, columns = np.nonzero((one != 255).any(-1))
-    assert columns.min() < 60  # the caption was moved to the left to fit
-    caption = np.s_[0 : rows.max() // 3, 0:90]
-    assert np.array_equal(both[caption], one[caption])  # the second caption is left out
+    drawn = draw_detections(image, [[100, 30, 119, 50]], [0], ["a long class name"], [0.9])
+    rows, columns = np.nonzero(coloured(drawn, 0))
+    assert columns.min() < 60 and rows.min() > 10  # moved to the left to fit, above the box
+
+
+def test_captions_of_the_same_place_are_all_there():
+    image = Image.new("RGB", (200, 100), "white")
+    box = [60, 40, 140, 80]
+    drawn = draw_detections(image, [box] * 3, [0, 1, 2], ["cat", "dog", "cow"], [0.7, 0.9, 0.8])
+    first, above, inside = (coloured(drawn, label) for label in (1, 2, 0))
+    assert first[:38].sum() > 100  # the highest score has the usual place
+    # Of the other boxes, which the first one's lines hide, the captions are seen.
+    assert above.sum() > 100 and inside.sum() > 100
+    both = draw_detections(image, [box] * 3, [0, 1, 2], ["cat", "dog", "cow"], [0.7, 0.9, 0.8])
+    assert np.array_equal(both, drawn)
+
+
+def test_a_caption_without_a_free_place_is_left_out():
+    image = Image.new("RGB", (60, 40), "white")
+    boxes = [[0, 0, 60, 40]] * 9
+    scores = [0.9 - 0.01 * i for i in range(9)]
+    drawn = draw_detections(image, boxes, list(range(9)), ["a name"] * 9, scores)
+    shown = [bool(coloured(drawn, label)[4:-4, 4:-4].any()) for label in range(9)]
+    assert shown[0] and not shown[-1]
+    assert shown == sorted(shown, reverse=True)  # those of the highest scores are there
+
+
+@pytest.mark.parametrize("size", [(30, 20), (12, 12), (3, 40)])
+def test_a_single_caption_never_vanishes(size):
+    width, height = size
+    image = Image.new("RGB", size, "white")
+    box = [[width // 3, height // 3, width // 2, height // 2]]
+    drawn = coloured(draw_detections(image, box, [2], ["cat"] * 3, [0.5]), 2)
+    assert drawn.mean() > 0.2
+
+
+def test_text_of_a_panorama_is_bounded_by_its_height():
+    image = Image.new("RGB", (4000, 300), "white")
+    drawn = coloured(draw_detections(image, [[900, 100, 1000, 200]], [0], ["cat"], [0.9]), 0)
+    assert 60 < np.nonzero(drawn)[0].min() < 90  # a caption above the box, of about 20 pixels
+    assert not drawn[104:197, 904:997].any()
+    # Nothing changes for common shapes.
+    image = Image.new("RGB", (1600, 900), "white")
+    drawn = coloured(draw_detections(image, [[900, 300, 1000, 400]], [0], ["cat"], [0.9]), 0)
+    assert drawn[350, 890:910].sum() == 5
 
 
 def test_captions_know_more_than_ascii():
@@ -63,5 +104,9 @@ def test_grid():
     assert grid.getpixel((1, 1)) == grid.getpixel((60, 40)) == (255, 255, 255)
     with pytest.raises(ValueError, match="at least one"):
         image_grid([], 2)
-    enlarged, factor = enlarge(images[0], 60)
-    assert enlarged.size == (30, 60) and factor == 3
+
+
+@pytest.mark.parametrize(("longest", "size"), [(60, (30, 60)), (10, (5, 10)), (1, (1, 1))])
+def test_scaled(longest, size):
+    image, factor = scaled(Image.new("RGB", (10, 20)), longest)
+    assert image.size == size and factor == longest / 20

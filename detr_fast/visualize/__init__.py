@@ -7,9 +7,12 @@ from detr_fast.visualize.ablation import ablation_report, plot_ablation
 from detr_fast.visualize.attention import AttentionRecord, attention_weights, record_attention
 from detr_fast.visualize.attention_figures import plot_decoder_attention, plot_encoder_attention
 from detr_fast.visualize.curves import plot_training
-from detr_fast.visualize.detections import PALETTE, draw_detections, enlarge, image_grid
+from detr_fast.visualize.dataset import plot_dataset
+from detr_fast.visualize.detections import draw_detections
+from detr_fast.visualize.figures import PALETTE
 from detr_fast.visualize.heatmap import CellGrid, overlay
 from detr_fast.visualize.matching import ImageMatching, explain_matching, plot_matching
+from detr_fast.visualize.pictures import image_grid, scaled
 from detr_fast.visualize.queries import (
     QueryPredictions,
     collect_predictions,
@@ -29,11 +32,11 @@ __all__ = [
     "collect_predictions",
     "draw_detections",
     "effective_queries",
-    "enlarge",
     "explain_matching",
     "image_grid",
     "overlay",
     "plot_ablation",
+    "plot_dataset",
     "plot_decoder_attention",
     "plot_encoder_attention",
     "plot_matching",
@@ -41,4 +44,5 @@ __all__ = [
     "plot_query_use",
     "plot_training",
     "record_attention",
+    "scaled",
 ]

@@ -11,8 +11,7 @@ from PIL import Image
 
 from detr_fast.training.ablation import BASELINE, VARIANTS, mean_and_spread
 from detr_fast.training.config import TrainConfig
-from detr_fast.visualize.detections import PALETTE
-from detr_fast.visualize.figures import new_figure, open_axes, to_image
+from detr_fast.visualize.figures import PALETTE, new_figure, open_axes, to_image
 
 Rows = Sequence[dict[str, Any]]
 

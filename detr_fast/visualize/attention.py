@@ -51,16 +51,14 @@ class AttentionRecord:
     Attributes:
         image_size: (height, width) of the padded batch.
         feature_size: (h, w) of the feature map; h * w = S.
-        mask: [B, h, w] bool, True = padding; None where nothing is padded.
-        decoder_layers: the modules that are recorded.
+        encoder_layers, decoder_layers: those of the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._encoder = [layer.self_attn for layer in model.transformer.encoder.layers]
+        self.encoder_layers = list(model.transformer.encoder.layers)
         self.decoder_layers = list(model.transformer.decoder.layers)
         self._inputs: dict[nn.Module, tuple[Tensor, Tensor, Tensor | None]] = {}
         self.image_size = self.feature_size = (0, 0)
-        self.mask: Tensor | None = None
 
     def decoder_attention(self, layer: int = -1) -> Tensor:
         """Return the cross-attention of every query over the feature map: [B, heads, N, h, w].
@@ -71,18 +69,6 @@ class AttentionRecord:
         module = _layer(self.decoder_layers, layer, "decoder").multihead_attn
         query, key, mask = self._of(module)
         return attention_weights(module, query, key, mask).unflatten(-1, self.feature_size)
-
-    def query_attention(self, layer: int = -1) -> Tensor:
-        """Return the self-attention among the queries: [B, heads, N, N].
-
-        Raises:
-            ValueError: no such decoder layer, one without self-attention, or no recorded pass.
-        """
-        module = _layer(self.decoder_layers, layer, "decoder").self_attn
-        if module is None:
-            raise ValueError("this decoder has no self-attention")
-        query, key, mask = self._of(module)
-        return attention_weights(module, query, key, mask)
 
     def encoder_attention(
         self,
@@ -96,7 +82,7 @@ class AttentionRecord:
         Raises:
             ValueError: no such encoder layer, a cell outside the feature map, or no recorded pass.
         """
-        module = _layer(self._encoder, layer, "encoder")
+        module = _layer(self.encoder_layers, layer, "encoder").self_attn
         query, key, mask = self._of(module)
         rows, columns = cells.to(query.device).unbind(-1)
         h, w = self.feature_size
@@ -141,15 +127,9 @@ def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
         record.image_size = tuple(args[0].shape[-2:])
         record.feature_size = tuple(features.shape[-2:])
 
-    def see_mask(module: nn.Module, args: tuple) -> None:
-        # The position encoding receives the mask of the cells that are padding.
-        record.mask = args[1]
-
     hooks = [model.backbone[0].register_forward_hook(see_features)]
-    hooks.append(model.backbone[1].register_forward_pre_hook(see_mask))
-    modules = list(record._encoder)
-    for layer in record.decoder_layers:
-        modules += [m for m in (layer.self_attn, layer.multihead_attn) if m is not None]
+    modules = [layer.self_attn for layer in record.encoder_layers]
+    modules += [layer.multihead_attn for layer in record.decoder_layers]
     hooks += [module.register_forward_pre_hook(keep) for module in modules]
     try:
         yield record

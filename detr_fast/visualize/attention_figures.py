@@ -11,11 +11,17 @@ from torchvision.ops import box_convert
 
 from detr_fast.models import PostProcess
 from detr_fast.visualize.attention import AttentionRecord, record_attention
-from detr_fast.visualize.detections import PALETTE, enlarge
-from detr_fast.visualize.figures import draw_box, new_figure, plain, show_picture, to_image
+from detr_fast.visualize.figures import (
+    PALETTE,
+    draw_box,
+    fit,
+    layer_name,
+    new_figure,
+    plain,
+    show_picture,
+    to_image,
+)
 from detr_fast.visualize.heatmap import CellGrid, overlay
-
-LONGEST = 480  # pixels of a picture's longer side in a figure
 
 Views = list[tuple[str, Tensor, Tensor]]  # title, weights [n, h, w], boxes [n, 4] xyxy in pixels
 
@@ -67,12 +73,10 @@ def plot_decoder_attention(
     layers = [*outputs.get("aux_outputs", ()), outputs]
     views = _views(record, layers, queries, (height, width), layer, head)
     grid = CellGrid(record.feature_size, record.image_size, (height, width))
-    captions = [
-        f"query {int(q)}: {plain(class_names[int(result['labels'][q])])} "
-        f"{float(result['scores'][q]):.2f}"
-        for q in queries
+    found = [
+        (int(q), class_names[int(result["labels"][q])], float(result["scores"][q])) for q in queries
     ]
-    return _rows(picture, result["boxes"][queries].cpu(), captions, views, grid)
+    return _rows(picture, result["boxes"][queries].cpu(), found, views, grid)
 
 
 def _views(
@@ -93,16 +97,23 @@ def _views(
         boxes = layers[index if len(layers) > 1 else -1]["pred_boxes"][0, queries].float().cpu()
         return box_convert(boxes, "cxcywh", "xyxy") * scale
 
+    count = len(record.decoder_layers)
     if layer == "all":
-        count = len(record.decoder_layers)
         return [
-            (f"layer {i + 1}", _head(weights(i), head), boxes(i if len(layers) > 1 else -1))
-            for i in range(count)
+            (f"layer {i}{_of_head(head)}", _head(weights(i), head), boxes(i)) for i in range(count)
         ]
     maps = weights(int(layer))
-    if head == "each":
-        return [(f"head {i + 1}", heat, boxes(int(layer))) for i, heat in enumerate(maps)]
-    return [("", _head(maps, head), boxes(int(layer)))]
+    if head == "mean":
+        return [(layer_name(int(layer), count), _head(maps, head), boxes(int(layer)))]
+    heads = enumerate(maps) if head == "each" else [(head, _head(maps, head))]
+    # Without the range: there is little room above a narrow picture.
+    name = f"layer {int(layer) % count}"
+    return [(name + _of_head(i), heat, boxes(int(layer))) for i, heat in heads]
+
+
+def _of_head(head: int | str) -> str:
+    """Return the end of a title: which head, unless it is the mean of all."""
+    return "" if head == "mean" else f", head {head}"
 
 
 def _head(weights: Tensor, head: int | str) -> Tensor:  # [heads, n, h, w] -> [n, h, w]
@@ -116,18 +127,20 @@ def _head(weights: Tensor, head: int | str) -> Tensor:  # [heads, n, h, w] -> [n
 def _rows(
     picture: Image.Image,
     boxes: Tensor,  # [n, 4] xyxy in pixels
-    captions: list[str],
+    found: list[tuple[int, str, float]],  # query, class, score of each
     views: Views,
     grid: CellGrid,
 ) -> Image.Image:
     """Draw one row per detection, or several detections per row if there is room."""
     columns = 1 + len(views)
-    per_row = max(1, min(len(captions), 6 // columns))
-    rows = -(-len(captions) // per_row)
+    per_row = max(1, min(len(found), 6 // columns))
+    rows = -(-len(found) // per_row)
     cell = 2.5 if columns <= 6 else 1.9  # inches of the longer side
     wide = max(1.2, cell * min(1.0, picture.width / picture.height))
     tall = min(cell, wide * picture.height / picture.width)
-    figure = new_figure(wide * columns * per_row, (tall + 0.25) * rows)
+    captions = _captions(found, int(wide / 0.07))  # 0.07 inches a letter
+    above = 0.25 + 0.15 * max(caption.count("\n") for caption in captions)
+    figure = new_figure(wide * columns * per_row, (tall + above) * rows)
     axes = figure.subplots(rows, columns * per_row, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -143,6 +156,14 @@ def _rows(
             show_picture(ax, overlay(picture, grid.to_picture(maps[n])), title)
             draw_box(ax, view_boxes[n], colour, linewidth=1.1)
     return to_image(figure)
+
+
+def _captions(found: list[tuple[int, str, float]], room: int) -> list[str]:
+    """Return the captions of detections, in two lines if one of ``room`` letters is too short."""
+    captions = [f"query {query}: {plain(name)} {score:.2f}" for query, name, score in found]
+    if max(map(len, captions)) <= room:
+        return captions
+    return [f"query {query}\n{plain(name, room - 5)} {score:.2f}" for query, name, score in found]
 
 
 @torch.no_grad()
@@ -192,7 +213,8 @@ def plot_encoder_attention(
     figure = new_figure(side * 4, max(tall + 0.3, (tall + 0.3) * rows))
     layout = figure.add_gridspec(rows, 4)
     middle = figure.add_subplot(layout[:, 1:3])
-    show_picture(middle, shown)
+    name = layer_name(layer, len(record.encoder_layers))
+    show_picture(middle, shown, f"encoder {name}{_of_head(head)}")
     for n, point in enumerate(points):
         colour = PALETTE[n % len(PALETTE)]
         row, right = divmod(n, 2)
@@ -227,11 +249,6 @@ def _default_points(outputs: dict[str, Tensor], picture: Image.Image) -> list[tu
     points = [(min(max(x, 0), picture.width), min(max(y, 0), picture.height)) for x, y in points]
     quarters = [(x * picture.width, y * picture.height) for y in (0.25, 0.75) for x in (0.25, 0.75)]
     return points + quarters[len(points) :]
-
-
-def fit(picture: Image.Image) -> Image.Image:
-    """Return the picture as shown: RGB, the longer side scaled to ``LONGEST``."""
-    return enlarge(picture.convert("RGB"), LONGEST)[0]
 
 
 def _outline(colour: str) -> list:

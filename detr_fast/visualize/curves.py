@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from detr_fast.visualize.detections import PALETTE
-from detr_fast.visualize.figures import new_figure, open_axes, plain, to_image
+from detr_fast.visualize.figures import PALETTE, new_figure, open_axes, plain, to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +75,7 @@ def _loss(axes: Axes, train: Rows, name: str, label: str) -> None:
         marker = _marker(y)
         if last:
             axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-        text = f"layer {index + 1}" + (" (last)" if last and aux else "")
+        text = f"layer {index}" + (" (last)" if last and aux else "")
         axes.plot(
             *_smooth(x, y), color=colour, label=text, marker=marker, linewidth=1.2 + 0.6 * last
         )
@@ -136,7 +135,7 @@ def _no_object(axes: Axes, train: Rows) -> None:
 def _instability(axes: Axes, train: Rows, val: Rows) -> None:
     keys = _rematched(train)
     for index, key in enumerate(keys):
-        label = f"from layer {index + 1} to {index + 2}"
+        label = f"from layer {index} to {index + 1}"
         x, y = _series(train, key)
         axes.plot(*_smooth(x, y), color=_shade(index, len(keys)), label=label, marker=_marker(y))
     _line(axes, val, "rematched_epoch", "since the last evaluation", PALETTE[1])
@@ -166,10 +165,13 @@ def _optimizer(axes: Axes, train: Rows) -> None:
     other.plot(x, y, color=PALETTE[1], marker=_marker(y))
     other.set_ylim(0, None)
     other.locator_params(axis="y", nbins=5)  # few, short labels: there is little room
-    other.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    # The power of ten is in the title: matplotlib would write it over the title's end.
+    exponent = int(f"{y.max():e}".split("e")[1]) if y.any() else 0
+    other.yaxis.set_major_formatter(lambda rate, _: f"{rate / 10.0**exponent:g}")
     other.tick_params(axis="y", labelcolor=PALETTE[1])
     other.spines["top"].set_visible(False)
-    _title(axes, "gradient norm (blue), learning rate (red)")
+    unit = f" / 1e{exponent}" if exponent else ""
+    _title(axes, f"gradient norm (blue), learning rate{unit} (red)")
 
 
 def _line(axes: Axes, rows: Rows, name: str, label: str, colour: str) -> None:

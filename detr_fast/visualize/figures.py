@@ -1,4 +1,4 @@
-"""What all figures here share: a canvas that needs no window system, and its elements."""
+"""What all figures here share: a canvas that needs no window system, colours and elements."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ import numpy as np
 from PIL import Image
 
 from detr_fast.visualize.fonts import use_fonts_with_letters
+from detr_fast.visualize.pictures import scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 110
+LONGEST = 480  # pixels of a picture's longer side in a figure
+
+# Tableau's ten colours, in an order that keeps neighbours apart; dark enough for white text.
+PALETTE = (
+    *("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#e3730a"),
+    *("#0e9aa7", "#c2389a", "#8c564b", "#6b6b6b", "#93931a"),
+)
 
 
-def new_figure(width: float, height: float, **options: Any) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of ``width`` x ``height`` inches, whatever the user's backend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", **options)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -36,6 +44,20 @@ def to_image(figure: Figure) -> Image.Image:
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # said above, in a line
         figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
+
+
+def lay_out(figure: Figure) -> None:
+    """Fix where everything is in the picture, for what has to be placed by its size there."""
+    use_fonts_with_letters(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def layer_name(layer: int, count: int) -> str:
+    """Return the name of a layer, as the options number it: "layer 5 of 0..5" for 5 or -1."""
+    return f"layer {layer % count} of 0..{count - 1}"
 
 
 def plain(text: str, most: int = 40) -> str:
@@ -52,6 +74,11 @@ def open_axes(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def fit(picture: Image.Image) -> Image.Image:
+    """Return the picture as shown in a figure: RGB, the longer side scaled to ``LONGEST``."""
+    return scaled(picture.convert("RGB"), LONGEST)[0]
 
 
 def show_picture(axes: Axes, picture: Image.Image | np.ndarray, title: str = "") -> None:

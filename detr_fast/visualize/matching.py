@@ -13,11 +13,14 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from detr_fast.matching import FastMatcher
-from detr_fast.reference import COST_OPTIONS, matching_cost
-from detr_fast.visualize.attention_figures import fit
-from detr_fast.visualize.detections import PALETTE
+from detr_fast.reference import cost_arguments, matching_cost
+from detr_fast.visualize.captions import place_captions
 from detr_fast.visualize.figures import (
+    PALETTE,
     draw_box,
+    fit,
+    lay_out,
+    layer_name,
     new_figure,
     open_axes,
     plain,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PARTS = (("class", "#9467bd"), ("L1", "#1f77b4"), ("GIoU", "#2ca02c"))
+MOST_QUERIES = 40  # columns of the cost matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,19 +82,12 @@ def explain_matching(
     queries, targets = matcher(single, [{"labels": labels, "boxes": boxes}])[0]
     query_index = torch.full((len(labels),), -1)
     query_index[targets] = queries
-    options = {name: getattr(matcher, name) for name in COST_OPTIONS}
-    weights = (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou)
-    logits, predicted = single["pred_logits"][0], single["pred_boxes"][0]
+    pairs = (single["pred_logits"][0], single["pred_boxes"][0], labels, boxes)
+    arguments = cost_arguments(matcher)
+    weights = ("cost_class", "cost_bbox", "cost_giou")
     parts = [
-        matching_cost(
-            logits,
-            predicted,
-            labels,
-            boxes,
-            *(w * (i == part) for i, w in enumerate(weights)),
-            **options,
-        )
-        for part in range(3)
+        matching_cost(*pairs, **arguments | {name: 0.0 for name in weights if name != part})
+        for part in weights
     ]
     return ImageMatching(*parts, query_index, sum(parts).argmin(0))
 
@@ -104,9 +101,10 @@ def plot_matching(
     *,
     image: int = 0,
     layer: int = -1,
-    most_queries: int = 40,
 ) -> Image.Image:
     """Plot one image's matching: boxes, cost matrix, cost parts, and the query of each layer.
+
+    Of more than ``MOST_QUERIES`` queries the matrix shows the matched and the cheapest ones.
 
     Args:
         picture: the image, of any size.
@@ -114,7 +112,6 @@ def plot_matching(
         target: this image's target: labels [M], boxes [M, 4] cxcywh.
         image: index of the image in the batch.
         layer: the decoder layer to explain.
-        most_queries: columns of the cost matrix; of more queries the cheapest are shown.
 
     Raises:
         ValueError: an image without targets, no such layer.
@@ -127,14 +124,18 @@ def plot_matching(
     matchings = [explain_matching(matcher, outputs, target, image) for outputs in layers]
     matching = matchings[layer]
     count = len(matching.query_index)
-    names = [f"{t}: {plain(class_names[int(k)])}" for t, k in enumerate(target["labels"])]
-    figure = new_figure(12.5, 7.6 + 0.24 * max(0, count - 6))
+    names = [f"{t}: {plain(class_names[int(k)], 20)}" for t, k in enumerate(target["labels"])]
+    figure = new_figure(12.5, 7.9 + 0.3 * max(0, count - 6))
+    figure.suptitle(f"decoder {layer_name(layer, len(layers))}", fontsize=11)
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.5), height_ratios=(1.25, 1))
     boxes = layers[layer]["pred_boxes"][image].float().cpu()
-    _pairs(figure.add_subplot(grid[0, 0]), picture, target, boxes, matching)
-    _matrix(figure.add_subplot(grid[0, 1]), matching, names, most_queries)
+    pairs = figure.add_subplot(grid[0, 0])
+    truth = _pairs(pairs, fit(picture), target, boxes, matching)
+    _matrix(figure.add_subplot(grid[0, 1]), matching, names)
     _layers(figure.add_subplot(grid[1, 0]), matchings, names)
     _parts(figure.add_subplot(grid[1, 1]), matching, names, matcher)
+    lay_out(figure)
+    _captions(pairs, truth, matching)
     return to_image(figure)
 
 
@@ -144,10 +145,9 @@ def _pairs(
     target: Mapping[str, Tensor],
     boxes: Tensor,  # [N, 4] cxcywh
     matching: ImageMatching,
-) -> None:
-    shown = fit(picture)
-    scale = torch.tensor([shown.width, shown.height] * 2)
-    show_picture(axes, shown, "targets (solid) and their matched queries (dashed)")
+) -> Tensor:  # [M, 4] the targets, xyxy in pixels of the picture
+    scale = torch.tensor([picture.width, picture.height] * 2)
+    show_picture(axes, picture, "targets (solid) → their matched queries (dashed)")
     truth = box_convert(target["boxes"].float().cpu(), "cxcywh", "xyxy") * scale
     predicted = box_convert(boxes, "cxcywh", "xyxy") * scale
     for t, query in enumerate(matching.query_index.tolist()):
@@ -155,24 +155,56 @@ def _pairs(
         draw_box(axes, truth[t], colour)
         if query >= 0:
             draw_box(axes, predicted[query], colour, halo=False, linestyle=(0, (3, 2)))
-        x, y = truth[t, :2].tolist()
-        text = f"{t}" if query < 0 else f"{t}: query {query}"
-        axes.annotate(
-            text, (max(x, 2), max(y, 2)), (2, -2), textcoords="offset points", va="top",
-            fontsize=7, color="white", bbox={"facecolor": colour, "pad": 1.2, "linewidth": 0},
-        )  # fmt: skip
+    return truth
 
 
-def _matrix(axes: Axes, matching: ImageMatching, names: list[str], most: int) -> None:
+def _captions(axes: Axes, truth: Tensor, matching: ImageMatching) -> None:
+    """Write the numbers of target and query at each target, where ``axes`` finally is.
+
+    None covers another; a line leads to one that has found no place at its target. One for which
+    there is no room in the whole picture is left out.
+    """
+    from matplotlib.lines import Line2D
+
+    texts = [
+        axes.text(
+            0, 0, f"{t}" if query < 0 else f"{t}→{query}", va="top", fontsize=7, color="white",
+            bbox={"facecolor": PALETTE[t % len(PALETTE)], "pad": 1.2, "linewidth": 0},
+        )
+        for t, query in enumerate(matching.query_index.tolist())
+    ]  # fmt: skip
+    to_pixels = axes.transData.inverted()
+    extents = []  # of the coloured patches, in pixels of the picture
+    for text in texts:
+        text.update_bbox_position_size(axes.figure.canvas.get_renderer())
+        extents.append(to_pixels.transform_bbox(text.get_bbox_patch().get_window_extent()))
+    sizes = [(extent.width, abs(extent.height)) for extent in extents]
+    boxes = truth.tolist()
+    picture = (axes.get_xlim()[1], axes.get_ylim()[0])
+    places = place_captions(boxes, sizes, picture, anywhere=True)
+    for text, extent, place, size, box in zip(texts, extents, places, sizes, boxes, strict=True):
+        if place is None:
+            text.remove()
+            continue
+        # The patch's upper left corner goes there: the letters begin a little further on.
+        text.set_position((place[0] - extent.x0, place[1] - min(extent.y0, extent.y1)))
+        ends = [place[axis] + size[axis] for axis in (0, 1)]
+        if any(place[i] > box[i + 2] + 1 or ends[i] < box[i] - 1 for i in (0, 1)):
+            nearest = [min(max(box[i], place[i]), ends[i]) for i in (0, 1)]
+            line = zip(box[:2], nearest, strict=True)
+            axes.add_line(Line2D(*line, color=text.get_bbox_patch().get_facecolor(), linewidth=0.8))
+
+
+def _matrix(axes: Axes, matching: ImageMatching, names: list[str]) -> None:
     cost = matching.cost.numpy().T  # [M, N]
     columns = np.arange(cost.shape[1])
-    if len(columns) > most:
+    if len(columns) > MOST_QUERIES:
         chosen = np.concatenate([matching.query_index, matching.greedy_index])
         chosen = np.unique(chosen[chosen >= 0])
         others = [q for q in cost.min(0).argsort(kind="stable") if q not in set(chosen)]
-        columns = np.sort(np.concatenate([chosen, others[: max(0, most - len(chosen))]])).astype(
-            int
-        )
+        columns = np.sort(
+            np.concatenate([chosen, others[: max(0, MOST_QUERIES - len(chosen))]])
+        ).astype(int)
     place = {int(q): x for x, q in enumerate(columns)}
     shown = axes.imshow(cost[:, columns], aspect="auto", cmap="viridis_r", interpolation="nearest")
     axes.figure.colorbar(shown, ax=axes, label="cost", shrink=0.9, pad=0.01)
@@ -186,7 +218,7 @@ def _matrix(axes: Axes, matching: ImageMatching, names: list[str], most: int) ->
                 markersize=12, markeredgewidth=1.8,
             )  # fmt: skip
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    size = 7 if len(columns) <= 40 else 5
+    size = 7 if len(columns) <= MOST_QUERIES else 5
     axes.set_xticks(
         range(len(columns)), columns, fontsize=size, rotation=90 if len(columns) > 20 else 0
     )
@@ -211,9 +243,10 @@ def _parts(axes: Axes, matching: ImageMatching, names: list[str], matcher: FastM
     )
     open_axes(axes)
     height = 0.36
-    for offset, index, other, hatch in (
-        (-height / 2, matching.query_index, matching.greedy_index, None),
-        (height / 2, matching.greedy_index, matching.query_index, "////"),
+    ends = np.zeros(len(names))  # of the longer of a target's two bars
+    for offset, index, hatch in (
+        (-height / 2, matching.query_index, None),
+        (height / 2, matching.greedy_index, "////"),
     ):
         left = np.zeros(len(names))
         for (label, colour), cost, constant in zip(
@@ -229,24 +262,34 @@ def _parts(axes: Axes, matching: ImageMatching, names: list[str], matcher: FastM
                 np.arange(len(names)) + offset, value, height * 0.95, left=left, color=colour,
                 hatch=hatch, edgecolor="white", linewidth=0.5, label=None if hatch else label,
             )  # fmt: skip
-            left += value
-        for t, query in enumerate(index.tolist()):
-            alike = query == int(other[t])
-            if alike and hatch:
-                continue  # one label for both bars
-            text = "no query" if query < 0 else f"query {query}"
-            axes.annotate(
-                text, (left[t], t + (0 if alike else offset)), (3, 0),
-                textcoords="offset points", va="center", fontsize=7,
-            )  # fmt: skip
+            # The first part, a focal class cost, may be negative: then it goes to the left alone.
+            left = left + value.clip(min=0)
+        ends = np.maximum(ends, left)
+    for t, (query, greedy) in enumerate(
+        zip(matching.query_index.tolist(), matching.greedy_index.tolist(), strict=True)
+    ):
+        # One label for both bars: at the end of each, it would lie on the other.
+        text = "no query" if query < 0 else f"query {query}"
+        text += "" if query == greedy else f", arg-min {greedy}"
+        axes.annotate(
+            text, (ends[t], t), (3, 0), textcoords="offset points", va="center", fontsize=7
+        )
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    alike = torch.equal(matching.query_index, matching.greedy_index)
+    axes.margins(x=0.12 if alike else 0.28)  # room for the labels
     axes.set_title(
         "cost of the matched query (plain) and of the arg-min (hatched), by part", fontsize=9
     )
     # Below the axes: bars of few targets leave no corner free.
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=4)
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=4,
+        borderaxespad=2.5,
+    )
 
 
 def _layers(axes: Axes, matchings: list[ImageMatching], names: list[str]) -> None:
@@ -262,7 +305,7 @@ def _layers(axes: Axes, matchings: list[ImageMatching], names: list[str]) -> Non
             text = "-" if query < 0 else str(query)
             axes.text(layer, t, text, ha="center", va="center", fontsize=8)
     axes.set_xticks(
-        range(len(matchings)), [f"layer {i + 1}" for i in range(len(matchings))], fontsize=8
+        range(len(matchings)), [f"layer {i}" for i in range(len(matchings))], fontsize=8
     )
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.spines[:].set_visible(False)

@@ -17,6 +17,7 @@ from detr_fast.visualize.figures import new_figure, open_axes, to_image
 # Colours that colour-blind readers can tell apart (Okabe and Ito), in the order of the paper.
 KINDS = (("small", "#009E73"), ("large, wide", "#D55E00"), ("large, tall", "#0072B2"))
 SMALL = 0.04  # share of the image's area below which a box is small here: a fifth of each side
+POINTS = 1500  # boxes drawn per query at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +69,24 @@ def collect_predictions(
     return QueryPredictions(torch.cat(boxes), torch.cat(scores), torch.cat(matched))
 
 
-def box_kinds(boxes: Tensor, small: float = SMALL) -> Tensor:
+def box_kinds(boxes: Tensor) -> Tensor:
     """Return 0 small, 1 large and wide, 2 large and tall, of boxes [..., 4] cxcywh in 0..1: [...].
 
     Width and height are compared as shares of the image's sides, as in the paper.
     """
     width, height = boxes[..., 2], boxes[..., 3]
-    return torch.where(width * height < small, 0, torch.where(width > height, 1, 2))
+    return torch.where(width * height < SMALL, 0, torch.where(width > height, 1, 2))
 
 
 def plot_query_boxes(
-    predictions: QueryPredictions, most: int = 20, threshold: float = 0.0, points: int = 1500
+    predictions: QueryPredictions, most: int = 20, threshold: float = 0.0
 ) -> Image.Image:
     """Plot, per query, the centres of its boxes in all images, coloured by size and shape.
 
     Args:
         most: number of queries shown: those matched most often, in the order of their numbers.
         threshold: lowest score of the boxes drawn; 0 draws every prediction, as the paper does.
-        points: largest number of boxes drawn per query, evenly chosen.
+            Of a query's boxes at most ``POINTS`` are drawn, evenly chosen.
 
     Raises:
         ValueError: ``most`` below 1.
@@ -110,7 +111,7 @@ def plot_query_boxes(
         ax.set_title(f"query {query}: {matched[query]:.0%}", fontsize=8)
         keep = predictions.scores[:, query] >= threshold
         boxes = predictions.boxes[keep, query]
-        boxes = boxes[torch.linspace(0, max(0, len(boxes) - 1), min(points, len(boxes))).long()]
+        boxes = boxes[torch.linspace(0, max(0, len(boxes) - 1), min(POINTS, len(boxes))).long()]
         kinds = box_kinds(boxes).numpy()
         colours = np.array([colour for _, colour in KINDS])[kinds]
         x, y = boxes[:, 0].numpy(), boxes[:, 1].numpy()

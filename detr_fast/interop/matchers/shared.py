@@ -156,8 +156,7 @@ def cost_blocks(fast: FastMatcher, outputs: Outputs, targets: Targets) -> list[T
     """Return each image's costs [N, M] in plain torch on the CPU; not finite where predictions are
     not. Labels and targets must have been checked.
     """
-    options = {name: getattr(fast, name) for name in reference.COST_OPTIONS}
-    weights = (fast.cost_class, fast.cost_bbox, fast.cost_giou)
+    arguments = reference.cost_arguments(fast)
     logits, boxes = outputs["pred_logits"].cpu(), outputs["pred_boxes"].cpu()
     real = torch.float64 if torch.float64 in (logits.dtype, boxes.dtype) else torch.float32
     return [
@@ -166,8 +165,7 @@ def cost_blocks(fast: FastMatcher, outputs: Outputs, targets: Targets) -> list[T
             boxes[b].to(real),
             target["labels"].cpu().long(),
             target["boxes"].cpu().to(real).reshape(-1, 4),
-            *weights,
-            **options,
+            **arguments,
         )
         for b, target in enumerate(targets)
     ]

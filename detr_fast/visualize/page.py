@@ -8,16 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.ops import box_convert
-
-from detr_fast.data import DetectionDataset
-from detr_fast.ops import box_iou, linear_sum_assignment
-from detr_fast.visualize.detections import PALETTE, draw_detections, enlarge, image_grid
-from detr_fast.visualize.figures import new_figure, open_axes, plain, to_image
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -130,102 +121,3 @@ def _row(tag: str, cells: Sequence[str], right: Sequence[bool]) -> str:
         for cell, number in zip(cells, right, strict=True)
     )
     return f"<tr>{''.join(parts)}</tr>"
-
-
-def image_quality(
-    found: Mapping[str, Tensor],  # scores [n], labels [n], boxes [n, 4] xyxy in pixels
-    labels: Tensor,  # [M]
-    boxes: Tensor,  # [M, 4] xyxy in the same pixels
-    score: float = 0.5,
-) -> float:
-    """Rate one image's detections, 0..1, to sort images by.
-
-    Detections of ``score`` or more are paired one to one with targets of the same class, for the
-    greatest sum of IoU. It is divided by the number of detections or of targets, whichever is
-    larger, so that misses and false alarms count alike. 1 with neither targets nor detections.
-    """
-    keep = found["scores"] >= score
-    most = max(int(keep.sum()), len(labels))
-    if most == 0:
-        return 1.0
-    if not keep.any() or not len(labels):
-        return 0.0
-    iou = box_iou(found["boxes"][keep].float(), boxes.float())
-    iou = iou * (found["labels"][keep][:, None] == labels)
-    rows, columns = linear_sum_assignment(iou.numpy(), maximize=True)
-    return float(iou[rows, columns].sum()) / most
-
-
-def truth_and_detections(
-    picture: Image.Image,
-    labels: Tensor,  # [M]
-    boxes: Tensor,  # [M, 4] cxcywh in 0..1
-    found: Mapping[str, Tensor],  # with boxes xyxy in 0..1
-    class_names: Sequence[str],
-    score: float = 0.5,
-    side: int = 300,
-) -> Image.Image:
-    """Draw targets on the left, detections of ``score`` or more on the right."""
-    shown, _ = enlarge(picture, side)
-    scale = torch.tensor([shown.width, shown.height] * 2)
-    keep = found["scores"] >= score
-    truth = draw_detections(
-        shown, box_convert(boxes, "cxcywh", "xyxy") * scale, labels, class_names
-    )
-    detections = draw_detections(
-        shown,
-        found["boxes"][keep] * scale,
-        found["labels"][keep],
-        class_names,
-        found["scores"][keep],
-    )
-    return image_grid([truth, detections], 2, gap=4)
-
-
-def plot_dataset(datasets: Mapping[str, DetectionDataset]) -> Image.Image:
-    """Plot objects per class, objects per image and box sizes, of each split."""
-    figure = new_figure(12, 3.6)
-    classes, counts, sizes = figure.subplots(1, 3)
-    for axes in (classes, counts, sizes):
-        open_axes(axes)
-    first = next(iter(datasets.values()))
-    names = list(first.class_names)
-    shown = np.argsort(-first.objects_per_class, kind="stable")[:15]
-    width = 0.8 / len(datasets)
-    for index, (split, dataset) in enumerate(datasets.items()):
-        colour = PALETTE[index]
-        per_class = dataset.objects_per_class
-        share = per_class[shown] / max(1, per_class.sum())
-        at = np.arange(len(shown)) + (index - (len(datasets) - 1) / 2) * width
-        classes.barh(at, share, width, color=colour, label=f"{split}, {per_class.sum():,} boxes")
-        per_image = dataset.objects_per_image
-        bins = np.arange(-0.5, max(d.objects_per_image.max() for d in datasets.values()) + 1.5)
-        weights = np.full(len(per_image), 1 / max(1, len(per_image)))
-        options = {"histtype": "step", "color": colour, "linewidth": 1.6}
-        counts.hist(per_image, bins, weights=weights, **options)
-        sides = _relative_sides(dataset)
-        if len(sides):
-            weights = np.full(len(sides), 1 / len(sides))
-            sizes.hist(sides, np.linspace(0, 1, 41), weights=weights, **options)
-    classes.set_yticks(range(len(shown)), [plain(names[k]) for k in shown], fontsize=8)
-    classes.invert_yaxis()
-    classes.set_title(
-        "share of the boxes by class" + (", top 15" if len(names) > 15 else ""), fontsize=10
-    )
-    handles, labels = classes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    counts.set_title("objects per image", fontsize=10)
-    counts.set_ylabel("share of the images")
-    counts.xaxis.get_major_locator().set_params(integer=True)
-    sizes.set_title("box size: root of its share of the image", fontsize=10)
-    sizes.set_ylabel("share of the boxes")
-    return to_image(figure)
-
-
-def _relative_sides(dataset: DetectionDataset) -> np.ndarray:
-    parts = []
-    for index in range(len(dataset)):
-        record = dataset.record(index)
-        x1, y1, x2, y2 = record.boxes.T
-        parts.append(np.sqrt((x2 - x1) * (y2 - y1) / (record.width * record.height)))
-    return np.concatenate(parts) if parts else np.zeros(0)
