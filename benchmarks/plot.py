@@ -56,7 +56,8 @@ def plot_sizes(rows: list[Row], path: Path) -> None:
                     ratio = mine[size]["speedup_to_published"]
                     if ratio:
                         text = f"{float(ratio):.0f}x"
-                        axes.text(x, time * 1.08, text, ha="center", va="bottom", fontsize=8)
+                        # From the bar's left edge: centred, it would lie on the bar beside it.
+                        axes.text(x - 0.12, time * 1.08, text, va="bottom", fontsize=8)
         axes.set_title(FAMILIES[family])
         axes.set_xticks(range(len(sizes)), sizes, fontsize=8)
         axes.set_xlabel("images x queries x targets (up to)")

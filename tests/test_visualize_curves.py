@@ -158,3 +158,6 @@ def test_rates_without_gradient_norms_are_a_line(monkeypatch):
     axes, _ = drawn(monkeypatch, data)
     (rate,) = [ax for ax in axes if ax.yaxis.get_ticks_position() == "right"]
     assert rate.lines[0].get_marker() == "None"
+    titles = [ax.get_title() for ax in axes]
+    assert any(title.startswith("learning rate") for title in titles)
+    assert not any("gradient norm" in title for title in titles)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from detr_fast.visualize import PALETTE, draw_detections, image_grid, scaled
+from detr_fast.visualize.detections import MOST_COVERED
 
 
 def rgb(colour: str) -> tuple[int, ...]:
@@ -59,6 +60,15 @@ def test_a_caption_without_a_free_place_is_left_out():
     shown = [bool(coloured(drawn, label)[4:-4, 4:-4].any()) for label in range(9)]
     assert shown[0] and not shown[-1]
     assert shown == sorted(shown, reverse=True)  # those of the highest scores are there
+
+
+def test_captions_leave_most_of_the_picture_free():
+    boxes = [[x, y, x + 20, y + 15] for y in range(20, 240, 25) for x in range(0, 320, 60)]
+    picture = Image.new("RGB", (320, 240))
+    drawn = draw_detections(picture, boxes, [0] * len(boxes), ["a name"], [0.9] * len(boxes))
+    alone = draw_detections(picture, boxes, [0] * len(boxes), [""])
+    covered = coloured(drawn, 0) & ~coloured(alone, 0)
+    assert 0.05 < covered.mean() < MOST_COVERED
 
 
 @pytest.mark.parametrize("size", [(30, 20), (12, 12), (3, 40)])

@@ -156,10 +156,14 @@ def _layer(name: str) -> int:
 
 def _optimizer(axes: Axes, train: Rows) -> None:
     x, y = _series(train, "grad_norm")
-    axes.plot(x, y, color=PALETTE[0], alpha=0.25, linewidth=0.8)
-    axes.plot(*_smooth(x, y), color=PALETTE[0], marker=_marker(y))
-    _log_scale(axes)
-    axes.tick_params(axis="y", which="both", labelcolor=PALETTE[0])
+    gradient = "gradient norm (blue), " if len(y) else ""
+    if gradient:
+        axes.plot(x, y, color=PALETTE[0], alpha=0.25, linewidth=0.8)
+        axes.plot(*_smooth(x, y), color=PALETTE[0], marker=_marker(y))
+        _log_scale(axes)
+        axes.tick_params(axis="y", which="both", labelcolor=PALETTE[0])
+    else:
+        axes.set_yticks([])
     other = axes.twinx()
     x, y = _series(train, "lr")
     other.plot(x, y, color=PALETTE[1], marker=_marker(y))
@@ -171,7 +175,7 @@ def _optimizer(axes: Axes, train: Rows) -> None:
     other.tick_params(axis="y", labelcolor=PALETTE[1])
     other.spines["top"].set_visible(False)
     unit = f" / 1e{exponent}" if exponent else ""
-    _title(axes, f"gradient norm (blue), learning rate{unit} (red)")
+    _title(axes, f"{gradient}learning rate{unit} (red)")
 
 
 def _line(axes: Axes, rows: Rows, name: str, label: str, colour: str) -> None:

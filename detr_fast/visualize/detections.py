@@ -1,6 +1,7 @@
 """Detections drawn into their image."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch import Tensor
 from detr_fast.visualize.captions import place_captions
 from detr_fast.visualize.figures import PALETTE
 from detr_fast.visualize.fonts import font_file
+
+MOST_COVERED = 0.15  # of an image, by captions
 
 
 def draw_detections(
@@ -21,7 +24,8 @@ def draw_detections(
 
     Lines and text grow with the image, so that they can be read at any size. Captions do not cover
     each other: they move around their boxes, those of the highest scores choosing first, and one
-    that finds no free place is left out.
+    that finds no free place is left out. So are those that would make captions cover more than
+    ``MOST_COVERED`` of the image: of many detections, colours still tell the classes.
     """
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
@@ -45,7 +49,10 @@ def draw_detections(
         extents.append(draw.textbbox((0, 0), texts[-1], font=fonts[-1]))
     margin = line + 1
     sizes = [(x2 - x1 + 2 * margin, y2 - y1 + 2 * margin) for x1, y1, x2, y2 in extents]
-    places = place_captions(corners, sizes, picture.size)
+    covered = accumulate(width * height for width, height in sizes)
+    most = MOST_COVERED * picture.width * picture.height
+    shown = max(1, sum(area <= most for area in covered))
+    places = place_captions(corners[:shown], sizes[:shown], picture.size)
     for n, place in enumerate(places):
         if place is None:
             continue
