@@ -40,8 +40,9 @@ def test_attention(run, voc_folder, tmp_path, capsys):
         (["--threshold", "0", "--layer", "some"], "--layer is 'some'"),
         (["--threshold", "0", "--point", "100,3"], "outside the 64 x 64 image"),
     ):
-        assert main([*options, *extra]) == 2
-        assert message in capsys.readouterr().err
+        out = tmp_path / "none"
+        assert main([*options, *extra, "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err and not out.exists()
     for extra in (["--point", "5"], ["--most", "0"], ["--threshold", "nan"], ["--threshold", "2"]):
         with pytest.raises(SystemExit):
             main([*options, *extra])

@@ -27,6 +27,7 @@ from detr_fast.training.datasets import open_val_data
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.recipes import eval_recipe
 from detr_fast.visualize import (
+    NoDetection,
     collect_predictions,
     plot_decoder_attention,
     plot_encoder_attention,
@@ -122,22 +123,13 @@ def _attention(args: argparse.Namespace) -> None:
     picture = F.to_pil_image(pixels)
     layer = args.layer if args.layer == "all" else _number("layer", args.layer)
     head = args.head if args.head in ("mean", "each") else _number("head", args.head)
-    amp = amp_dtype(args.amp, device)
+    inputs, amp = image.to(device), amp_dtype(args.amp, device)
+    nothing = None
     with autocast(device, amp):
-        encoder = plot_encoder_attention(
-            model,
-            image.to(device),
-            picture,
-            args.point,
-            head="mean" if head == "each" else head,
-        )
-    # Save it first: it needs no detection.
-    _save(args.out, {f"{args.image.stem}-encoder": encoder})
-    try:
-        with autocast(device, amp):
+        try:
             decoder = plot_decoder_attention(
                 model,
-                image.to(device),
+                inputs,
                 picture,
                 checkpoint["class_names"],
                 threshold=args.threshold,
@@ -145,8 +137,13 @@ def _attention(args: argparse.Namespace) -> None:
                 head=head,
                 most=args.most,
             )
-    except ValueError as error:
-        raise ValueError(f"{args.image}: {error}") from error
+        except NoDetection as error:  # which the encoder's picture does not need
+            nothing = error
+        one = "mean" if head == "each" else head
+        encoder = plot_encoder_attention(model, inputs, picture, args.point, head=one)
+    _save(args.out, {f"{args.image.stem}-encoder": encoder})
+    if nothing is not None:
+        raise ValueError(f"{args.image}: {nothing}") from nothing
     _save(args.out, {f"{args.image.stem}-decoder": decoder})
 
 

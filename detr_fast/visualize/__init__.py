@@ -5,7 +5,11 @@ Functions that begin with ``plot_`` or ``draw_`` return a ``PIL.Image``.
 
 from detr_fast.visualize.ablation import ablation_report, plot_ablation
 from detr_fast.visualize.attention import AttentionRecord, attention_weights, record_attention
-from detr_fast.visualize.attention_figures import plot_decoder_attention, plot_encoder_attention
+from detr_fast.visualize.attention_figures import (
+    NoDetection,
+    plot_decoder_attention,
+    plot_encoder_attention,
+)
 from detr_fast.visualize.curves import plot_training
 from detr_fast.visualize.dataset import plot_dataset
 from detr_fast.visualize.detections import draw_detections
@@ -26,6 +30,7 @@ __all__ = [
     "AttentionRecord",
     "CellGrid",
     "ImageMatching",
+    "NoDetection",
     "QueryPredictions",
     "ablation_report",
     "attention_weights",

@@ -26,6 +26,10 @@ from detr_fast.visualize.heatmap import CellGrid, overlay
 Views = list[tuple[str, Tensor, Tensor]]  # title, weights [n, h, w], boxes [n, 4] xyxy in pixels
 
 
+class NoDetection(ValueError):
+    """A picture of detections was wanted of an image without any."""
+
+
 @torch.no_grad()
 def plot_decoder_attention(
     model: nn.Module,
@@ -50,8 +54,8 @@ def plot_decoder_attention(
     Leaves the model in evaluation mode.
 
     Raises:
-        ValueError: no detection above the threshold, no such layer or head, ``most`` below 1, or
-            all layers and each head at once.
+        NoDetection: a ValueError: no detection above the threshold.
+        ValueError: no such layer or head, ``most`` below 1, or all layers and each head at once.
     """
     if most < 1:
         raise ValueError(f"most is {most}, expected at least 1")
@@ -66,7 +70,7 @@ def plot_decoder_attention(
     scores, order = result["scores"].sort(descending=True)
     queries = order[scores >= threshold][:most]
     if not len(queries):
-        raise ValueError(
+        raise NoDetection(
             f"no detection reaches {threshold}, the best is {float(scores[0]):.3f}: "
             "lower the threshold"
         )
