@@ -36,7 +36,7 @@ def test_attention(run, voc_folder, tmp_path, capsys):
         assert main([*options, "--threshold", "0", *extra]) == 0
     capsys.readouterr()
     for extra, message in (
-        (["--threshold", "1"], "no detection reaches 1.0"),
+        (["--threshold", "0", "--layer", "7"], "decoder layer 7"),
         (["--threshold", "0", "--layer", "some"], "--layer is 'some'"),
         (["--threshold", "0", "--point", "100,3"], "outside the 64 x 64 image"),
     ):
