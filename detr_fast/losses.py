@@ -89,15 +89,15 @@ class SetCriterion(nn.Module):
             batches: how many these are; 1 without ``step_counts``.
 
         Returns:
-            ``loss``, the weighted total to differentiate. Without gradient: the unweighted parts
-            ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder layer, and the same with
-            ``_0``, ``_1``, ... of the earlier ones; ``class_error`` (percent of the last layer's
-            matched queries whose best class is wrong); ``cardinality_error`` (mean over images of
-            | number of non-empty predictions - number of targets |); ``no_object_matched`` and
-            ``no_object_unmatched`` (mean probability of "no object" of the last layer's queries
-            with and without a target); and, numbered like the losses, ``rematched_0``,
-            ``rematched_1``, ... of all layers but the last (share of the targets that get another
-            query in the next layer). A mean over nothing is 0.
+            float32 scalars. ``loss``, the weighted total to differentiate. Without gradient: the
+            unweighted parts ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder layer,
+            and the same with ``_0``, ``_1``, ... of the earlier ones; ``class_error`` (percent of
+            the last layer's matched queries whose best class is wrong); ``cardinality_error`` (mean
+            over images of | number of non-empty predictions - number of targets |);
+            ``no_object_matched`` and ``no_object_unmatched`` (mean probability of "no object" of
+            the last layer's queries with and without a target); and, numbered like the losses,
+            ``rematched_0``, ``rematched_1``, ... of all layers but the last (share of the targets
+            that get another query in the next layer). A mean over nothing is 0.
 
         Raises:
             ValueError: bad outputs or targets that the matcher finds, with their place; a matcher's

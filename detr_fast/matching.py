@@ -11,7 +11,6 @@ images.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +134,8 @@ class FastMatcher(nn.Module):
 
         Returns:
             For each image ``(index_i, index_j)``: int64 tensors of length min(N, M) with the
-            matched queries, ascending, and the target of each.
+            matched queries, ascending, and the target of each. Of several assignments that cost the
+            same, which is not specified. All of a call's tensors are views of one.
 
         Raises:
             ValueError: for a missing key, a wrong shape or dtype, B other than ``len(targets)``, a
@@ -184,10 +184,7 @@ class FastMatcher(nn.Module):
         packed = targets if isinstance(targets, PackedTargets) else PackedTargets.pack(targets)
         if _uses_packed_path(layers):
             packed = packed.to(layers[0]["pred_logits"].device)
-            # Traced code is for one pattern of which images have more targets than queries if it
-            # knows the counts: they are not needed here.
-            sizes_unknown = replace(packed, counts=None) if _is_traced() else packed
-            query_index, _, _ = self._solve_packed(layers, sizes_unknown)
+            query_index, _, _ = self._solve_packed(layers, packed, pairs=False)
             return Matches(query_index, packed)
         query_index, _ = matching_cpu.solve_packed(
             layers, packed.unpack(), len(packed.labels), self._options()
@@ -225,7 +222,7 @@ class FastMatcher(nn.Module):
                     "targets were packed with a capacity, so the host does not know the lengths of "
                     "the lists: use match_packed"
                 )
-            _, index, placed = self._solve_packed(layers, targets)
+            _, index, placed = self._solve_packed(layers, targets, pairs=True)
             n = layers[0]["pred_logits"].shape[1]
             sizes = [min(n, m) for m in placed.counts]
             if self._indices_on_cpu():
@@ -248,14 +245,17 @@ class FastMatcher(nn.Module):
         return [matches[k * b : (k + 1) * b] for k in range(len(layers))]
 
     def _solve_packed(
-        self, layers: Sequence[Mapping[str, Tensor]], targets: Targets
+        self, layers: Sequence[Mapping[str, Tensor]], targets: Targets, pairs: bool
     ) -> tuple[Tensor, Tensor, matching_packed.PlacedTargets]:  # from launch, and its targets
         logits, boxes = matching_packed.read_layers(layers)
         device = logits[0].device
         real = compute_dtype(boxes[0].dtype)
         placed = matching_packed.read_targets(targets, len(logits[0]), device, real)
-        solve = matching_traced.match if _is_traced() else matching_cuda.launch
-        query_index, index = solve(logits, boxes, placed, self._options())
+        options = self._options()
+        if _is_traced():
+            query_index, index = matching_traced.match(logits, boxes, placed, options, pairs)
+        else:
+            query_index, index = matching_cuda.launch(logits, boxes, placed, options)
         if self.validate == "sync" and not matching_cuda.is_deferred(device):
             faults.check_faults(device)
         return query_index, index, placed

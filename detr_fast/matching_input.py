@@ -190,7 +190,7 @@ def pack_and_copy(tensors: list[Tensor]) -> list[Tensor]:
 
 def check_layers(layers: Sequence[Mapping[str, Tensor]]) -> None:
     """Raise ValueError for a missing key, and for shapes or dtypes that do not fit."""
-    if hasattr(layers, "keys"):
+    if isinstance(layers, Mapping):
         raise ValueError("layers is one layer's outputs, expected a list of them")
     for k, layer in enumerate(layers):
         name = layer_name(k, len(layers))
@@ -222,7 +222,7 @@ def check_layers(layers: Sequence[Mapping[str, Tensor]]) -> None:
 
 
 def _check_keys(value: object, name: str) -> None:
-    if not hasattr(value, "keys"):
+    if value is None or isinstance(value, (Tensor, str, list, tuple)):  # no mapping of any kind
         raise ValueError(f"{name} must be a dict of tensors, not {type(value).__name__}")
 
 
@@ -233,7 +233,7 @@ def _check_tensor(value: object, name: str) -> None:
 
 def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> None:
     """Raise ValueError for a missing key, and for shapes or dtypes that do not fit."""
-    if hasattr(targets, "keys"):
+    if isinstance(targets, Mapping):
         raise ValueError("targets is one dict, expected a list of one per image")
     if len(targets) != images:
         raise ValueError(f"predictions for {images} images, but {len(targets)} targets")

@@ -17,15 +17,18 @@ def match(
     boxes: Sequence[Tensor],  # L of [B, N, 4]
     targets: PlacedTargets,
     options: CostOptions,
-) -> tuple[Tensor, Tensor]:  # as matching_cuda.launch; pairs if counts are known
+    pairs: bool,  # whether they are wanted, for which counts must be known
+) -> tuple[Tensor, Tensor]:  # as matching_cuda.launch
     """Call the operator."""
+    # With the counts, what is traced is for one pattern of images with more targets than queries.
+    counts = targets.counts if pairs else None
     return _match(
         list(logits),
         list(boxes),
         targets.labels,
         targets.boxes,
         targets.offsets,
-        targets.counts,
+        counts,
         targets.most,
         [*options.weights, *options.focal_options, *options.giou_divisor],
         options.focal,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_matching import assert_same, predictions, targets_of
+from matching_cases import assert_same, predictions, targets_of
 
 from detr_fast import FastMatcher, PackedTargets, faults, matching_traced
 from detr_fast.matching_packed import read_layers, read_targets
@@ -139,6 +139,7 @@ def test_the_operator_is_registered_right(capacity) -> None:
             return function(*args, **(kwargs or {}))
 
     with Record():
-        matching_traced.match(logits, boxes, given, matcher._options())
+        pairs = given.counts is not None
+        matching_traced.match(logits, boxes, given, matcher._options(), pairs)
     ((function, args),) = [(f, a) for f, a in called if f is operator.default]
     torch.library.opcheck(function, args)
