@@ -109,7 +109,7 @@ def run(row: Row, seed: int, seconds: float, too_slow: float) -> dict[str, dict[
         layer["pred_logits"] = layer["pred_logits"].to(getattr(torch, row.dtype))
     exact = [{key: value.double() for key, value in layer.items()} for layer in layers]
     wide = [{**target, "boxes": target["boxes"].double()} for target in targets]
-    optimum = totals(exact, wide, HungarianMatcher().match_layers(exact, wide))
+    optimum = totals(exact, wide, [HungarianMatcher()(layer, wide) for layer in exact])
     excess = {}
 
     def check(results: Mapping[str, object]) -> None:

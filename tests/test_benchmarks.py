@@ -268,7 +268,8 @@ def test_training_steps_in_processes_of_their_own():
     )
     assert [row["variant"] for row in rows] == [PUBLISHED, EAGER] and not contenders
     for row in rows:
-        assert row["calls"] >= 5 and row["peak_mb"] > 100 and row["page_faults"] >= 0
+        assert row["calls"] >= 5 and row["peak_mb"] > 100
+        assert row["page_faults"] < 3000  # with the default allocator 4000 at least
         assert row["peak_mb_per_image"] == row["peak_mb"]
         assert 0 < row["forward_ms"] < row["step_ms"]
     (failure,) = failures.lines

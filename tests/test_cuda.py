@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from devices import needs_cuda, needs_two_gpus
+from matching_cases import CASES, predictions, targets_of
 from scipy.optimize import linear_sum_assignment as scipy_solve
-from test_matching import CASES, predictions, targets_of
 
 from benchmarks.cases import FAMILIES, Case, make
 from benchmarks.sanitized import on_gpu

@@ -20,6 +20,7 @@ import test_cuda
 import torch
 from devices import OnGpu
 from emulated_cuda import SOURCE, Emulated, build
+from matching_cases import predictions, targets_of
 from test_box_iou import test_batches_are_their_images as test_iou_of_batches
 from test_box_iou import test_equals_torchvision as test_iou_equals_torchvision
 from test_box_iou import test_every_constellation as test_iou_of_every_constellation
@@ -53,7 +54,6 @@ from test_cuda import (
     test_the_largest_cost_and_forbidden_pairs,
     test_the_largest_costs_that_differ,
 )
-from test_matching import predictions, targets_of
 from test_matching_cuda import (
     test_dtypes_and_layouts,
     test_options_arrive,

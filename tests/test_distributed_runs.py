@@ -38,6 +38,9 @@ class SomeBoxes(Shapes):
         return pixels, record
 
 
+TINY = {"model": "tiny", "backbone_weights": None}
+
+
 def train(*args, **options) -> Trainer:
     trainer = prepare(*args, **options)
     trainer.run()
@@ -47,7 +50,7 @@ def train(*args, **options) -> Trainer:
 def prepare(
     run: Path, weights: Path, most: int, elsewhere: int | None = None, **options
 ) -> Trainer:
-    """Four steps with frozen batch norm and without dropout: nothing is of a process alone."""
+    """Four steps without dropout: only the tiny model's batch norm is of a process alone."""
     config = TrainConfig.create(
         **{
             **{"model": "resnet18", "backbone_weights": str(weights), "recipe": "small"},
@@ -85,12 +88,21 @@ def _one_of_two(rank: int, folder: str) -> None:
         "halves": {"most": 1, "batch_size": 4},
         "quarters": {"most": 1, "batch_size": 2, "accumulate": 2},
         "many": {"most": 9, "batch_size": 4},
-        "unlabelled": {"most": 9, "elsewhere": 0, "batch_size": 4},
-        "all unlabelled": {"most": 0, "batch_size": 4},
+        "unlabelled": {"most": 9, "elsewhere": 0, "batch_size": 4, **TINY},
+        "all unlabelled": {"most": 0, "batch_size": 4, **TINY},
     }.items():
         trainer = train(path / name, weights, **options)
         torch.save(trainer.model.state_dict(), path / f"{name}-{rank}.pt")
+    _save_together(rank, path)
     dist.destroy_process_group()
+
+
+def _save_together(rank: int, path: Path) -> None:
+    trainer = prepare(path / "saving", path, most=1, batch_size=2, **TINY)
+    trainer.save_minutes = (30.0, 1e-9)[rank]
+    saved = saved_steps(trainer)
+    trainer.run()
+    (path / f"saving-{rank}.json").write_text(json.dumps(saved))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +160,7 @@ class TestCurve:
 def _out_of_memory_in_one_of_two(rank: int, folder: str) -> None:
     path = Path(folder)
     start_process(rank, path)
-    trainer = prepare(path / "run", path, most=1, model="tiny", backbone_weights=None)
+    trainer = prepare(path / "run", path, most=1, **TINY)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
     seen = fails_beyond(trainer, (99, 3)[rank])
     with pytest.raises((ValueError, RuntimeError)) as error:
@@ -171,21 +183,9 @@ def test_out_of_memory_in_one_process_is_no_step_of_the_others(tmp_path):
     assert whole[0] == [8] and "gloo" in whole[1] and whole[2]
 
 
-def _saving_one_of_two(rank: int, folder: str) -> None:
-    path = Path(folder)
-    start_process(rank, path)
-    trainer = prepare(path / "run", path, most=1, model="tiny", backbone_weights=None, batch_size=2)
-    trainer.save_minutes = (30.0, 1e-9)[rank]
-    saved = saved_steps(trainer)
-    trainer.run()
-    dist.destroy_process_group()
-    (path / f"{rank}.json").write_text(json.dumps(saved))
-
-
-def test_processes_save_together(tmp_path):
+def test_processes_save_together(two_processes):
     """Where one of them finds that it is time."""
-    torch.multiprocessing.spawn(_saving_one_of_two, (str(tmp_path),), nprocs=2)
-    steps = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    steps = [json.loads((two_processes / f"saving-{rank}.json").read_text()) for rank in (0, 1)]
     assert steps == [[1, 2, 3, 4, 5, 6, 7, 8, 8]] * 2  # the last one is evaluated
 
 

@@ -253,14 +253,34 @@ def test_a_report_that_is_stopped_leaves_what_was_done_and_no_process(tmp_path) 
     assert gone(int(started[0]))
 
 
-def test_output_comes_as_it_is_written(tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def cut_off_at(monkeypatch):
+    """Ends a time limit as soon as the log shows these words: nobody has to wait for it."""
+    wait = subprocess.Popen.wait
+
+    def end_once(log: Path, *shown: str) -> None:
+        def wait_less(process, timeout=None):
+            limit = time.monotonic() + (timeout or 0)
+            while process.poll() is None and time.monotonic() < limit:
+                text = log.read_text()
+                if all(words in text for words in shown):
+                    break
+                time.sleep(0.05)
+            return wait(process, timeout and 0)
+
+        monkeypatch.setattr(subprocess.Popen, "wait", wait_less)
+
+    return end_once
+
+
+def test_output_comes_as_it_is_written(tmp_path, monkeypatch, cut_off_at) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     log = tmp_path / "log"
-    command = python("import time; print('early'); time.sleep(60)")
-    child.run(command, log, 3, tmp_path, {"A": "b"})
-    assert log.read_text() == "early\n"
     child.run(python("import os; print(os.environ['A'])"), log, 20, tmp_path, {"A": "b"})
-    assert log.read_text() == "early\nb\n"
+    assert log.read_text() == "b\n"
+    cut_off_at(log, "early")
+    child.run(python("import time; print('early'); time.sleep(60)"), log, 20, tmp_path, {})
+    assert log.read_text() == "b\nearly\n"
 
 
 @pytest.fixture
@@ -287,7 +307,9 @@ def test_tests_run_without_xdist_too(monkeypatch, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("-n", "2")], ids=["here", "xdist"])
-def test_why_a_test_failed_is_known_when_the_run_is_cut_off(report, tmp_path, more) -> None:
+def test_why_a_test_failed_is_known_when_the_run_is_cut_off(
+    report, tmp_path, cut_off_at, more
+) -> None:
     if more:
         pytest.importorskip("xdist")
     (tmp_path / "test_bad.py").write_text(
@@ -296,12 +318,14 @@ def test_why_a_test_failed_is_known_when_the_run_is_cut_off(report, tmp_path, mo
     (tmp_path / "test_none.py").write_text("import no_such_package\n")
     command = (sys.executable, "-m", "pytest", "-p", "benchmarks.failing_tests", str(tmp_path))
     command += ("-p", "no:cacheprovider", "--continue-on-collection-errors", *more)
+    reasons = "assert (6 * 7) == 41", "no_such_package"
+    cut_off_at(tmp_path / "log.txt", *reasons)
     page = report(Step("tests", "Tests", 1, command), code=1, options=("--seconds", "20"))
     assert "cut off after" in page
     failed = page[page.index("### What failed") :]
     assert "FAILED " in failed and "test_bad.py::test_bad" in failed and "test_none.py" in failed
     log = (tmp_path / "log.txt").read_text()
-    assert "assert (6 * 7) == 41" in log and "no_such_package" in log
+    assert all(reason in log for reason in reasons)
 
 
 def test_what_is_left_out_is_a_failure(report, tmp_path) -> None:

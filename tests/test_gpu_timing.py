@@ -223,10 +223,12 @@ def test_what_is_compared_is_right_and_what_is_wrong_is_found(family) -> None:
         assert len(results) >= least and case.wrong(results) == {}
         name = next(iter(results))
         others = {"other batch": case.variants[name](1), **results}
-        if case.about["what"] not in (LOSSES, IOU):  # one batch only
+        searches = case.about["what"] not in (LOSSES, IOU)  # these have one batch only
+        if searches:
             assert list(case.wrong(others)) == ["other batch"]
         assert case.wrong({}) == {}
-        assert case.steps() >= 0
+        if family != "trained":  # there the cheapest columns may be all different
+            assert (case.steps() > 0) == searches
 
 
 def test_each_call_has_a_largest_target_count_of_its_own() -> None:

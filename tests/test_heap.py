@@ -9,7 +9,7 @@ import pytest
 
 from detr_fast import cli
 
-PAGES = 20_000
+PAGES = 10_000  # of a block, which is larger than the 32 MiB up to which glibc adapts
 TOUCH = f"""
 import ctypes, resource, sys
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: huge pages are few
@@ -18,12 +18,12 @@ import torch
 
 if "keep" in sys.argv:
     print(keep_freed_memory())
-floats = {PAGES} * resource.getpagesize() // 8
+floats = {PAGES} * resource.getpagesize() // 4
 faults = []
 for _ in range(12):  # of which the first few make the heap grow
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(floats) for _ in range(4)]
-    del blocks
+    block = torch.ones(floats)
+    del block
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(min(faults[6:]))
 """

@@ -281,7 +281,9 @@ def test_a_subclass_has_the_last_word():
 def test_a_matcher_whose_class_cost_is_a_weight():  # as transformers calls it
     matcher = Lists()
     matcher.class_cost = 2.0
-    SetCriterion(K, matcher)
+    outputs, targets = predictions(2, 1, 7), some_targets([2])
+    expected = SetCriterion(K)(outputs, targets)
+    torch.testing.assert_close(SetCriterion(K, matcher)(outputs, targets), expected)
 
 
 def test_a_matcher_that_returns_something_else_is_named():

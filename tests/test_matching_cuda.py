@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 import torch
-from test_matching import CASES, assert_same, predictions, targets_of
+from matching_cases import CASES, assert_same, predictions, targets_of
 
 from detr_fast import _C, FastMatcher, PackedTargets, faults, matching, matching_cuda, reference
 from detr_fast.ops.library import current_stream

@@ -6,42 +6,17 @@ import sys
 
 import pytest
 import torch
+from matching_cases import K, assert_same, predictions, targets_of
 
 import detr_fast
 from detr_fast import _C, FastMatcher, reference
 
 HERE = os.path.dirname(__file__)
 PACKAGE = os.path.dirname(os.path.dirname(detr_fast.__file__))  # the same in subprocesses
-K = 7  # classes
-
-
-def predictions(b, n, c=K, seed=0, scale=1.0):
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "pred_logits": scale * torch.randn(b, n, c, generator=g),
-        "pred_boxes": torch.rand(b, n, 4, generator=g) * 0.9 + 0.05,
-    }
-
-
-def targets_of(sizes, seed=0, k=K):
-    g = torch.Generator().manual_seed(1000 + seed)
-    return [
-        {
-            "labels": torch.randint(0, k, (m,), generator=g),
-            "boxes": torch.rand(m, 4, generator=g) * 0.9 + 0.05,
-        }
-        for m in sizes
-    ]
 
 
 def in_double(items):
     return [{k: v.double() if v.is_floating_point() else v for k, v in i.items()} for i in items]
-
-
-def assert_same(ours, twins):
-    assert [(i.tolist(), j.tolist()) for i, j in ours] == [
-        (i.tolist(), j.tolist()) for i, j in twins
-    ]
 
 
 OPTIONS = [
@@ -58,7 +33,8 @@ OPTIONS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_options_equal_the_twin(options, dtype):
     for seed in range(20):
-        outputs, targets = predictions(3, 50, K + 1, seed, scale=4), targets_of([9, 0, 60], seed)
+        outputs = predictions(3, 50, seed=seed, scale=4)
+        targets = targets_of([9, 0, 60], seed=seed)
         outputs = {key: value.to(dtype) for key, value in outputs.items()}
         twin = reference.HungarianMatcher(2, 5, 2, **options)
         expected = twin(*in_double([outputs]), in_double(targets))
@@ -70,7 +46,7 @@ def test_options_change_the_match(options):
     """Otherwise the comparison above would prove nothing."""
     differs = 0
     for seed in range(20):
-        outputs, targets = predictions(1, 60, K, seed, scale=4), targets_of([40], seed, K - 1)
+        outputs, targets = predictions(1, 50, seed=seed, scale=4), targets_of([60], seed=seed)
         plain = FastMatcher(2, 5, 2)(outputs, targets)
         ours = FastMatcher(2, 5, 2, **options)(outputs, targets)
         differs += ours[0][0].tolist() != plain[0][0].tolist() or (
@@ -105,18 +81,18 @@ def test_focal_costs_are_accurate_to_float32(gamma):
 
 
 def test_focal_labels_use_every_logit():
-    outputs, targets = predictions(1, 10, K), targets_of([3])
-    targets[0]["labels"][1] = K - 1
-    FastMatcher(class_cost="focal")(outputs, targets)
+    outputs, targets = predictions(1, 10), targets_of([3])
     targets[0]["labels"][1] = K
+    FastMatcher(class_cost="focal")(outputs, targets)
+    targets[0]["labels"][1] = K + 1
     with pytest.raises(
-        ValueError, match=r"^targets\[0\]\['labels'\]\[1\] is 7, but .* \(0\.\.6\)$"
+        ValueError, match=r"^targets\[0\]\['labels'\]\[1\] is 6, but .* \(0\.\.5\)$"
     ):
         FastMatcher(class_cost="focal")(outputs, targets)
 
 
 def test_focal_with_infinite_and_nan_logits():
-    outputs, targets = predictions(1, 20, K), targets_of([5])
+    outputs, targets = predictions(1, 20), targets_of([5])
     label = targets[0]["labels"][2]
     outputs["pred_logits"][0, 3, label] = torch.inf  # certain of it
     outputs["pred_logits"][0, 4, label] = -torch.inf
@@ -151,7 +127,7 @@ def test_nonfinite_last_takes_what_is_finite_first(kind, sizes, dtype):
     """30 queries, of which 9 have no cost."""
     queries = list(range(1, 28, 3))
     for seed in range(5):
-        outputs, targets = predictions(1, 30, K + 1, seed), targets_of(sizes, seed)
+        outputs, targets = predictions(1, 30, seed=seed), targets_of(sizes, seed=seed)
         spoil(outputs, kind, queries)
         outputs = {key: value.to(dtype) for key, value in outputs.items()}
         with pytest.raises(ValueError, match=r"^outputs\['pred_(logits|boxes)'\]\[0, 1\] "):
@@ -170,7 +146,7 @@ def test_nonfinite_last_takes_what_is_finite_first(kind, sizes, dtype):
 
 
 def test_nonfinite_last_with_nothing_finite_still_matches():
-    outputs, targets = predictions(2, 10, K + 1), targets_of([4, 12])
+    outputs, targets = predictions(2, 10), targets_of([4, 12])
     outputs["pred_logits"].fill_(torch.nan)
     matches = FastMatcher(nonfinite="last")(outputs, targets)
     assert [len(i) for i, _ in matches] == [4, 10]
@@ -186,8 +162,8 @@ def test_of_a_focal_cost_only_pairs_with_nan_logits_come_last(dtype):
     options = {"class_cost": "focal", "nonfinite": "last"}
     ((i, j),) = FastMatcher(**options)(outputs, targets)
     assert (i.tolist(), j.tolist()) == ([0, 1], [1, 0])
-    outputs, targets = predictions(4, 20), targets_of([9, 0, 30, 3])
-    spoilt = torch.rand(4, 20, K, generator=torch.Generator().manual_seed(1)) < 0.3
+    outputs, targets = predictions(4, 20), targets_of([9, 0, 30, 3], k=K + 1)
+    spoilt = torch.rand(4, 20, K + 1, generator=torch.Generator().manual_seed(1)) < 0.3
     outputs["pred_logits"][spoilt] = torch.nan
     outputs = {key: value.to(dtype) for key, value in outputs.items()}
     given = in_double(targets) if dtype == torch.float64 else targets
@@ -215,12 +191,12 @@ def test_last_is_behind_costs_of_any_size(dtype):
 
 
 def test_nonfinite_last_changes_nothing_where_all_is_finite():
-    outputs, targets = predictions(3, 40, K + 1), targets_of([5, 0, 50])
+    outputs, targets = predictions(3, 40), targets_of([5, 0, 50])
     assert_same(FastMatcher(nonfinite="last")(outputs, targets), FastMatcher()(outputs, targets))
 
 
 def test_nonfinite_last_still_refuses_bad_targets():
-    outputs, targets = predictions(1, 10, K + 1), targets_of([4])
+    outputs, targets = predictions(1, 10), targets_of([4])
     targets[0]["boxes"][2, 0] = torch.nan
     with pytest.raises(ValueError, match=r"^targets\[0\]\['boxes'\]\[2\] is \[nan"):
         FastMatcher(nonfinite="last")(outputs, targets)
@@ -251,7 +227,7 @@ def test_option_errors(arguments, message):
 
 @OPTION_ERRORS
 def test_options_changed_later_are_checked_by_the_next_call(arguments, message):
-    matcher, given = FastMatcher(), (predictions(1, 10, K + 1), targets_of([4]))
+    matcher, given = FastMatcher(), (predictions(1, 10), targets_of([4]))
     matcher(*given)
     for name, value in arguments.items():
         setattr(matcher, name, value)

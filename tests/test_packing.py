@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from devices import needs_cuda
-from test_matching import CASES, predictions, targets_of
+from matching_cases import CASES, predictions, targets_of
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader

@@ -72,9 +72,6 @@ def test_killed_run_resumes_to_the_same_losses(voc_folder, tmp_path):
         )
 
     whole = start(*options, "--name", "whole", "--workers", "1")
-    output, _ = whole.communicate(timeout=240)
-    assert whole.returncode == 0, output
-
     killed = start(*options, "--name", "killed", "--workers", "0")
     metrics = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -84,6 +81,8 @@ def test_killed_run_resumes_to_the_same_losses(voc_folder, tmp_path):
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
+    output, _ = whole.communicate(timeout=240)
+    assert whole.returncode == 0, output
     steps_before = load_checkpoint(tmp_path / "killed")["step"]
     assert 0 < steps_before < load_checkpoint(tmp_path / "whole")["step"]
 

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from matching_cases import predictions, targets_of
 
 import detr_fast
 from detr_fast import _C, FastMatcher
@@ -25,26 +26,11 @@ def restore_threads():
     torch.set_num_threads(before)
 
 
-def predictions(layers=6, b=8, n=300, c=92):
-    g = torch.Generator().manual_seed(0)
-    return [
-        {
-            "pred_logits": torch.randn(b, n, c, generator=g),
-            "pred_boxes": torch.rand(b, n, 4, generator=g),
-        }
-        for _ in range(layers)
-    ]
-
-
-def targets_of(sizes=(30, 0, 50, 7, 90, 1, 20, 40)):
-    g = torch.Generator().manual_seed(1)
-    return [
-        {
-            "labels": torch.randint(0, 91, (m,), generator=g),
-            "boxes": torch.rand(m, 4, generator=g),
-        }
-        for m in sizes
-    ]
+def batch(layers=6):
+    """Predictions and targets that are work enough for several threads."""
+    sizes = (30, 0, 50, 7, 90, 1, 20, 40)
+    outputs = [predictions(8, 300, k=91, seed=seed) for seed in range(layers)]
+    return outputs, targets_of(sizes, k=91)
 
 
 def as_lists(matches):
@@ -52,7 +38,7 @@ def as_lists(matches):
 
 
 def test_matches_do_not_depend_on_the_number_of_threads():
-    layers, targets, results = predictions(), targets_of(), []
+    (layers, targets), results = batch(), []
     for threads in (1, 2, 3, 8):
         torch.set_num_threads(threads)
         results.append(as_lists(FastMatcher().match_layers(layers, targets)))
@@ -71,7 +57,7 @@ def test_assignments_do_not_depend_on_the_number_of_threads():
 
 
 def test_the_first_fault_is_reported_whichever_thread_finds_one_first():
-    layers, targets = predictions(), targets_of()
+    layers, targets = batch()
     for layer, image, query in ((5, 7, 3), (2, 4, 9), (2, 2, 200), (2, 2, 201), (3, 0, 0)):
         layers[layer]["pred_boxes"][image, query, 2] = -1
     torch.set_num_threads(4)
@@ -81,7 +67,7 @@ def test_the_first_fault_is_reported_whichever_thread_finds_one_first():
 
 
 def test_calls_from_several_threads_at_once():
-    layers, targets = predictions(layers=2), targets_of()
+    layers, targets = batch(layers=2)
     torch.set_num_threads(3)
     expected = as_lists(FastMatcher().match_layers(layers, targets))
     failures = []
@@ -102,9 +88,9 @@ def test_calls_from_several_threads_at_once():
 SETUP = """
 import os, sys, torch
 sys.path.insert(0, {tests!r})
-from test_threads import as_lists, predictions, targets_of
+from test_threads import as_lists, batch
 from detr_fast import FastMatcher, _C
-layers, targets, matcher = predictions(), targets_of(), FastMatcher()
+(layers, targets), matcher = batch(), FastMatcher()
 """
 
 

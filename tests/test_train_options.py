@@ -9,6 +9,7 @@ from training_cases import small_trainer
 from detr_fast import _C
 from detr_fast.cli import main
 from detr_fast.cli.benchmark import measure
+from detr_fast.data import Batch
 from detr_fast.training import TrainConfig
 from detr_fast.training.datasets import open_data
 from detr_fast.training.graph import WARM_UP, cuda_graph_obstacle
@@ -32,9 +33,10 @@ def fails_beyond(trainer, images: int) -> list[int]:
     return seen
 
 
-def batch_of(trainer, size: int) -> tuple:
+def batch_of(trainer, size: int) -> Batch:
     targets = [{"labels": torch.tensor([0]), "boxes": torch.full((1, 4), 0.5)}] * size
-    return torch.randn(size, 3, 48, 64), torch.zeros(size, 48, 64, dtype=torch.bool), targets
+    mask = torch.zeros(size, 48, 64, dtype=torch.bool)
+    return Batch(torch.randn(size, 3, 48, 64), mask, targets)
 
 
 def test_out_of_memory_says_what_fits(tmp_path):

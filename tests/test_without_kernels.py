@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from devices import OnGpu
-from test_matching import assert_same, predictions, targets_of
+from matching_cases import assert_same, predictions, targets_of
 
 from detr_fast import _C, FastMatcher, linear_sum_assignment
 from detr_fast.matching_packed import read_layers, read_targets
