@@ -81,7 +81,9 @@ def loader_table(rows: list[Row]) -> str:
     for set_, title in LOADER_SETS.items():
         cells = []
         for name in LOADERS:
-            mine = [r["images_per_second"] for r in rows if (r["set"], r["variant"]) == (set_, name)]
+            mine = [
+                r["images_per_second"] for r in rows if (r["set"], r["variant"]) == (set_, name)
+            ]
             cells.append(max(mine, key=float, default="-"))
         lines.append(table_line(title, *cells))
     return "\n".join(lines)

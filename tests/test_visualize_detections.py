@@ -103,7 +103,9 @@ def test_captions_know_more_than_ascii():
 
 def test_a_box_outside_the_picture_or_turned_over_is_no_error():
     image = Image.new("RGB", (50, 50))
-    draw_detections(image, [[-20, -20, 10, 10], [60, 60, 90, 90], [30, 30, 20, 20]], [0] * 3, ["a"])
+    drawn = draw_detections(image, [[-20, -20, 10, 10], [60, 60, 90, 90]], [0, 1], ["a"] * 2)
+    assert drawn.size == (50, 50) and coloured(drawn, 0)[:9, 10].all()
+    assert coloured(draw_detections(image, [[40, 40, 30, 30]], [0], ["a"]), 0)[40, 40]
 
 
 def test_grid():
