@@ -31,7 +31,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="in the small recipe; default: the size of each image",
+        help="in the small recipe, whatever an image's proportions; default: each image's own",
     )
     data.add_argument(
         "--flip-vertical",
