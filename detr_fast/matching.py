@@ -44,7 +44,8 @@ class FastMatcher(nn.Module):
     nothing: the indices stay on the GPU, targets on the CPU get there by one asynchronous copy, and
     bad values are reported by a later call (see ``validate``). Tensors on other devices, and CUDA
     tensors in a build without CUDA kernels, are copied to the CPU in one transfer per call, and the
-    indices copied back. Under ``torch.compile`` the whole matching is one operator.
+    indices copied back. Under ``torch.compile`` the whole matching is one operator;
+    ``torch.jit.trace`` records it for the numbers of targets that it sees.
 
     Args:
         cost_class: weight of the class cost.
@@ -77,6 +78,8 @@ class FastMatcher(nn.Module):
         ValueError: if all weights are 0, one is not within +-1e28, or an option is invalid.
     """
 
+    _checked: tuple[MatcherOptions, CostOptions] | None = None  # by _options
+
     def __init__(
         self,
         cost_class: float = 1,
@@ -106,7 +109,6 @@ class FastMatcher(nn.Module):
         self.nonfinite = nonfinite
         self.index_device = index_device
         self.validate = validate
-        self._checked: tuple[MatcherOptions, CostOptions] | None = None
         self._options()
 
     @property

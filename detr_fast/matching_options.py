@@ -1,9 +1,9 @@
 """FastMatcher's options: checked, and as compiled code takes them."""
 
 import math
-import numbers
 from typing import NamedTuple
 
+WEIGHTS = ("cost_class", "cost_bbox", "cost_giou")
 _LARGEST_WEIGHT = 1e28  # float32 can hold the costs of coordinates up to 1e8
 
 
@@ -39,7 +39,7 @@ class MatcherOptions(NamedTuple):
         Raises:
             ValueError: for an option that is invalid; names it.
         """
-        self._check_numbers()
+        numbers = self._numbers()
         for name, choices in (
             ("class_cost", ("softmax", "focal")),
             ("giou_guard", ("none", "eps", "clamp")),
@@ -53,32 +53,38 @@ class MatcherOptions(NamedTuple):
             if choice not in choices:
                 allowed = ", ".join(map(str, choices))
                 raise ValueError(f"{name} is {choice!r}, but must be one of {allowed}")
-        eps = self.giou_eps
+        eps = numbers["giou_eps"]
         return CostOptions(
-            (self.cost_class, self.cost_bbox, self.cost_giou),
+            tuple(numbers[name] for name in WEIGHTS),
             self.class_cost == "focal",
-            (self.focal_alpha, self.focal_gamma, self.focal_eps),
+            (numbers["focal_alpha"], numbers["focal_gamma"], numbers["focal_eps"]),
             (eps if self.giou_guard == "eps" else 0, eps if self.giou_guard == "clamp" else 0),
             self.nonfinite == "last",
         )
 
-    def _check_numbers(self) -> None:
-        weights = ("cost_class", "cost_bbox", "cost_giou")
-        for name in (*weights, "focal_alpha", "focal_gamma", "focal_eps", "giou_eps"):
+    def _numbers(self) -> dict[str, float]:
+        """Return the options that are numbers, in the precision in which they are checked."""
+        numbers = {}
+        for name in (*WEIGHTS, "focal_alpha", "focal_gamma", "focal_eps", "giou_eps"):
             value = getattr(self, name)
-            if not isinstance(value, numbers.Real):
-                raise ValueError(f"{name} is {value!r}, but must be a number")
-        for name in weights:
-            weight = getattr(self, name)
-            if not abs(weight) <= _LARGEST_WEIGHT:
-                raise ValueError(f"{name} is {weight}, but must be in +-{_LARGEST_WEIGHT:g}")
-        if self.cost_class == self.cost_bbox == self.cost_giou == 0:
+            try:
+                numbers[name] = float(value + 0)  # which a text cannot
+            except (TypeError, ValueError, RuntimeError):
+                raise ValueError(f"{name} is {value!r}, but must be a number") from None
+        for name in WEIGHTS:
+            if not abs(numbers[name]) <= _LARGEST_WEIGHT:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but must be in +-{_LARGEST_WEIGHT:g}"
+                )
+        if not any(numbers[name] for name in WEIGHTS):
             raise ValueError("all costs can't be 0, but cost_class, cost_bbox and cost_giou are")
-        if not 0 <= self.focal_alpha <= 1:
+        if not 0 <= numbers["focal_alpha"] <= 1:
             raise ValueError(f"focal_alpha is {self.focal_alpha}, but must be in 0..1")
-        gamma = self.focal_gamma
-        if not 0 <= gamma < math.inf:
-            raise ValueError(f"focal_gamma is {gamma}, but must be finite and not negative")
-        for name, eps in (("focal_eps", self.focal_eps), ("giou_eps", self.giou_eps)):
-            if not 1e-30 <= eps <= 1:  # a float32 can hold it, and its logarithm
-                raise ValueError(f"{name} is {eps}, but must be in 1e-30..1")
+        if not 0 <= numbers["focal_gamma"] < math.inf:
+            raise ValueError(
+                f"focal_gamma is {self.focal_gamma}, but must be finite and not negative"
+            )
+        for name in ("focal_eps", "giou_eps"):
+            if not 1e-30 <= numbers[name] <= 1:  # a float32 can hold it, and its logarithm
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be in 1e-30..1")
+        return numbers

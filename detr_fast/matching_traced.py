@@ -48,6 +48,11 @@ def _kernel(
     focal: bool,
     nonfinite_last: bool,
 ) -> tuple[Tensor, Tensor]:
+    if counts is not None and sum(counts) != len(labels):
+        raise ValueError(
+            f"{len(labels)} targets, but the matching was traced for images with {list(counts)}: "
+            "trace it again for other numbers of targets"
+        )
     options = CostOptions(tuple(cost[:3]), focal, tuple(cost[3:6]), tuple(cost[6:]), nonfinite_last)
     # Compiled code may choose other strides than those that were traced.
     logits, boxes = [t.contiguous() for t in logits], [t.contiguous() for t in boxes]

@@ -466,6 +466,15 @@ class TestErrors:
         assert "a data worker died" in error and "fewer --workers" in error
         assert "DataLoader worker (pid" in error
 
+    def test_a_run_may_be_a_link(self, run, tmp_path, capsys):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "mine").symlink_to(tmp_path / "disk")
+        options = ["--runs", str(tmp_path / "runs"), "--name", "mine", "--epochs", "0"]
+        assert "epochs is 0" in self.fails(capsys, "train", *options)
+        shutil.copytree(run, tmp_path / "disk", dirs_exist_ok=True)
+        assert "exists: choose another" in self.fails(capsys, "train", *options[:4])
+
     @pytest.mark.parametrize("name", ["", ".", "..", "a/../..", "/tmp/elsewhere"])
     def test_a_name_that_is_no_folder(self, capsys, tmp_path, name):
         error = self.train(capsys, tmp_path, "shapes", "--name", name)

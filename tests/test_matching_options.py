@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from matching_cases import K, assert_same, predictions, targets_of
@@ -213,6 +215,9 @@ OPTION_ERRORS = pytest.mark.parametrize(
         ({"focal_eps": 0}, "focal_eps is 0, but must be in 1e-30..1"),
         ({"giou_eps": float("nan")}, "giou_eps is nan, but must be in 1e-30..1"),
         ({"focal_alpha": "0.25"}, "focal_alpha is '0.25', but must be a number"),
+        ({"focal_eps": np.float16(2)}, "focal_eps is 2.0, but must be in 1e-30..1"),
+        ({"cost_giou": np.float16("inf")}, "cost_giou is inf, but must be in +-1e+28"),
+        ({"giou_eps": None}, "giou_eps is None, but must be a number"),
         ({"validate": "never"}, "validate is 'never', but must be one of deferred, sync"),
     ],
 )
@@ -223,6 +228,18 @@ def test_option_errors(arguments, message):
     with pytest.raises(ValueError) as raised:
         FastMatcher(**arguments)
     assert str(raised.value) == message
+
+
+def test_limits_are_not_rounded_to_the_numbers_precision():
+    with pytest.raises(ValueError, match=r"focal_eps is 0\.0, but must be in 1e-30"):
+        FastMatcher(focal_eps=np.float16(0))
+
+
+@pytest.mark.parametrize("number", [np.float16(2), np.int64(2), Fraction(2), torch.tensor(2.0)])
+def test_numbers_of_any_kind(number):
+    given = predictions(1, 10, K + 1), targets_of([4])
+    (found,), (expected,) = (FastMatcher(n, giou_guard="eps")(*given) for n in (number, 2))
+    assert torch.equal(torch.stack(found), torch.stack(expected))
 
 
 @OPTION_ERRORS

@@ -55,6 +55,19 @@ def test_jit_traces_the_operator() -> None:
         assert torch.equal(traced(*layer.values()), match(*layer.values()))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_jit_is_for_the_numbers_of_targets_it_saw() -> None:
+    (layer,), (target,) = sample((4,), layers=1)
+
+    def match(labels, boxes):
+        return FastMatcher()(layer, [{"labels": labels, "boxes": boxes}])[0][0]
+
+    traced = torch.jit.trace(match, tuple(target.values()))
+    (other,) = targets_of([5])
+    with pytest.raises(Exception, match="5 targets, but the matching was traced for images with"):
+        traced(*other.values())
+
+
 def test_numbers_of_targets_do_not_recompile_for_ever() -> None:
     """Not even of targets packed without a capacity, of which there may be more than queries."""
     matcher = FastMatcher()

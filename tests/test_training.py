@@ -13,7 +13,7 @@ from torch import nn
 from training_cases import small_trainer, train_rows
 
 from detr_fast import _C, faults
-from detr_fast.data import Shapes, fixed_eval
+from detr_fast.data import Batch, Shapes, fixed_eval
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint
 from detr_fast.training.averaging import WeightAverage
@@ -59,10 +59,11 @@ def test_accumulated_batches_are_one_large_batch(tmp_path, counts):
         {"labels": torch.arange(m) % 3, "boxes": torch.rand(m, 4) * 0.5 + 0.1} for m in counts
     ]
     images, mask = torch.randn(8, 3, 48, 48), torch.zeros(8, 48, 48, dtype=torch.bool)
-    halves = [(images[:4], mask[:4], targets[:4]), (images[4:], mask[4:], targets[4:])]
+    whole = Batch(images, mask, targets)
+    halves = [Batch(*(part[of] for part in whole)) for of in (slice(4), slice(4, 8))]
     losses = [
         trainer.train_on(batches)
-        for trainer, batches in zip(trainers, ([(images, mask, targets)], halves), strict=True)
+        for trainer, batches in zip(trainers, ([whole], halves), strict=True)
     ]
     for a, b in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
@@ -189,7 +190,7 @@ def test_a_diverged_run_stops_and_leaves_the_checkpoint(tmp_path):
     empty = {"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
     step = trainer.train_on
     trainer.train_on = lambda batches: step(
-        [(images, mask, [empty] * len(targets)) for images, mask, targets in batches]
+        [batch._replace(targets=[empty] * len(batch.targets)) for batch in batches]
     )
     nn.init.constant_(trainer.model.class_embed.bias, math.nan)
     with pytest.raises(ValueError, match="loss is nan by step 7: the training diverged"):
@@ -273,5 +274,5 @@ def test_images_without_any_object(tmp_path):
     trainer = small_trainer(tmp_path, epochs=1)
     empty = {"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
     mask = torch.zeros(2, 48, 48, dtype=torch.bool)
-    losses = trainer.train_on([(torch.randn(2, 3, 48, 48), mask, [empty, empty])])
+    losses = trainer.train_on([Batch(torch.randn(2, 3, 48, 48), mask, [empty, empty])])
     assert losses["loss"].isfinite() and losses["loss_bbox"] == 0

@@ -289,6 +289,7 @@ class TestFigures:
             ({"threshold": 1.0}, "no detection reaches 1.0, the best is 0"),
             ({"threshold": 0, "head": 4}, "no head 4: there are 4"),
             ({"threshold": 0, "head": "first"}, "no head 'first': there are 4"),
+            ({"threshold": 0, "head": True}, "no head True: there are 4"),
             ({"threshold": 0, "layer": 5}, "decoder layer 5"),
             ({"threshold": 0, "layer": "all", "head": "each"}, "either all layers or each head"),
         ):

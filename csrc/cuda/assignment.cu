@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kWarps = 8;
 // Where many more problems wait than can run at once, blocks of few warps solve more of them at the
-// same time: all warps share the rows, but the searches of small problems use only one.
+// same time: all warps share the rows, but the searches of small problems use only one. It must
+// also be that shared memory allows as many warps as with larger blocks.
 constexpr int kFewWarps = 2;
 constexpr int64_t kManyRounds = 4;  // of as many problems as can run at once
 
@@ -34,10 +35,8 @@ struct Batch {
   }
 };
 
-// Problems of any shapes: as many as fit into a kernel's arguments, which are 4 KB, or 32 KB since
-// CUDA 12.1 and compute capability 7.0.
-constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
-constexpr bool kLargeArguments = CUDART_VERSION >= 12010 && kArchitectures[0] >= 700;
+// Problems of any shapes: as many as fit into a kernel's arguments, 4 KB, or 32 KB since CUDA 12.1.
+constexpr bool kLargeArguments = CUDART_VERSION >= 12010;
 
 template <class Real>
 struct Ragged {
@@ -123,6 +122,8 @@ class Launcher {
     memory_.solver_bytes = static_cast<uint32_t>(shared_.solver);
   }
 
+  bool all_resident() const { return shared_.all_resident; }
+
   // `first` is the number of problems launched before.
   template <class Problems>
   void run(const Problems& problems, int64_t count, Output out, int64_t first = 0) const {
@@ -130,7 +131,6 @@ class Launcher {
                    : run_with<false>(problems, count, out, first);
   }
 
-  // For problems whose solver's memory is in shared memory.
   template <bool kShared, class Problems>
   void run_with(const Problems& problems, int64_t count, Output out, int64_t first = 0) const {
     const auto kernel = &assign<Real, Problems, kWarps, kShared>;
@@ -154,13 +154,14 @@ template <class Real>
 void launch_batch(const AssignmentInput& in, Output out, int device, Stream stream) {
   const Batch<Real> batch = {static_cast<const Real*>(in.cost[0]), in.rows[0], in.cols[0],
                              in.transposed[0]};
-  const int64_t at_once = resident_blocks(kWarps, true) *
-                          int64_t(device_attribute(cudaDevAttrMultiProcessorCount, device));
-  const bool in_shared = solver_workspace(device, batch.rows, batch.cols) == 0;
   if constexpr (std::is_same_v<Real, float>) {  // only: each kernel takes long to compile
-    if (in_shared && in.problems >= kManyRounds * at_once) {
-      Launcher<Real, kFewWarps>(nullptr, in.problems, true, batch.rows, batch.cols, device, stream)
-          .template run_with<true>(batch, in.problems, out);
+    const int64_t at_once = resident_blocks(kWarps, true) *
+                            int64_t(device_attribute(cudaDevAttrMultiProcessorCount, device));
+    const Launcher<Real, kFewWarps> few(nullptr, in.problems, true, batch.rows, batch.cols, device,
+                                        stream);
+    const bool is_small = batch.cols <= TeamSolver<Block<kFewWarps>, Real>::kWarpColumns;
+    if (is_small && few.all_resident() && in.problems >= kManyRounds * at_once) {
+      few.template run_with<true>(batch, in.problems, out);
       return;
     }
   }

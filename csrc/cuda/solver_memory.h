@@ -21,9 +21,10 @@ constexpr int resident_blocks(int warps, bool shared) {
 
 // A block's shared memory holds SolverMemory, if that fits, followed by `room` costs.
 struct SharedMemory {
-  size_t solver;  // bytes; 0: the solver's memory is in the workspace
-  size_t bytes;   // total
-  int64_t room;   // costs
+  size_t solver;      // bytes; 0: the solver's memory is in the workspace
+  size_t bytes;       // total
+  int64_t room;       // costs
+  bool all_resident;  // whether as many blocks run at once as registers allow, or as there are
 
   // For blocks of `warps` warps that solve `problems` problems of at most rows x cols in one
   // launch, all of that size if `one_size`. More shared memory per block makes each step of the
@@ -47,6 +48,7 @@ struct SharedMemory {
     // What no problem can use is better left to the cache, which has the costs then.
     room = fitting >= rows * cols ? rows * cols : one_size ? 0 : fitting;
     bytes = solver + room * size_of_cost;
+    all_resident = needed <= share;
   }
 };
 

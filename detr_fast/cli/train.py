@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -53,7 +54,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default=None,
         metavar="RUN",
         help="a run's folder: resume exactly where it stopped, with its options; "
-        "with --epochs N, up to N epochs in total",
+        "with --epochs N, up to N epochs in total; --workers and --cache-gb may differ",
     )
     run.add_argument(
         "--continue",
@@ -240,7 +241,8 @@ def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
 def _named(runs: Path, name: str) -> Path:
     """Return the folder of that name, which must be in ``runs``."""
     folder = runs / name
-    if runs.resolve() not in folder.resolve().parents:
+    # By their names alone: a run may be a link to another disk.
+    if Path(os.path.abspath(runs)) not in Path(os.path.abspath(folder)).parents:
         raise ValueError(f"--name is {name!r}, expected the name of a folder in {runs}")
     return folder
 

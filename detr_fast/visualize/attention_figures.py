@@ -123,9 +123,9 @@ def _of_head(head: int | str) -> str:
 def _head(weights: Tensor, head: int | str) -> Tensor:  # [heads, n, h, w] -> [n, h, w]
     if head == "mean":
         return weights.mean(0)
-    if not isinstance(head, int) or not 0 <= head < len(weights):
+    if isinstance(head, (str, bool, float)) or not 0 <= int(head) < len(weights):
         raise ValueError(f"no head {head!r}: there are {len(weights)}, counted from 0, and 'mean'")
-    return weights[head]
+    return weights[int(head)]
 
 
 def _rows(
