@@ -137,12 +137,10 @@ def target_classes(
 
 
 # The keyword options of matching_cost; FastMatcher has attributes of the same names.
-COST_OPTIONS = ("class_cost", "focal_alpha", "focal_gamma", "focal_eps", "giou_guard", "giou_eps")
-
-
 def cost_arguments(matcher: Any) -> dict[str, Any]:
     """Return the weights and options of a FastMatcher as keyword arguments of matching_cost."""
-    names = ("cost_class", "cost_bbox", "cost_giou", *COST_OPTIONS)
+    names = ("cost_class", "cost_bbox", "cost_giou", "class_cost")
+    names += ("focal_alpha", "focal_gamma", "focal_eps", "giou_guard", "giou_eps")
     return {name: getattr(matcher, name) for name in names}
 
 

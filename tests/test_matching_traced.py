@@ -3,6 +3,7 @@
 import pytest
 import torch
 from matching_cases import assert_same, predictions, targets_of
+from torch._dynamo.testing import CompileCounter
 
 from detr_fast import FastMatcher, PackedTargets, faults, matching_traced
 from detr_fast.matching_packed import read_layers, read_targets
@@ -70,14 +71,8 @@ def test_jit_is_for_the_numbers_of_targets_it_saw() -> None:
 
 def test_numbers_of_targets_do_not_recompile_for_ever() -> None:
     """Not even of targets packed without a capacity, of which there may be more than queries."""
-    matcher = FastMatcher()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(matcher.match_packed, fullgraph=True, backend=backend)
+    matcher, counter = FastMatcher(), CompileCounter()
+    compiled = torch.compile(matcher.match_packed, fullgraph=True, backend=counter)
     generator = torch.Generator().manual_seed(0)
     for seed in range(20):
         sizes = torch.randint(0, 9, (6,), generator=generator).tolist()
@@ -85,24 +80,18 @@ def test_numbers_of_targets_do_not_recompile_for_ever() -> None:
         packed = PackedTargets.pack(targets_of(sizes, seed=seed))
         found = compiled(layers, packed).query_index
         assert torch.equal(found, matcher.match_packed(layers, packed).query_index)
-    assert len(graphs) <= 3
+    assert counter.frame_count <= 3
 
 
 def test_sizes_do_not_recompile_for_ever() -> None:
-    matcher = FastMatcher()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(matcher.match_packed, fullgraph=True, dynamic=True, backend=backend)
+    matcher, counter = FastMatcher(), CompileCounter()
+    compiled = torch.compile(matcher.match_packed, fullgraph=True, dynamic=True, backend=counter)
     for seed, sizes in enumerate([(3, 2), (5, 7), (2, 9), (8, 3), (4, 6)]):
         layers = [predictions(2, 20, seed=seed)]
         packed = PackedTargets.pack(targets_of(sizes, seed=seed), capacity=20)
         found = compiled(layers, packed).query_index
         assert torch.equal(found, matcher.match_packed(layers, packed).query_index)
-    assert len(graphs) == 1
+    assert counter.frame_count == 1
 
 
 def test_lists_of_other_lengths_are_matched_by_the_same_code() -> None:

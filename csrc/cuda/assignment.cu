@@ -157,12 +157,11 @@ void launch_batch(const AssignmentInput& in, Output out, int device, Stream stre
   if constexpr (std::is_same_v<Real, float>) {  // only: each kernel takes long to compile
     const int64_t at_once = resident_blocks(kWarps, true) *
                             int64_t(device_attribute(cudaDevAttrMultiProcessorCount, device));
-    const Launcher<Real, kFewWarps> few(nullptr, in.problems, true, batch.rows, batch.cols, device,
-                                        stream);
     const bool is_small = batch.cols <= TeamSolver<Block<kFewWarps>, Real>::kWarpColumns;
-    if (is_small && few.all_resident() && in.problems >= kManyRounds * at_once) {
-      few.template run_with<true>(batch, in.problems, out);
-      return;
+    if (is_small && in.problems >= kManyRounds * at_once) {
+      const Launcher<Real, kFewWarps> few(nullptr, in.problems, true, batch.rows, batch.cols,
+                                          device, stream);
+      if (few.all_resident()) return few.template run_with<true>(batch, in.problems, out);
     }
   }
   Launcher<Real, kWarps>(in.memory, in.problems, true, batch.rows, batch.cols, device, stream)

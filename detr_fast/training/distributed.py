@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detr_fast import processes
-from detr_fast.processes import world_size
+from detr_fast.processes import mean, world_size
 
 # torch 2.15 renamed the argument, and warns about the old name.
 _SYNC_BUFFERS = (
@@ -124,7 +123,7 @@ def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the means of scalar tensors over all processes, with one reduction."""
     if world_size() == 1:
         return dict(values)
-    means = processes.mean(torch.stack([value.float() for value in values.values()]))
+    means = mean(torch.stack([value.float() for value in values.values()]))
     return dict(zip(values, means, strict=True))
 
 

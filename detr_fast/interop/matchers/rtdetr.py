@@ -12,8 +12,7 @@ from detr_fast.interop.matchers.shared import (
     place,
 )
 from detr_fast.matching import Pairs
-
-_WEIGHTS = ("cost_class", "cost_bbox", "cost_giou")
+from detr_fast.matching_options import WEIGHTS
 
 
 class HungarianMatcher(Matcher):
@@ -41,9 +40,9 @@ class HungarianMatcher(Matcher):
     ) -> None:
         super().__init__()
         for name in weight_dict:
-            if name not in _WEIGHTS:
+            if name not in WEIGHTS:
                 raise ValueError(
-                    f"weight_dict has {name!r}, but must have only {', '.join(_WEIGHTS)}"
+                    f"weight_dict has {name!r}, but must have only {', '.join(WEIGHTS)}"
                 )
         self.cost_class = weight_dict["cost_class"]
         self.cost_bbox = weight_dict["cost_bbox"]
