@@ -24,6 +24,7 @@ from detr_fast.training.engine import SAVE_MINUTES, Interrupted
 from detr_fast.training.lock import FolderLock
 from detr_fast.training.logs import read_metrics
 from detr_fast.visualize import plot_training
+from detr_fast.wording import counted
 
 _OF_MACHINE = ("workers", "cache_gb")  # options that may differ where a run is resumed
 _PATIENCE = 120.0  # seconds that --continue waits for the end of the process that it replaces
@@ -190,8 +191,8 @@ def _resume(folder: Path, options: dict[str, Any]) -> tuple[dict[str, Any], Trai
             )
         if processes.rank() == 0 and config.epochs != then.epochs:
             print(
-                f"note   {config.epochs} epochs in all instead of {then.epochs}: the learning rate "
-                f"follows the {config.schedule} schedule of {config.epochs}"
+                f"note   {counted(config.epochs, 'epoch')} in all instead of {then.epochs}: "
+                f"the learning rate follows the {config.schedule} schedule of {config.epochs}"
             )
     return checkpoint, config
 
@@ -262,8 +263,9 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
     counts = train_set.objects_per_image
     crowded = int((counts > config.num_queries).sum())
     warning = (
-        f"note   {crowded} training images have more objects (up to {counts.max()}) than there are "
-        f"queries ({config.num_queries}); the surplus cannot be learned: raise --num-queries"
+        f"note   {counted(crowded, 'training image')} with more objects (up to {counts.max()}) "
+        f"than there are queries ({config.num_queries}); the surplus cannot be learned: raise "
+        "--num-queries"
     )
     caches = {
         name: data.cache.describe()
@@ -276,8 +278,8 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
             f"queries, on {trainer.device} in {number}",
             f"train  {train_set.describe()}",
             f"val    {val_set.describe()}",
-            f"run    {trainer.run_dir}, {config.epochs} epochs of {trainer.steps_per_epoch} steps "
-            f"of {images} images{started}",
+            f"run    {trainer.run_dir}, {counted(config.epochs, 'epoch')} of "
+            f"{counted(trainer.steps_per_epoch, 'step')} of {counted(images, 'image')}{started}",
             *(f"cache  {name}: {line}" for name, line in caches.items()),
             *([warning] if crowded else []),
         ]

@@ -22,6 +22,7 @@ from detr_fast.data.cache import ImageCache
 from detr_fast.data.errors import DataError
 from detr_fast.data.images import ImageFile, read_image
 from detr_fast.data.transforms import Recipe
+from detr_fast.wording import counted
 
 Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
@@ -189,13 +190,13 @@ class DetectionDataset(Dataset):
         empty = int((counts == 0).sum())
         return ", ".join(
             [
-                _count(len(self), "image"),
-                _count(int(counts.sum()), "box", "boxes"),
-                f"{_count(len(names), 'class', 'classes')} ({shown})",
-                *([f"{_count(self.clipped, 'box', 'boxes')} clipped"] if self.clipped else []),
-                f"{_count(zero, 'zero-area box', 'zero-area boxes')} dropped",
-                f"{_count(crowd, 'crowd region')} dropped",
-                f"{_count(empty, 'image')} without objects",
+                counted(len(self), "image"),
+                counted(int(counts.sum()), "box", "boxes"),
+                f"{counted(len(names), 'class', 'classes')} ({shown})",
+                *([f"{counted(self.clipped, 'box', 'boxes')} clipped"] if self.clipped else []),
+                f"{counted(zero, 'zero-area box', 'zero-area boxes')} dropped",
+                f"{counted(crowd, 'crowd region')} dropped",
+                f"{counted(empty, 'image')} without objects",
             ]
         )
 
@@ -311,7 +312,3 @@ def _to_coco(dataset: DetectionDataset) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
         coco.createIndex()
     return coco
-
-
-def _count(number: int, singular: str, plural: str | None = None) -> str:
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

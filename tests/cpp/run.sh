@@ -15,7 +15,7 @@ run() { # name, regex of test names, build targets, options of cmake
   { cmake -S "$here" -B "$work/$name" "$@" &&
     cmake --build "$work/$name" --parallel 2 --target $targets; } >"$work/log" 2>&1 ||
     { cat "$work/log"; return 1; }
-  (cd "$work/$name" && ctest --output-on-failure --tests-regex "$tests")
+  (cd "$work/$name" && ctest --parallel 2 --output-on-failure --tests-regex "$tests")
 }
 
 run address '.*' all -DSANITIZE=address,undefined
