@@ -5,7 +5,7 @@ Torch is neither imported nor linked, so one build serves every torch version. E
 CXX                   the C++ compiler
 MAX_JOBS              how many files to compile at once; default: one per core
 DETR_FAST_CUDA        1 requires CUDA, 0 omits it; unset: CUDA is built if nvcc is found
-CUDA_HOME, CUDA_PATH  where to look for nvcc, before PATH
+CUDA_HOME, CUDA_PATH  where to look for nvcc, before PATH and /usr/local/cuda
 CUDAHOSTCXX           nvcc's host compiler; default: the C++ compiler
 TORCH_CUDA_ARCH_LIST  architectures to compile kernels for, "8.0;9.0+PTX"; default: ARCHITECTURES
 CMAKE_ARGS            further arguments to CMake
@@ -97,6 +97,9 @@ def decide_cuda(compiler: str) -> Cuda:
     return Cuda(f"on: {nvcc} {origin}; architectures {choice}", nvcc, host, architectures)
 
 
+USUAL_CUDA = "/usr/local/cuda"  # where NVIDIA's installers put the toolkit, without adding to PATH
+
+
 def find_nvcc() -> tuple[str, str]:
     """Return the path of nvcc ("" if none), and where it was found or why it was not."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
@@ -105,8 +108,11 @@ def find_nvcc() -> tuple[str, str]:
             if nvcc is None:
                 stop(f"{name}={home} has no bin/nvcc: correct or unset it, or set DETR_FAST_CUDA=0")
             return nvcc, f"(from {name})"
-    nvcc = shutil.which("nvcc")
-    return (nvcc, "(on PATH)") if nvcc else ("", "there is no nvcc: set CUDA_HOME to its toolkit")
+    if nvcc := shutil.which("nvcc"):
+        return nvcc, "(on PATH)"
+    if nvcc := shutil.which("nvcc", path=os.path.join(USUAL_CUDA, "bin")):
+        return nvcc, "(the usual place)"
+    return "", "there is no nvcc: set CUDA_HOME to its toolkit"
 
 
 def nvcc_architectures(nvcc: str) -> list[str]:

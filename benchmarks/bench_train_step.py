@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.failures import Failures
-from benchmarks.gpu_names import PUBLISHED
+from benchmarks.gpu_names import PUBLISHED, TRANSFORMERS
 from benchmarks.gpu_profile import waits
 from benchmarks.harness import environment_info, measure, write_csv
 from benchmarks.step_contenders import CONTENDERS, IMPOSSIBLE, Case, Contender
@@ -266,6 +266,7 @@ def main() -> None:
         to_profile += [(row, contenders[row["variant"]]) for row in found if contenders]
         rows += found
         write_csv(args.out, rows)
+    to_profile.sort(key=lambda entry: entry[0]["variant"] in (PUBLISHED, TRANSFORMERS))
     for row, contender in to_profile:
         try:
             row["host_waits"] = waits(contender.step)

@@ -58,7 +58,7 @@ def steps(out: Path, capability: str, quick: bool) -> list[Step]:
     files = [f"tests/{path.name}" for path in gpu_tests()]
     tests = (*module, "pytest", "-v", "--no-header", "--tb=short", "-m", "gpu", *files)
     tests += ("--continue-on-collection-errors", "-o", "faulthandler_timeout=60")
-    tests += ("-rs", "-p", "benchmarks.failing_tests")
+    tests += ("-rfEs", "-p", "benchmarks.failing_tests")
     if importlib.util.find_spec("xdist"):
         tests += ("-n", "8", "--dist", "worksteal")  # a few tests compile a model, for long
     one_thread = {"OMP_NUM_THREADS": "1"}
@@ -80,17 +80,17 @@ def steps(out: Path, capability: str, quick: bool) -> list[Step]:
     memcheck = (*watch, "memcheck", "--report-api-errors", "no", *watched)
     racecheck = (*watch, "racecheck", *watched)
     return [
-        Step("build", "Build", 110, build, environment=for_this_gpu),
+        Step("build", "Build", 90, build, environment=for_this_gpu),
         Step("build", "Info", 20, (*module, "detr_fast.info")),
         Step("tests", "GPU tests", 110, tests, r"\d+ passed", one_thread),
         # A kernel that breaks the process takes only its own kind of rows along.
-        Step("bench", "Matching", 45, (*bench, "--sets", "matching")),
-        Step("bench", "Assignment", 60, (*bench, "--sets", "assignment")),
+        Step("bench", "Matching", 55, (*bench, "--sets", "matching")),
+        Step("bench", "Assignment", 80, (*bench, "--sets", "assignment")),
         Step("bench", "Boxes", 20, (*bench, "--sets", "box_losses", "box_iou")),
         Step("bench", "Picture", 10, draw),
         Step("train", "Training step", 40, train("train_step.csv", "transformers", "detr_fast")),
         Step("train", "CUDA graph", 35, train("train_step_graph.csv", "detr_fast CUDA graph")),
-        Step("train", "Compiled", 60, train("train_step_compiled.csv", "detr_fast compiled")),
+        Step("train", "Compiled", 100, train("train_step_compiled.csv", "detr_fast compiled")),
         Step("sanitizer", "Sanitizer memcheck", 35, memcheck, clean, own_memory),
         Step("sanitizer", "Sanitizer racecheck", 35, racecheck, clean),
     ]
@@ -104,11 +104,12 @@ def gpu_tests() -> list[Path]:
 
 
 def _sanitizer() -> str:
-    """Path of compute-sanitizer: on PATH, or where nvcc is; its bare name where it is nowhere."""
+    """Path of compute-sanitizer: on PATH, or where nvcc is or may be; its bare name otherwise."""
     name = "compute-sanitizer"
     nvcc = shutil.which("nvcc")
     folders = [os.environ.get("PATH", ""), str(Path(os.environ.get("CUDA_HOME", ""), "bin"))]
     folders += [str(Path(nvcc).resolve().parent)] if nvcc else []
+    folders.append("/usr/local/cuda/bin")
     return shutil.which(name, path=os.pathsep.join(folders)) or name
 
 

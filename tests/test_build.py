@@ -110,9 +110,13 @@ def tree(tmp_path):
     version = importlib.metadata.version("setuptools")
     if int(version.split(".")[0]) < 77:
         pytest.skip(f"setuptools {version} is too old to run setup.py")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, tmp_path)
+    script = (ROOT / "setup.py").read_text()  # this machine may have a toolkit in the usual place
+    assert 'USUAL_CUDA = "/usr/local/cuda"' in script
+    script = script.replace('"/usr/local/cuda"', repr(str(tmp_path / "usual")))
+    (tmp_path / "setup.py").write_text(script)
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     (tmp_path / "detr_fast").mkdir()
     shutil.copy(ROOT / "detr_fast" / "__init__.py", tmp_path / "detr_fast")
@@ -191,16 +195,22 @@ def test_cuda_home_without_nvcc_gives_one_line(tree, tmp_path):
 
 
 @linux_only
-@pytest.mark.parametrize("case", ["switched off", "no nvcc", "nvcc"])
+@pytest.mark.parametrize("case", ["switched off", "no nvcc", "nvcc", "nvcc not on PATH"])
 def test_the_decision_about_cuda_is_printed(tree, tmp_path, case):
     (tree / "csrc" / "CMakeLists.txt").write_text("message(FATAL_ERROR enough)\n")
     nvcc = fake_nvcc(tmp_path / "cuda", "exit 0")
+    without = {"PATH": path_without_nvcc(tmp_path / "bin")}
+    usual = fake_nvcc(tmp_path / "usual", "exit 0") if case == "nvcc not on PATH" else None
     given, expected = {
         "switched off": (
             {"DETR_FAST_CUDA": "0", "CUDA_HOME": str(tmp_path / "cuda")},
             "off: DETR_FAST_CUDA=0",
         ),
-        "no nvcc": ({"PATH": path_without_nvcc(tmp_path / "bin")}, "off: there is no nvcc"),
+        "no nvcc": (without, "off: there is no nvcc"),
+        "nvcc not on PATH": (
+            without,
+            f"on: {usual} (the usual place); architectures 8.0 12.0+PTX (default)",
+        ),
         "nvcc": (
             {"CUDA_HOME": str(tmp_path / "cuda")},
             f"on: {nvcc} (from CUDA_HOME); architectures 8.0 12.0+PTX (default)",

@@ -301,7 +301,7 @@ def profiled(monkeypatch):
         shown["sessions"] += 1
         waits = shown["waits"]
         call()
-        kernel = "void detr_fast::cuda::assign(int)"
+        kernel = "void detr_fast::cuda::assign_problem(int)"
         count = shown["waits"] - waits if shown["works"] else 0
         return [
             SimpleNamespace(key="cudaDeviceSynchronize", count=2, device_type=DeviceType.CPU),
@@ -321,7 +321,7 @@ def profiled(monkeypatch):
 def test_waits_of_a_call(profiled) -> None:
     call = profiled["call"]
     assert gpu_profile.waits(lambda: call(3)) == 3 and gpu_profile.waits(lambda: 0) == 0
-    assert gpu_profile.waits_and_kernels(lambda: call(2), calls=6) == (2, "assign 3.0")
+    assert gpu_profile.waits_and_kernels(lambda: call(2), calls=6) == (2, "assign_problem 3.0")
     assert profiled["sessions"] == 3 + 3  # of them the profiler's own once
 
 

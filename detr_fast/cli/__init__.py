@@ -3,7 +3,10 @@
 import argparse
 import io
 import sys
+import warnings
 from collections.abc import Sequence
+
+from tqdm import tqdm
 
 from detr_fast import __version__
 from detr_fast.cli import ablate, benchmark, evaluate, predict, report, train, visualize
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # no name is worth an error as it is printed
                 stream.reconfigure(errors="replace")
+        warnings.showwarning = _show_warning
     keep_freed_memory()
     try:
         return args.run(args)
@@ -78,6 +82,11 @@ def _advice(error: BaseException) -> str | None:
     if any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):
         return "torch.compile failed: leave out --compile"
     return None
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """Print a warning above a progress bar, without the line of code that it comes from."""
+    tqdm.write(f"detr-fast: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _say(line: str) -> None:

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from detr_fast import processes
 from detr_fast.cli.arguments import add_box_options, add_device, box_options, count, flag
+from detr_fast.cli.pictures import save_picture
 from detr_fast.evaluation import import_cocoeval
 from detr_fast.models.builders import TINY_BACKBONES
 from detr_fast.models.queries import QUERY_MODES
@@ -88,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         if name not in {variant.name for variant in variants}:
             print(f"note   {name} is the same as the baseline: left out")
     device = distributed.start(args.device)
+    if processes.world_size() > 1:
+        raise ValueError("ablate trains in one process: start it without torchrun")
     import_cocoeval()  # if missing, fail now and not after the first training
     ablation = Ablation(config, open_data, args.out, device)
     total = len(variants) * args.repeats
@@ -105,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         return 130
     rows = ablation.rows()
     (args.out / "README.md").write_text(ablation_report(rows, config, _command(args)))
-    plot_ablation(rows).save(args.out / "curves.png")
+    save_picture(plot_ablation(rows), args.out / "curves.png")
     print(f"\nwrote {args.out}/: results.jsonl, README.md, curves.png")
     return 0
 

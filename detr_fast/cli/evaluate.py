@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     if args.out is not None and args.out.is_dir():
         raise ValueError(f"--out is {args.out}, a folder, expected a file")
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)  # an error is worth it before the work
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
@@ -66,6 +68,5 @@ def run(args: argparse.Namespace) -> int:
     if main:
         print("\n" + format_metrics(row, row["per_class"], dataset.boxes_per_class()))
         if args.out is not None:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(row, indent=2) + "\n")
     return 0

@@ -1,6 +1,7 @@
 """Pictures of predictions in a data set, and its images as model inputs and as pictures."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from torchvision.transforms.v2 import functional as F
 from detr_fast.data import DetectionDataset, Prefetcher, collate, denormalize, to_device
 from detr_fast.data.loader import make_loader
 from detr_fast.evaluation import detect_batch
+from detr_fast.training.files import written_whole
 from detr_fast.visualize import draw_detections, image_grid, scaled
 
 IMAGES = 12  # of a grid
@@ -44,6 +46,12 @@ def prediction_grid(
             )
         )
     return image_grid(cells, columns=4)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of its name's ending; after an error an old one is whole."""
+    with written_whole(path) as temporary:
+        picture.save(temporary, Image.registered_extensions()[path.suffix.lower()])
 
 
 def batches(

@@ -25,8 +25,11 @@ from detr_fast.training.memory import is_out_of_memory
 from detr_fast.training.recipes import eval_recipe
 from detr_fast.visualize import draw_detections, scaled
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".avif", ".gif", ".tif", ".tiff", ".jp2")
+}
 
+MANY_CELLS = 20_000  # of a feature map: attention takes seconds on a CPU
 SMALLEST_PICTURE = 320  # pixels on the longer side
 
 
@@ -78,6 +81,12 @@ def run(args: argparse.Namespace) -> int:
                 size = torch.tensor([pixels.shape[-2:]])
                 with _naming(file, device):
                     inputs = recipe(pixels)[0][None].to(device)
+                    cells = inputs[0, 0].numel() // model.backbone[0].stride ** 2
+                    if cells > MANY_CELLS:
+                        tqdm.write(
+                            f"note   {file} is large for this model: attention compares each of "
+                            f"{cells:,} cells with each; smaller copies take far less time"
+                        )
                     detections = detect_batch(model, inputs, None, size, amp, args.threshold)[0]
                 detections["boxes"] = clip_boxes_to_image(
                     detections["boxes"], tuple(pixels.shape[-2:])
@@ -101,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
         (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     count = sum(len(result["detections"]) for result in results)
     wrote = f"{out}/detections.json" + (" and pictures" if results else "")
-    print(f"objects: {count}, images: {len(results)}; wrote {wrote}")
+    unread = f", failed: {failed}" if failed else ""
+    print(f"objects: {count}, images: {len(results)}{unread}; wrote {wrote}")
     return 2 if failed else 0
 
 
@@ -162,7 +172,7 @@ def _detections(
             {
                 "category": names[label],
                 "category_id": ids[label],
-                "score": round(float(detections["scores"][index]), 4),
+                "score": round(float(detections["scores"][index]), 6),
                 "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
             }
         )

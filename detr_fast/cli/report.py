@@ -1,6 +1,7 @@
 """``detr-fast report``: everything about a run in one HTML file."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,6 +46,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--out", type=Path, help="default: RUN/report.html")
+    for name, what in (("--data", "training"), ("--val-data", "validation")):
+        parser.add_argument(name, metavar="SPEC", help=f"default: where the run's {what} data was")
     parser.add_argument(
         "--images", type=count, default=200, help="validation images to use; default: 200"
     )
@@ -63,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.run_dir)
     config = TrainConfig.from_dict(checkpoint["config"])
+    given = {"data": args.data, "val_data": args.val_data}
+    config = replace(config, **{name: spec for name, spec in given.items() if spec is not None})
     model = load_model(checkpoint).to(device)
     train_set, val_set = open_data(config, checkpoint["class_names"])
     page = Page(f"{args.run_dir.resolve().name}: {config.model} on {config.data}")
@@ -105,7 +110,8 @@ def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset, 
         page.text("This run has not been evaluated yet.")
         return
     last = vals[-1]
-    shown = next((row for row in vals if row["step"] == step), last)
+    evaluated = [row for row in vals if row["step"] == step]
+    shown = (evaluated or vals)[-1]
     page.numbers(
         {
             "AP": _figure(shown["AP"]),
@@ -115,10 +121,15 @@ def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset, 
             "of training": _duration(shown["train_seconds"]),
         }
     )
+    if evaluated:
+        which = f"The model shown is the one after epoch {shown['epoch']:g}; the last AP was "
+        which += f"{_figure(last['AP'])}, after epoch {last['epoch']:g}."
+    else:
+        which = f"The model shown is the one after step {step:,}, which was not evaluated; the "
+        which += f"figures are the last ones, from epoch {last['epoch']:g}."
     page.text(
-        f"The model shown is the one after epoch {shown['epoch']:g}; the last AP was "
-        f"{_figure(last['AP'])}, after epoch {last['epoch']:g}. COCO figures on the "
-        f"{len(val_set):,} validation images; '-' where there are no such objects."
+        f"{which} COCO figures on the {len(val_set):,} validation images; '-' where there are no "
+        "such objects."
     )
     boxes = val_set.boxes_per_class()
     classes = sorted(shown["per_class"].items(), key=lambda item: -item[1])

@@ -15,7 +15,7 @@ from detr_fast import processes
 from detr_fast.cli.arguments import add_device, flag
 from detr_fast.cli.config_options import add_config_options, given_options
 from detr_fast.cli.folders import new_folder
-from detr_fast.cli.pictures import prediction_grid
+from detr_fast.cli.pictures import prediction_grid, save_picture
 from detr_fast.data import DetectionDataset
 from detr_fast.evaluation import format_metrics, import_cocoeval
 from detr_fast.training import TrainConfig, Trainer, distributed, load_checkpoint
@@ -27,6 +27,7 @@ from detr_fast.visualize import plot_training
 from detr_fast.wording import counted
 
 _OF_MACHINE = ("workers", "cache_gb")  # options that may differ where a run is resumed
+_DATA = ("data", "val_data")  # may be somewhere else when a run is resumed
 _PATIENCE = 120.0  # seconds that --continue waits for the end of the process that it replaces
 
 DESCRIPTION = """\
@@ -55,7 +56,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default=None,
         metavar="RUN",
         help="a run's folder: resume exactly where it stopped, with its options; "
-        "with --epochs N, up to N epochs in total; --workers and --cache-gb may differ",
+        "with --epochs N, up to N epochs in total; --workers, --cache-gb and the paths in --data "
+        "and --val-data may differ",
     )
     run.add_argument(
         "--continue",
@@ -142,9 +144,10 @@ def _train(
         row = trainer.run()
     except distributed.LostProcess as lost:
         raise distributed.LostProcess(f"{lost}; {_resume_hint(folder)}") from lost
-    except Interrupted as stopped:
+    except (Interrupted, KeyboardInterrupt) as stopped:
         if main:
-            print(f"detr-fast: {stopped}; {_resume_hint(folder)}", file=sys.stderr)
+            how = stopped if isinstance(stopped, Interrupted) else "interrupted"
+            print(f"detr-fast: {how}; {_resume_hint(folder)}", file=sys.stderr)
         return 130
     if main:
         _finish(trainer, val_set, row)
@@ -160,7 +163,7 @@ def _resume_hint(folder: Path) -> str:
 
 def _check_resume(args: argparse.Namespace, options: dict[str, Any]) -> None:
     """Check what was given with --resume, and make it the run's folder."""
-    others = [name for name in options if name not in (*_OF_MACHINE, "epochs")]
+    others = [name for name in options if name not in (*_OF_MACHINE, *_DATA, "epochs")]
     others += [name for name in ("name", "runs") if getattr(args, name) is not None]
     if others:
         flags = ", ".join(map(flag, others))
@@ -251,6 +254,11 @@ def _named(runs: Path, name: str) -> Path:
 def _check_new(folder: Path) -> None:
     if (folder / "last.pt").exists():
         raise ValueError(f"{folder} exists: choose another --name, --resume it, or add --continue")
+    if (folder / "best.pt").exists():
+        raise ValueError(
+            f"{folder} has a best.pt but no last.pt to resume from: choose another --name, and "
+            f"--init-from {folder} to start from its weights"
+        )
 
 
 def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDataset) -> str:
@@ -290,8 +298,8 @@ def _finish(trainer: Trainer, val_set: DetectionDataset, row: dict[str, Any]) ->
     folder = trainer.run_dir
     print("\n" + format_metrics(row, row["per_class"], val_set.boxes_per_class()) + "\n")
     rows = list(read_metrics(folder / "metrics.jsonl"))
-    plot_training(rows, folder.name).save(folder / "curves.png")
+    save_picture(plot_training(rows, folder.name), folder / "curves.png")
     grid = prediction_grid(trainer.eval_model, val_set, trainer.device, trainer.amp)
-    grid.save(folder / "predictions.png")
+    save_picture(grid, folder / "predictions.png")
     files = ("last.pt", "best.pt", "metrics.jsonl", "tensorboard", "curves.png", "predictions.png")
     print(f"wrote  {folder}/: " + ", ".join(name for name in files if (folder / name).exists()))

@@ -19,7 +19,7 @@ from detr_fast.cli.arguments import (
     score,
 )
 from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
-from detr_fast.cli.pictures import as_picture, batches
+from detr_fast.cli.pictures import as_picture, batches, save_picture
 from detr_fast.data import DetectionDataset, read_image
 from detr_fast.precision import amp_dtype, autocast
 from detr_fast.training import TrainConfig, distributed, load_model
@@ -196,9 +196,9 @@ def _curves(args: argparse.Namespace) -> None:
     if not rows:
         raise ValueError(f"{args.run_dir / 'metrics.jsonl'} is missing, or has no row")
     out = args.out or args.run_dir / "curves.png"
-    if out.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--out is {out}, expected a picture such as curves.png")
-    plot_training(rows, args.run_dir.resolve().name).save(out)
+    save_picture(plot_training(rows, args.run_dir.resolve().name), out)
     print(f"wrote {out}")
 
 
@@ -216,5 +216,5 @@ def _open(
 def _save(folder: Path, pictures: dict[str, Image.Image]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        picture.save(folder / f"{name}.png")
+        save_picture(picture, folder / f"{name}.png")
         print(f"wrote {folder / name}.png")

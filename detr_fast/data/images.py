@@ -29,8 +29,8 @@ from detr_fast.data.errors import DataError
 
 _EXIF_ORIENTATION = 0x0112
 _DARK = (
-    "a 16-bit picture uses less than a sixteenth of its range, and so is read as nearly black; if "
-    "its pixels have 12 bits, say, convert such files to 8 bits"
+    "this 16-bit picture uses less than a sixteenth of its range, and so is read as nearly black; "
+    "if its pixels have 12 bits, say, convert such files to 8 bits"
 )
 _TO_UPRIGHT = {  # the operation that undoes each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -121,7 +121,7 @@ def read_scaled(
             drafted = opened.draft(None, (stored[1] // divisor, stored[0] // divisor))
             # The scale that Pillow will use, which may not be the one requested.
             divisor = 1 if drafted is None else round(stored[1] / drafted[1][2])
-        image = _to_rgb(opened)
+        image = _to_rgb(opened, path)
         if turn is not None:
             image = image.transpose(turn)
         pixels = np.array(image)
@@ -194,7 +194,7 @@ def _oriented_size(image: Image.Image) -> tuple[int, int]:
     return image.height, image.width
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode == "F":
@@ -205,7 +205,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             raise DataError("32-bit pixels have no defined white level")
         if image.mode != "I" or grey.max() > 0xFF:  # mode I may hold 8 bits as well as 16
             if grey.max() < 0x1000:
-                warnings.warn(_DARK, stacklevel=2)
+                warnings.warn(f"{path}: {_DARK}", stacklevel=2)
             grey >>= 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("P", "PA", "LA") and "transparency" in image.info:

@@ -1,5 +1,6 @@
 """Backbones: from an image to one feature map (paper, section 3.2 and appendix A.4)."""
 
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
 class ResNetBackbone(nn.Module):
-    """A torchvision ResNet without its classifier; its last feature map has stride 32 (DC5: 16).
+    """A torchvision ResNet without its classifier; ``stride`` of its feature map: 32 (DC5: 16).
 
     Args:
         name: one of ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``.
@@ -70,6 +71,7 @@ class ResNetBackbone(nn.Module):
             stage = parameter_name.split(".")[0]
             parameter.requires_grad_((stage if stage.startswith("layer") else "stem") in trained)
         self.num_channels: int = resnet.fc.in_features
+        self.stride = 16 if dilation else 32
         self.body = IntermediateLayerGetter(resnet, {"layer4": "features"})
         self.norm = norm
         self.checkpointing = False
@@ -116,7 +118,7 @@ class ConvBackbone(nn.Module):
     """A small convolutional backbone with batch norm, to train from scratch on small images.
 
     One stage per entry: a strided convolution (7x7 where it strides by four, else 3x3) and a
-    residual block. The stride of the feature map is the product of the strides.
+    residual block. ``stride``, that of the feature map, is the product of the strides.
 
     Args:
         channels: output channels of each stage.
@@ -139,6 +141,7 @@ class ConvBackbone(nn.Module):
             previous = width
         self.body = nn.Sequential(stages)
         self.num_channels = previous
+        self.stride = math.prod(strides)
 
     def forward(self, images: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, C, h, w]
         return self.body(images)

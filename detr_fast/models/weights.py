@@ -28,6 +28,10 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     try:
         with _allowing([Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # an unpickler can raise anything on other files
         # torch's own message is a page about its options; only the error's type helps here.
         raise CheckpointError(

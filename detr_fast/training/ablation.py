@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -20,6 +21,7 @@ from detr_fast.evaluation import coco_metrics, detect
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.engine import Trainer
 from detr_fast.training.files import written_whole
+from detr_fast.training.lock import LOCK, FolderLock
 from detr_fast.training.logs import read_metrics, read_rows
 
 BASELINE = "baseline"
@@ -131,7 +133,7 @@ class Ablation:
         if path.exists():
             if not _is_of(path.read_text(), self._config_text):
                 raise ValueError(f"{path} describes another baseline: choose another folder")
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no ablation: choose another folder")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -139,7 +141,20 @@ class Ablation:
         return read_results(self.folder)
 
     def run(self, variants: Sequence[Variant], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Train each missing variant and seed, one seed after the other, and yield its row."""
+        """Train each missing variant and seed, one seed after the other, and yield its row.
+
+        Raises:
+            ValueError: another process is training in this folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FolderLock(self.folder):
+                yield from self._run(variants, seeds)
+        finally:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # if it is empty, no training began: leave nothing behind
+
+    def _run(self, variants: Sequence[Variant], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
         rows = self.rows()
         done = {(row["variant"], row["seed"]) for row in rows}
         if rows:  # drop a line that was cut off: the next one would be appended to it
@@ -158,7 +173,6 @@ class Ablation:
     def _train(self, variant: Variant, seed: int) -> dict[str, Any]:
         config = replace(self.config, **variant.options, seed=seed)
         train_set, val_set = self.open_data(config)
-        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / CONFIG).write_text(self._config_text)
         run = self.folder / RUN
         shutil.rmtree(run, ignore_errors=True)  # left by an interrupted training

@@ -82,7 +82,8 @@ def _cache_options(config: TrainConfig, taken: int = 0) -> dict[str, Any]:
 
 
 def _names_one_split(spec: str) -> bool:
-    return spec.startswith("coco:") and not Path(spec.removeprefix("coco:")).is_dir()
+    kind, _, rest = spec.partition(":")
+    return kind == "coco" and ":" in rest and not Path(rest).is_dir()
 
 
 def check_same_classes(train: Sequence[str], val: Sequence[str]) -> None:

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+LOCK = ".lock"  # a file in the folder
+
 
 class FolderLock:
     """Within this context no other process can hold the lock of the same folder.
@@ -28,7 +30,7 @@ class FolderLock:
     def __init__(self, folder: Path, patience: float = 0) -> None:
         self.folder = folder
         self.patience = patience
-        self.path = folder / ".lock"
+        self.path = folder / LOCK
         self._file: IO[str] | None = None
 
     def __enter__(self) -> FolderLock:

@@ -7,7 +7,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from detr_fast.evaluation import METRICS
 from detr_fast.training.files import written_whole
+
+# What a row of each kind has at least.
+_NUMBERS = {
+    "train": ("epoch", "loss"),
+    "val": ("epoch", "seconds", "train_seconds", *METRICS),
+}
 
 
 def read_rows(path: Path) -> Iterator[Any]:
@@ -28,8 +35,8 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             isinstance(row, dict)
             and row.get("kind") in ("train", "val")
             and isinstance(row.get("step"), int)
-            and isinstance(row.get("epoch"), (int, float))
-            and ("loss" if row["kind"] == "train" else "AP") in row
+            and all(isinstance(row.get(name), (int, float)) for name in _NUMBERS[row["kind"]])
+            and (row["kind"] == "train" or isinstance(row.get("per_class"), dict))
         ):
             yield row
 

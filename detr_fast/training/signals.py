@@ -39,4 +39,7 @@ class StopSignals:
             raise KeyboardInterrupt
         self.requested = True
         if self.announce and number == signal.SIGINT:  # SIGTERM is what torchrun sends
-            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
+            print(
+                "\nstopping after this step or evaluation; press Ctrl-C again to stop at once",
+                file=sys.stderr,
+            )
