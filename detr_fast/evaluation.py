@@ -42,7 +42,7 @@ _DESCRIPTIONS = (
 def evaluate(
     model: nn.Module,
     dataset: DetectionDataset,
-    device: torch.device,
+    device: torch.device | str,
     batch_size: int,
     workers: int = 0,
     amp: torch.dtype | None = None,
@@ -57,6 +57,7 @@ def evaluate(
         ImportError: pycocotools is not installed; raised before the model runs.
     """
     import_cocoeval()
+    device = torch.device(device)
     loader = make_eval_loader(
         dataset,
         batch_size,
@@ -166,15 +167,12 @@ def coco_metrics(
 
     Raises:
         ImportError: pycocotools is not installed.
-        ValueError: a label without a category id, as of a model that was trained on other classes.
+        ValueError: a label without a category id, as of a model that was trained on other classes;
+            a score or box that is not finite; or an image that ``truth`` does not have.
     """
     cocoeval = import_cocoeval()
     for image_id, result in detections.items():
-        if len(result["labels"]) and int(result["labels"].max()) >= len(category_ids):
-            raise ValueError(
-                f"image {image_id}: a detection has the label {int(result['labels'].max())}, but "
-                f"the data has {len(category_ids)} classes (0..{len(category_ids) - 1})"
-            )
+        _check_detections(image_id, result, truth, len(category_ids))
     rows = [
         np.column_stack(
             [
@@ -202,6 +200,21 @@ def coco_metrics(
         values = values[values > -1]
         per_category[int(category)] = float(values.mean()) if values.size else -1.0
     return figures, per_category
+
+
+def _check_detections(
+    image_id: int, result: dict[str, Tensor], truth: "COCO", classes: int
+) -> None:
+    if image_id not in truth.imgs:
+        raise ValueError(f"image {image_id!r} is not in the annotations")
+    for label in result["labels"][(result["labels"] < 0) | (result["labels"] >= classes)].tolist():
+        raise ValueError(
+            f"image {image_id}: a detection has the label {label}, but the data has {classes} "
+            f"classes (0..{classes - 1})"
+        )
+    for name in ("scores", "boxes"):  # COCOeval would count a box of NaN as a match
+        if not result[name].isfinite().all():
+            raise ValueError(f"image {image_id}: one of the detections' {name} is not finite")
 
 
 def import_cocoeval() -> ModuleType:

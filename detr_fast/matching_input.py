@@ -104,6 +104,7 @@ def _read_in_place(
                 and boxes.shape == (m, 4)
                 and labels.dtype is torch.int64
                 and boxes.dtype is target_dtype
+                and (type(boxes) is Tensor or _are_cxcywh(boxes))
                 and labels.is_contiguous()
                 and boxes.is_contiguous()
             ):
@@ -116,6 +117,12 @@ def _read_in_place(
     return MatchingInput(
         logits_at, boxes_at, (b, n, c), codes, labels_at, targets_at, counts, (layers, targets)
     )
+
+
+def _are_cxcywh(boxes: Tensor) -> bool:
+    """Return whether boxes are cxcywh as far as their type, torchvision's BoundingBoxes, says."""
+    form = getattr(boxes, "format", None)
+    return form is None or form.value == "CXCYWH"
 
 
 @torch.no_grad()
@@ -261,3 +268,8 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> None:
             )
         if boxes.is_complex():
             raise ValueError(f"targets[{b}]['boxes'] is {boxes.dtype}, but boxes must be real")
+        if type(boxes) is not Tensor and not _are_cxcywh(boxes):
+            raise ValueError(
+                f"targets[{b}]['boxes'] has the format {boxes.format.value}, but boxes must be "
+                "cxcywh in 0..1"
+            )

@@ -75,6 +75,12 @@ def test_a_switch_that_does_not_exist_is_an_error(name, tmp_path):
     assert done.returncode == 1 and f"{name} is 'AVX2', expected one of " in done.stderr
 
 
+def test_type_checkers_find_the_hints():
+    """They read those of packages that say so; and of a compiled module only a stub."""
+    folder = Path(detr_fast.__file__).parent
+    assert (folder / "py.typed").exists() and (folder / "_C.pyi").exists()
+
+
 def test_version_has_one_source():
     assert importlib.metadata.version("detr-fast") == detr_fast.__version__
 

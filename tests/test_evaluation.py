@@ -78,6 +78,22 @@ def test_a_label_of_other_classes_is_an_error(shapes):
         coco_metrics(shapes.coco, {2: strange}, shapes.category_ids)
 
 
+@pytest.mark.parametrize(
+    ("image_id", "change", "message"),
+    [
+        (2, {"labels": torch.tensor([-1])}, "image 2: .* label -1"),
+        (2, {"boxes": torch.full((1, 4), torch.nan)}, "image 2: .* boxes is not finite"),
+        (2, {"scores": torch.tensor([torch.inf])}, "image 2: .* scores is not finite"),
+        ("2", {}, "image '2' is not in the annotations"),
+    ],
+)
+def test_what_has_no_figures_is_an_error(shapes, image_id, change, message):
+    """COCOeval counts a box of NaN as a match of everything."""
+    found = {"scores": torch.ones(1), "labels": torch.tensor([0]), "boxes": torch.ones(1, 4)}
+    with pytest.raises(ValueError, match=message):
+        coco_metrics(shapes.coco, {image_id: found | change}, shapes.category_ids)
+
+
 def test_sparse_category_ids(coco_files):
     dataset = CocoDetection(*coco_files)
     found = truth_as_detections(dataset)

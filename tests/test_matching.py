@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from matching_cases import CASES, K, assert_same, predictions, targets_of
+from torchvision import tv_tensors
 from torchvision.ops import box_convert, generalized_box_iou
 
-from detr_fast import FastMatcher, matching_cpu, matching_input, reference
+from detr_fast import FastMatcher, PackedTargets, matching_cpu, matching_input, reference
 
 
 def total(cost, match) -> float:
@@ -477,3 +478,18 @@ def test_the_twin_says_what_it_needs_without_scipy(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "pip install scipy" in done.stdout
+
+
+def test_boxes_whose_type_says_another_format_are_refused():
+    """torchvision's transforms give such: training on pixels would fail without a word."""
+    outputs = predictions(1, 5)
+    plain, centred, corners = targets_of([2]), targets_of([2]), targets_of([2])
+    for targets, form in ((centred, "CXCYWH"), (corners, "XYXY")):
+        boxes = targets[0]["boxes"]
+        targets[0]["boxes"] = tv_tensors.BoundingBoxes(boxes, format=form, canvas_size=(1, 1))
+    assert_same(FastMatcher()(outputs, centred), FastMatcher()(outputs, plain))
+    message = r"targets\[0\]\['boxes'\] has the format XYXY"
+    with pytest.raises(ValueError, match=message):
+        FastMatcher()(outputs, corners)
+    with pytest.raises(ValueError, match=message):
+        PackedTargets.pack(corners)

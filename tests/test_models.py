@@ -101,11 +101,21 @@ class TestOutputs:
             ([torch.zeros(3, 8, 8), torch.zeros(8, 8)], None, r"images\[1\] has shape \[8, 8\]"),
             ([], None, "at least one image"),
             ([torch.zeros(3, 8, 8)], torch.zeros(1, 8, 8, dtype=torch.bool), "a list of images"),
+            (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), None, "uint8, expected normalised"),
         ],
     )
     def test_wrong_shapes_are_named(self, tiny, images, mask, message):
         with pytest.raises(ValueError, match=message):
             tiny(images, mask)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_an_image_that_is_all_padding_gives_no_nan(self, training):
+        """A batch that is filled up to a fixed size has such images."""
+        model = detr_tiny(num_classes=3, dropout=0.1).train(training)
+        mask = torch.zeros(2, 64, 64, dtype=torch.bool)
+        mask[1] = True
+        outputs = model(torch.randn(2, 3, 64, 64), mask)
+        assert outputs["pred_logits"].isfinite().all() and outputs["pred_boxes"].isfinite().all()
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     @pytest.mark.parametrize("query_mode", ["learned", "anchor"])
@@ -232,6 +242,45 @@ class TestBackbone:
             before = backbone.body.bn1.running_mean.clone()
             backbone(torch.randn(2, 3, 64, 64) + 3)
             assert torch.equal(before, backbone.body.bn1.running_mean) is not changes
+
+    @pytest.mark.parametrize("norm", ["frozen", "batch"])
+    def test_what_users_add_to_its_modules_takes_effect(self, norm):
+        backbone = ResNetBackbone("resnet18", norm=norm).eval()
+        conv = backbone.body.layer4[1].conv2
+        nn.init.constant_(backbone.body.layer4[1].bn2.bias, 1.0)
+        images = torch.randn(1, 3, 64, 64)
+        heard = []
+        with torch.no_grad():
+            expected = backbone(images)
+            handles = [
+                part.register_forward_hook(lambda _, __, out: heard.append(out))
+                for part in (backbone.body.layer4, backbone.body.layer4[1], conv)
+            ]
+            torch.testing.assert_close(backbone(images), expected, atol=1e-5, rtol=1e-5)
+            assert len(heard) == 3 and torch.equal(heard[-1], heard[-2])
+            for handle in handles:
+                handle.remove()
+            conv.bias = nn.Parameter(torch.full((512,), 100.0))
+            assert backbone(images).mean() > 50
+            backbone.body.layer4[1].conv2 = nn.Identity()
+            changed = backbone(images)
+            backbone.body.layer4[1] = nn.Identity()
+            assert not torch.equal(backbone(images), changed)
+        assert len(heard) == 3
+
+    def test_checkpointing_with_hooks_gives_the_same_gradients(self):
+        torch.manual_seed(0)
+        backbone = ResNetBackbone("resnet18").train()
+        images = torch.randn(1, 3, 64, 64)
+        calls, gradients = [], []
+        backbone.body.layer1[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        for checkpointing in (False, True):
+            backbone.checkpointing = checkpointing
+            backbone.zero_grad()
+            backbone(images).square().mean().backward()
+            gradients.append([p.grad.clone() for p in backbone.parameters()])
+        assert len(calls) == 3  # once, then in the forward pass and when it is recomputed
+        torch.testing.assert_close(*gradients)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -383,6 +432,8 @@ class TestPostProcess:
         outputs = {"pred_logits": logits, "pred_boxes": torch.rand(1, 2, 4)}
         (found,) = PostProcess(0.5)(outputs, torch.tensor([[10, 10]]))
         assert found["labels"].tolist() == [0]
+        (again,) = PostProcess(0.5)(outputs, [(10, 10)])
+        assert torch.equal(again["boxes"], found["boxes"])
         with pytest.raises(ValueError, match="sizes has shape"):
             PostProcess()(outputs, torch.tensor([10, 10]))
 
@@ -396,6 +447,7 @@ class TestPostProcess:
         ({"num_queries": 0}, "num_queries 0"),
         ({"dim": 130}, "divisible"),
         ({"stride": 4}, "stride is 4"),
+        ({"num_decoder_layers": 0}, "num_decoder_layers is 0"),
     ],
 )
 def test_wrong_builder_options_are_named(options, message):

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from detr_fast.models import detr_tiny
+
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
@@ -41,3 +43,18 @@ def test_python_example():
     assert names["outputs"]["pred_logits"].shape == (2, 100, 92)
     assert len(names["detections"]) == 2
     assert names["model"].class_embed.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.export.Dim, "AUTO"), reason="this torch exports no sizes on its own"
+)
+def test_export():
+    (code,) = (block for block in BLOCKS if "torch.export" in block)
+    names: dict = {"model": detr_tiny(num_classes=3)}
+    exec(code, names)
+    images = torch.randn(1, 3, 320, 416)
+    with torch.no_grad():
+        found, expected = names["exported"].module()(images), names["model"](images)
+    assert found.keys() == expected.keys() == {"pred_logits", "pred_boxes"}
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)

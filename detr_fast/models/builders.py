@@ -57,6 +57,8 @@ def build_detr(
         raise ValueError(
             f"num_classes is {num_classes} and num_queries {num_queries}, both must be positive"
         )
+    if num_decoder_layers < 1:
+        raise ValueError(f"num_decoder_layers is {num_decoder_layers}, expected at least 1")
     if query_mode not in QUERY_MODES:
         expected = ", ".join(QUERY_MODES)
         raise ValueError(f"query_mode is {query_mode!r}, expected one of {expected}")

@@ -1,6 +1,7 @@
 """DETR: backbone, transformer, queries and prediction heads (paper, section 3.2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from detr_fast.models.padding import pad_images, resize_mask
 from detr_fast.models.transformer import Queries, Transformer
 
 POSITION_AT = ("attention", "input")
-Outputs = dict[str, Tensor | list[dict[str, Tensor]]]
+Outputs = dict[str, Any]  # pred_logits, pred_boxes, aux_outputs: see DETR.forward
 
 
 class DETR(nn.Module):
@@ -92,7 +93,7 @@ class DETR(nn.Module):
         position = position_encoding(features, mask).to(features.dtype)
         features = self.input_proj(features)
         # From maps [B, D, h, w] to sequences [B, S, D].
-        sequence, position = features.flatten(2).mT, position.flatten(2).mT
+        sequence, position = (x.flatten(2).transpose(1, 2) for x in (features, position))
         if self.position_at == "input":
             sequence, position = sequence + position, torch.zeros_like(position)
         if mask is not None:
@@ -123,6 +124,8 @@ def _as_batch(
         return pad_images(list(images))
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images has shape {list(images.shape)}, expected [B, 3, H, W]")
+    if not images.is_floating_point():
+        raise ValueError(f"images is {images.dtype}, expected normalised floating point numbers")
     expected = (images.shape[0], *images.shape[2:])
     if mask is not None and (mask.shape != expected or mask.dtype != torch.bool):
         raise ValueError(

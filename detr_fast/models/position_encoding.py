@@ -41,8 +41,8 @@ class SinePositionEncoding(nn.Module):
     ) -> Tensor:  # [B, D, h, w]; a batch of 1 where there is no mask
         if mask is None:
             mask = torch.zeros(1, *features.shape[-2:], dtype=torch.bool, device=features.device)
-        valid = (~mask).float()
-        y, x = valid.cumsum(1), valid.cumsum(2)
+        valid = (~mask).int()  # on a GPU only sums of integers are always in the same order
+        y, x = valid.cumsum(1).float(), valid.cumsum(2).float()
         y = y / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
         x = x / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
         encoded = torch.cat(

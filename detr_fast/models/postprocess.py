@@ -1,5 +1,8 @@
 """From a model's outputs to detections in the pixels of the original images."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
@@ -20,8 +23,11 @@ class PostProcess(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        outputs: dict[str, Tensor],  # pred_logits [B, N, K+1], pred_boxes [B, N, 4] cxcywh
-        sizes: Tensor,  # [B, 2] (height, width) in pixels that the boxes are scaled to
+        outputs: Mapping[str, Any],  # pred_logits [B, N, K+1], pred_boxes [B, N, 4] cxcywh
+        sizes: Tensor
+        | Sequence[
+            tuple[int, int]
+        ],  # [B, 2] (height, width) in pixels that the boxes are scaled to
     ) -> list[dict[str, Tensor]]:
         """Detections per image: ``scores`` [n], ``labels`` [n], ``boxes`` [n, 4] xyxy in pixels.
 
@@ -29,6 +35,7 @@ class PostProcess(nn.Module):
             ValueError: ``sizes`` is not [B, 2].
         """
         logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
+        sizes = torch.as_tensor(sizes)
         if sizes.shape != (len(logits), 2):
             raise ValueError(f"sizes has shape {list(sizes.shape)}, expected [{len(logits)}, 2]")
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)

@@ -5,6 +5,8 @@ instead of its output leaves one operation of three, and no second copy of the l
 to keep for the backward pass. Where the output is smaller than the weight, as in the last stage,
 the output is scaled instead. The parameters stay as they are, so that state dicts equal the
 published ones, and gradients go to the weight itself.
+
+A ResNet whose modules were changed or are listened to is run module by module, as torchvision does.
 """
 
 from collections.abc import Mapping
@@ -106,6 +108,28 @@ def block_forward(
     return F.relu(out + x, inplace=True)
 
 
+_STOCK = {
+    *(nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, nn.ReLU),
+    *(nn.MaxPool2d, BasicBlock, Bottleneck),
+}
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Return whether a ResNet's part computes what torchvision's does, and nobody listens in.
+
+    Hooks, other types (of pruning, quantisation, adapters), a bias or a replaced ``forward`` take
+    effect only where each module is called.
+    """
+    return all(
+        type(part) in _STOCK
+        and not (part._forward_hooks or part._forward_pre_hooks)
+        and not (part._backward_hooks or part._backward_pre_hooks)
+        and "forward" not in part.__dict__
+        and not (type(part) is nn.Conv2d and part.bias is not None)
+        for part in module.modules()
+    )
+
+
 def resnet_forward(
     body: Mapping[str, nn.Module],  # a torchvision ResNet's parts by name, without the classifier
     x: Tensor,  # [B, 3, H, W]
@@ -116,6 +140,8 @@ def resnet_forward(
     Args:
         checkpointing: keep only each block's input, and recompute the rest for gradients.
     """
+    if not all(map(is_stock, body.values())):
+        return _module_by_module(body, x, checkpointing)
     # ReLU after the pooling: the same result, from a quarter of the largest map.
     x = F.relu(body["maxpool"](conv_norm(x, body["conv1"], body["bn1"])), inplace=True)
     for stage in ("layer1", "layer2", "layer3", "layer4"):
@@ -124,4 +150,14 @@ def resnet_forward(
                 x = checkpoint(block_forward, block, x, use_reentrant=False)
             else:
                 x = block_forward(block, x)
+    return x
+
+
+def _module_by_module(body: Mapping[str, nn.Module], x: Tensor, checkpointing: bool) -> Tensor:
+    for name, part in body.items():
+        if checkpointing and name.startswith("layer"):
+            for block in part:
+                x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = part(x)
     return x

@@ -1,7 +1,7 @@
 """The assignment problem, on arrays and tensors of any kind."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,24 @@ _MESSAGES = {  # SciPy's own, where SciPy has one
 }
 
 
+@overload
+def linear_sum_assignment(
+    cost: Tensor, maximize: bool = ..., *, validate: bool = ...
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def linear_sum_assignment(
+    cost: np.ndarray, maximize: bool = ..., *, validate: bool = ...
+) -> tuple[np.ndarray, np.ndarray]: ...
+@overload
+def linear_sum_assignment(
+    cost: list[Tensor] | tuple[Tensor, ...], maximize: bool = ..., *, validate: bool = ...
+) -> list[tuple[Tensor, Tensor]]: ...
+@overload
+def linear_sum_assignment(
+    cost: list[np.ndarray] | tuple[np.ndarray, ...], maximize: bool = ..., *, validate: bool = ...
+) -> list[tuple[np.ndarray, np.ndarray]]: ...
+@overload
+def linear_sum_assignment(cost: Any, maximize: bool = ..., *, validate: bool = ...) -> Any: ...
 def linear_sum_assignment(
     cost: Any, maximize: bool = False, *, validate: bool = True
 ) -> tuple[Index, Index] | list[tuple[Index, Index]]:

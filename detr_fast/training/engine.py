@@ -83,8 +83,8 @@ class Trainer:
         config: TrainConfig,
         train_set: DetectionDataset,
         val_set: DetectionDataset,
-        run: Path,
-        device: torch.device,
+        run: Path | str,
+        device: torch.device | str,
         checkpoint: dict[str, Any] | None = None,
         quiet: bool = False,
         save_minutes: float = SAVE_MINUTES,
@@ -98,8 +98,8 @@ class Trainer:
             raise ValueError(f"save_minutes is {save_minutes}, expected 0 or more")
         self.config = config
         self.train_set, self.val_set = train_set, val_set
-        self.run_dir = run
-        self.device = device
+        self.run_dir = Path(run)
+        self.device = device = torch.device(device)
         self.is_main = processes.rank() == 0
         self.quiet = quiet or not self.is_main
         self.save_minutes = save_minutes
