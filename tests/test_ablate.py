@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
+from detr_fast import evaluation
 from detr_fast.cli import main
 from detr_fast.losses import SetCriterion
 from detr_fast.matching import FastMatcher
 from detr_fast.models import detr_tiny
-from detr_fast.training import TrainConfig
+from detr_fast.training import TrainConfig, ablation
 from detr_fast.training.ablation import (
     VARIANTS,
     changed_variants,
@@ -17,6 +18,7 @@ from detr_fast.training.ablation import (
     mean_and_spread,
     without_duplicates,
 )
+from detr_fast.training.datasets import open_data
 from detr_fast.visualize import ablation_report, plot_ablation
 from detr_fast.visualize.ablation import readings
 
@@ -281,3 +283,28 @@ def test_nothing_else_is_touched(voc_folder, tmp_path, capsys):
     options[4] = str(tmp_path / "new")
     assert main([*options, "--val-data", "voc:nowhere"]) == 2
     assert not (tmp_path / "new").exists()
+
+
+def test_each_seed_is_trained_with_and_its_averaged_model_evaluated(
+    voc_folder, tmp_path, monkeypatch
+):
+    seeds, trainers, evaluated = [], [], []
+
+    class Remembered(ablation.Trainer):
+        def __init__(self, config, *others, **options):
+            super().__init__(config, *others, **options)
+            seeds.append(config.seed)
+            trainers.append(self)
+
+    def detect(model, *others):
+        evaluated.append(model)
+        return evaluation.detect(model, *others)
+
+    monkeypatch.setattr(ablation, "Trainer", Remembered)
+    monkeypatch.setattr(ablation, "detect", detect)
+    options = {"epochs": 1, "batch_size": 4, "num_queries": 6, "workers": 0}
+    config = TrainConfig.create(data=f"voc:{voc_folder}", **options)
+    runs = ablation.Ablation(config, open_data, tmp_path / "a", torch.device("cpu"))
+    assert len(list(runs.run(changed_variants(config, ["no-giou"])[:1], [0, 1]))) == 2
+    assert seeds == [0, 1]
+    assert all(m is t.eval_model for m, t in zip(evaluated, trainers, strict=True))

@@ -34,7 +34,7 @@ def run(voc_folder, tmp_path_factory) -> Path:
     """A run of two epochs on the small VOC folder."""
     runs = tmp_path_factory.mktemp("runs")
     options = ["--data", f"voc:{voc_folder}", "--epochs", "2", "--runs", str(runs), *FAST]
-    assert main(["train", *options, "--name", "first"]) == 0
+    assert main(["train", *options, "--num-queries", "60", "--name", "first"]) == 0
     return runs / "first"
 
 
@@ -217,7 +217,7 @@ class TestTrain:
         state["config"]["lr_backbone"] = 1e-5
         (copy / "last.pt").unlink()
         torch.save(state, copy / "last.pt")
-        options = ["--data", f"voc:{voc_folder}", "--epochs", "2", *FAST]
+        options = ["--data", f"voc:{voc_folder}", "--epochs", "2", *FAST, "--num-queries", "60"]
         again = ["train", *options, "--continue", "--runs", str(tmp_path), "--name", "copy"]
         assert main(again) == 0
         assert "resumed at step 6" in capsys.readouterr().out
@@ -248,6 +248,7 @@ class TestEval:
         figures = json.loads((tmp_path / "eval.json").read_text())
         best = max((row for row in rows if row["kind"] == "val"), key=lambda row: row["AP"])
         assert figures["AP"] == best["AP"] and figures["per_class"] == best["per_class"]
+        assert figures["AR_100"] == best["AR_100"] > 0  # something is found at all
 
     def test_a_runs_best_checkpoint(self, run, voc_folder, tmp_path, capsys, monkeypatch):
         """Each command says which file it takes, the best one, and only resuming takes the last."""
@@ -323,11 +324,39 @@ class TestPredict:
             assert Image.open(out / result["picture"]).size == (320, 320)  # enlarged to be read
             assert (result["width"], result["height"]) == (64, 64)
             scores = [detection["score"] for detection in result["detections"]]
-            assert len(scores) == 6 and scores == sorted(scores, reverse=True)
+            assert len(scores) == 60 and scores == sorted(scores, reverse=True)
             for detection in result["detections"]:
                 assert detection["category"] in ("circle", "square", "triangle")
                 x, y, width, height = detection["bbox"]
                 assert width > 0 and height > 0 and -64 < x < 64 and -64 < y < 64
+
+    def test_what_is_found_is_what_is_written(self, run, tmp_path, monkeypatch):
+        """Boxes are cut to the image, and x, y, width, height; the surest comes first."""
+        Image.new("RGB", (64, 40)).save(tmp_path / "a.png")
+        asked, drawn = [], []
+
+        def detect(model, images, mask, size, amp, threshold):
+            asked.append((size.tolist(), threshold))
+            boxes = torch.tensor([[-5.0, 10, 30, 70], [5, 6, 20, 30]])
+            labels, scores = torch.tensor([2, 0]), torch.tensor([0.5, 0.75])
+            return [{"boxes": boxes, "labels": labels, "scores": scores}]
+
+        def draw(picture, boxes, *_):
+            drawn.append(boxes.tolist())
+            return picture
+
+        monkeypatch.setattr("detr_fast.cli.predict.detect_batch", detect)
+        monkeypatch.setattr("detr_fast.cli.predict.draw_detections", draw)
+        command = ["predict", str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+        assert main([*command, "--threshold", "0.25", "--device", "cpu"]) == 0
+        assert asked == [([[40, 64]], 0.25)]
+        assert drawn == [[[0, 50, 150, 200], [25, 30, 100, 150]]]  # in a picture 5 times as large
+        (result,) = json.loads((tmp_path / "out" / "detections.json").read_text())
+        assert (result["height"], result["width"]) == (40, 64)
+        assert result["detections"] == [
+            {"category": "circle", "category_id": 1, "score": 0.75, "bbox": [5, 6, 15, 24]},
+            {"category": "triangle", "category_id": 3, "score": 0.5, "bbox": [0, 10, 30, 30]},
+        ]
 
     def test_nothing_is_ever_overwritten(self, run, voc_folder, tmp_path, capsys, monkeypatch):
         pictures = shutil.copytree(voc_folder / "JPEGImages", tmp_path / "pictures")

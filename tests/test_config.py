@@ -17,6 +17,8 @@ def test_defaults_follow_the_model():
     paper = TrainConfig.create(model="resnet50")
     assert (paper.lr, paper.lr_backbone, paper.clip, paper.epochs) == (1e-4, 1e-5, 0.1, 300)
     assert paper.backbone_weights == "imagenet" and paper.recipe == "detr"
+    assert (paper.schedule, paper.lr_drop, paper.ema) == ("step", 2 / 3, 0)  # 200 of 300 epochs
+    assert (paper.batch_size, paper.warmup_steps, paper.weight_decay) == (2, 0, 1e-4)
     assert TrainConfig.create() == TrainConfig()
     assert TrainConfig.create(model="resnet50", lr=3e-4).lr == 3e-4
 

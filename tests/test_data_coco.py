@@ -352,3 +352,36 @@ def test_image_of_another_size_than_annotated(tmp_path):
     with pytest.raises(DataError, match=r"a\.png: the image is 80 x 60, .* made for 40 x 30"):
         data[0]
     data[1]  # the others can still be read
+
+
+def test_items_from_the_end_and_items_that_are_changed(tmp_path):
+    data = CocoDetection(*coco_file(tmp_path))
+    assert torch.equal(data[-2][1]["boxes"], data[0][1]["boxes"])
+    data[0][1]["labels"].zero_()
+    data[0][1]["boxes"].zero_()
+    assert data[0][1]["labels"].tolist() == [2, 0] and data[0][1]["boxes"].any()
+
+
+@pytest.mark.parametrize(("stated", "used"), [(0, 0), (-1, 16)])
+def test_an_area_that_cannot_be_is_the_boxs(tmp_path, stated, used):
+    entry = annotation(id=1, bbox=[1, 1, 4, 4], area=stated)
+    data = CocoDetection(*coco_file(tmp_path, annotations=[entry]))
+    assert data.coco.dataset["annotations"][0]["area"] == used
+
+
+def test_a_crowd_without_area_is_dropped_once(tmp_path):
+    entry = annotation(bbox=[3, 3, 0, 5], iscrowd=1)
+    data = CocoDetection(*coco_file(tmp_path, annotations=[entry]))
+    assert data.dropped == {"crowd": 1, "zero_area": 0}
+
+
+def test_a_truth_value_is_no_coordinate(tmp_path):
+    with pytest.raises(DataError, match="expected 4 numbers"):
+        CocoDetection(*coco_file(tmp_path, annotations=[annotation(bbox=[1, 1, True, 5])]))
+
+
+def test_ids_of_classes_that_the_file_lacks_are_their_own(tmp_path):
+    categories = [{"id": 1, "name": "two"}, {"id": 2, "name": "nine"}]
+    files = coco_file(tmp_path, categories=categories, annotations=[annotation(category_id=2)])
+    data = CocoDetection(*files, classes=["unicorn", "nine", "two", "griffin"])
+    assert len(set(data.category_ids)) == 4

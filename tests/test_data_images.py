@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from shared_data import BCCD, needs_bccd
 from torch.utils.data import DataLoader
 
@@ -254,3 +254,12 @@ def test_workers_give_what_the_main_process_gives():
         for target, target_w in zip(targets, targets_w, strict=True):
             assert target.keys() == target_w.keys()
             assert all(torch.equal(target[key], target_w[key]) for key in target)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_as_pillow_turns(tmp_path, orientation):
+    exif, path = Image.Exif(), tmp_path / "photo.png"
+    exif[0x0112] = orientation
+    Image.effect_noise((5, 3), 99).convert("RGB").save(path, exif=exif)
+    expected = np.array(ImageOps.exif_transpose(Image.open(path)))
+    assert read_image(path).permute(1, 2, 0).tolist() == expected.tolist()

@@ -165,3 +165,8 @@ def test_shapes_stand_out_from_the_background():
 def test_impossible_arguments(wrong):
     with pytest.raises(DataError, match="num_images >= 1"):
         Shapes(**wrong)
+
+
+def test_shapes_from_the_end():
+    data = Shapes(3, image_size=48)
+    assert torch.equal(data[-1][0], data[2][0])

@@ -251,3 +251,9 @@ def test_another_kind_of_xml_is_refused(tmp_path, root):
     file.write_text(f"<{tag}{space}><filename>a.jpg</filename></{tag}>")
     with pytest.raises(DataError, match=re.escape(f"a.xml: its root is <{root}>, expected")):
         VocDetection(folder)
+
+
+def test_of_two_files_of_one_name_the_jpeg_is_taken(tmp_path):
+    root = voc_folder(tmp_path, {"a": [("x", (1, 1, 9, 9))]})
+    Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "a.png")
+    assert VocDetection(root).record(0).path.name == "a.jpg"

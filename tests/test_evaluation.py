@@ -7,9 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detr_fast.data import CocoDetection, Shapes, fixed_eval
+from detr_fast.data import CocoDetection, Shapes, collate, fixed_eval, to_device
 from detr_fast.data.loader import make_eval_loader, make_loader
-from detr_fast.evaluation import METRICS, coco_metrics, detect, evaluate, format_metrics
+from detr_fast.evaluation import (
+    METRICS,
+    coco_metrics,
+    detect,
+    detect_batch,
+    evaluate,
+    format_metrics,
+)
 from detr_fast.models import detr_tiny
 from detr_fast.precision import amp_dtype, autocast
 
@@ -144,6 +151,34 @@ class TestDetect:
         found = detect(oracle, loader, torch.device("cpu"))
         figures, _ = coco_metrics(large.coco, found, large.category_ids)
         assert figures["AP"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_how_the_model_is_run(shapes, amp):
+    """Without dropout and without a graph, in the precision asked for."""
+    model, seen, cpu = detr_tiny(num_classes=3, num_queries=5), [], torch.device("cpu")
+
+    def watch(module, _, outputs):
+        seen.append((module.training, torch.is_grad_enabled(), outputs["pred_logits"].dtype))
+
+    model.register_forward_hook(watch)
+    evaluate(model, shapes, "cpu", batch_size=8, amp=amp)
+    images, mask, _ = to_device(collate([shapes[0]]), cpu)
+    detect_batch(model, images, mask, torch.ones(1, 2), amp)
+    assert seen == [(False, False, amp or torch.float32)] * 3
+
+
+def test_only_detections_above_the_threshold(shapes):
+    images, mask, targets = to_device(collate([shapes[0]]), torch.device("cpu"))
+    (found,) = detect_batch(Oracle(shapes), images, mask, torch.ones(1, 2), score_threshold=0.5)
+    assert len(found["scores"]) == len(targets[0]["labels"])
+
+
+def test_only_images_with_an_entry_are_evaluated(shapes):
+    found = truth_as_detections(shapes)
+    del found[3]
+    figures, _ = coco_metrics(shapes.coco, found, shapes.category_ids)
+    assert figures["AP"] == pytest.approx(1.0)
 
 
 def test_what_observes_gets_outputs_and_targets(shapes):

@@ -228,6 +228,7 @@ class TestOtherModels:
         for spoilt, said in (
             (state[name].int(), f"{name} is torch.int32, expected floating point"),
             (state[name] * math.nan, f"{name} holds values that are not finite"),
+            (state[name] + math.inf, f"{name} holds values that are not finite"),
         ):
             torch.save(state | {name: spoilt}, file)
             model = detr_tiny()

@@ -168,3 +168,12 @@ def test_a_run_logs_it(tmp_path):
     board.Reload()
     tags = board.Tags()["scalars"]
     assert {"train/loss_ce_0", "val/per_class/circle", "train/rematched_0", "val/AP"} <= set(tags)
+
+
+def test_each_evaluation_is_compared_with_the_one_before():
+    layers, targets = batch(3)
+    watch = MatchingInstability(FastMatcher())
+    for layer in (layers[0], layers[1], layers[1]):
+        watch.observe(layer, targets)
+        found = watch.finish()
+    assert found == {"rematched_epoch": 0}

@@ -347,11 +347,13 @@ class TestOptions:
         assert (train_set.cache.room, val_set.cache.room) == (12, 2)
         assert open_data(replace(config, cache=False))[0].cache is None
 
-    def test_half_of_the_free_memory_by_default(self, voc_folder):
+    def test_half_of_the_free_memory_by_default(self, voc_folder, monkeypatch):
         everything = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         assert 0 < available_memory() <= everything
-        train_set, _ = open_data(TrainConfig.create(data=f"voc:{voc_folder}", cache=True))
-        assert train_set.cache.room == 12
+        free = 2 * 15 * 3 * 64 * 64 + 2  # twice what 15 of the 18 images need
+        monkeypatch.setattr("detr_fast.training.datasets.available_memory", lambda: free)
+        train_set, val_set = open_data(TrainConfig.create(data=f"voc:{voc_folder}", cache=True))
+        assert (train_set.cache.room, val_set.cache.room) == (12, 3)
 
     def test_a_gpu_decodes_only_where_there_is_one(self, tmp_path):
         data = Shapes(8, image_size=48, transforms=fixed_eval(None))

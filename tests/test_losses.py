@@ -356,3 +356,36 @@ def test_graph_of_criterion_and_backward():
             [g.cpu() for g in gradients],
             list(torch.autograd.grad(expected["loss"], leaves(values))),
         )
+
+
+def test_the_parts_are_for_logs():
+    outputs, targets = predictions(2, 2, 5), some_targets([3, 1])
+    wide = {n: v.detach().double() for n, v in outputs.items() if n != "aux_outputs"}
+    for given in (outputs, wide):
+        losses = SetCriterion(K)(given, targets)
+        assert not any(value.requires_grad for name, value in losses.items() if name != "loss")
+        assert {value.dtype for value in losses.values()} == {torch.float32}
+
+
+def test_several_batches_need_their_counts():
+    with pytest.raises(ValueError, match="batches is 2, which needs step_counts"):
+        SetCriterion(K)(predictions(1, 1, 4), some_targets([1]), batches=2)
+
+
+def test_figures_of_the_classes_are_the_last_layers():
+    outputs, targets = predictions(3, 2, 6), some_targets([3, 1])
+    losses = SetCriterion(K)(outputs, targets)
+    alone = SetCriterion(K)({**outputs, "aux_outputs": []}, targets)
+    for name in ("loss_ce", "class_error", "cardinality_error", "no_object_matched"):
+        assert losses[name] == alone[name], name
+
+
+def test_cardinality_error():
+    targets = some_targets([3, 2])
+    logits = torch.zeros(2, 5, K + 1)
+    logits[0, :, K] = 1.0  # none of three seen
+    logits[1, :, 0] = 1.0  # five seen where there are two
+    losses = SetCriterion(K)(
+        {"pred_logits": logits, "pred_boxes": torch.full((2, 5, 4), 0.5)}, targets
+    )
+    assert losses["cardinality_error"] == pytest.approx((3 + 3) / 2)

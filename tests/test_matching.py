@@ -493,3 +493,24 @@ def test_boxes_whose_type_says_another_format_are_refused():
         FastMatcher()(outputs, corners)
     with pytest.raises(ValueError, match=message):
         PackedTargets.pack(corners)
+
+
+@pytest.mark.parametrize("name", ["pred_logits", "pred_boxes", "labels", "boxes"])
+def test_each_may_be_strided_alone(name):
+    outputs, targets = predictions(2, 30), targets_of([15, 9])
+    matcher = FastMatcher(cost_class=9)
+    expected = matcher(outputs, targets)
+    for holder in [outputs, *targets]:
+        if name in holder:
+            holder[name] = torch.stack([holder[name], holder[name].flip(0)], -1)[..., 0]
+            assert not holder[name].is_contiguous()
+    assert_same(matcher(outputs, targets), expected)
+
+
+@pytest.mark.parametrize("wide", ["pred_logits", "pred_boxes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_of_both_is_float64(wide, dtype):
+    outputs, targets = predictions(2, 30), targets_of([4, 6])
+    mixed = {**outputs, wide: outputs[wide].double()}
+    other = [{**target, "boxes": target["boxes"].to(dtype)} for target in targets]
+    assert_same(FastMatcher()(mixed, other), FastMatcher()(outputs, targets))

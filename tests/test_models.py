@@ -20,9 +20,13 @@ from detr_fast.models import (
 )
 from detr_fast.models.backbone import ResNetBackbone
 from detr_fast.models.padding import pad_images, resize_mask
-from detr_fast.models.position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from detr_fast.models.position_encoding import (
+    LearnedPositionEncoding,
+    SinePositionEncoding,
+    sine_features,
+)
 from detr_fast.models.queries import AnchorQueries
-from detr_fast.models.transformer import Attention
+from detr_fast.models.transformer import Attention, DecoderLayer, EncoderLayer
 from detr_fast.models.weights import CheckpointError
 
 
@@ -236,6 +240,10 @@ class TestBackbone:
         assert trained == {"layer2", "layer3", "layer4"}
         assert all(p.requires_grad for p in ResNetBackbone("resnet18").parameters())
 
+    def test_dc5_dilates_the_last_stage(self):
+        body = ResNetBackbone("resnet50", dilation=True).body
+        assert [body[f"layer{k}"][1].conv2.dilation for k in (3, 4)] == [(1, 1), (2, 2)]
+
     def test_frozen_norm_keeps_its_statistics(self):
         for norm, changes in (("frozen", False), ("batch", True)):
             backbone = ResNetBackbone("resnet18", norm=norm).train()
@@ -326,6 +334,10 @@ class TestPositionEncoding:
         with pytest.raises(ValueError, match="9 x 4"):
             encoding(torch.zeros(1, 1, 9, 4), None)
 
+    def test_learned_starts_uniform_in_both_directions(self):
+        for weight in LearnedPositionEncoding(64, max_size=8).parameters():
+            assert weight.min() >= 0 and 0.9 < weight.max() <= 1
+
     def test_learned_in_a_model(self):
         model = detr_tiny(position_encoding="learned")
         assert "backbone.1.row_embed.weight" in model.state_dict()
@@ -365,12 +377,52 @@ class TestAttention:
         attention.eval()
         assert torch.equal(attention(x, x, x), attention(x, x, x))
 
+    def test_padding_is_not_seen_with_dropout_either(self):
+        attention = Attention(32, 4, dropout=0.5)
+        q, k, v = torch.randn(2, 5, 32), torch.randn(2, 9, 32), torch.randn(2, 9, 32)
+        mask = torch.zeros(2, 9, dtype=torch.bool)
+        mask[1, 6:] = True
+        torch.manual_seed(0)
+        expected = attention(q, k, v, mask)
+        v[mask] = 100.0
+        torch.manual_seed(0)
+        torch.testing.assert_close(attention(q, k, v, mask), expected)
+
+    def test_every_branch_is_dropped(self):
+        """With everything dropped, only the shortcuts are left."""
+        encoder, decoder = EncoderLayer(32, 4, 64, 1.0), DecoderLayer(32, 4, 64, 1.0)
+        x, y = torch.randn(2, 5, 32), torch.randn(2, 3, 32)
+        hidden = []
+        for layer in (encoder, decoder):
+            for part in (module for module in layer.modules() if isinstance(module, Attention)):
+                nn.init.normal_(part.out_proj.bias)
+            layer.linear2.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+        assert torch.equal(encoder(x, x, None), encoder.norm2(encoder.norm1(x)))
+        expected = decoder.norm3(decoder.norm2(decoder.norm1(y)))
+        assert torch.equal(decoder(y, y, x, x, None), expected)
+        assert len(hidden) == 2 and not any(h.any() for h in hidden)
+
+    def test_starts_as_in_the_paper(self):
+        """Xavier, and attention without a bias, as nn.MultiheadAttention."""
+        for name, p in detr_tiny(query_mode="learned").transformer.named_parameters():
+            if p.dim() > 1:
+                bound = (6 / sum(p.shape)) ** 0.5
+                assert 0.95 * bound < p.abs().max() <= bound, name
+            elif "attn" in name:
+                assert not p.any(), name
+
 
 class TestQueries:
     def test_learned_queries_start_at_zero(self):
         model = detr_resnet18(num_queries=4)
         content, reference = model.query_embed.start(3)
         assert content.shape == (3, 4, 256) and not content.any() and reference is None
+
+    def test_positions_of_anchors_start_as_their_sine_features(self):
+        queries = AnchorQueries(3, 32, 20.0)
+        radians = queries.anchors.sigmoid() * 2 * math.pi
+        x, y, _, _ = sine_features(radians, 16, 20.0).unbind(-2)
+        torch.testing.assert_close(queries.position(queries.anchors), torch.cat((y, x), -1))
 
     def test_anchors_before_training_are_the_boxes(self, tiny):
         """The box head ends in zeros, so every layer predicts the anchors themselves."""

@@ -231,3 +231,15 @@ def test_lists_from_packed_targets() -> None:
     packed = FastMatcher()(outputs, PackedTargets.pack(targets))
     for (i, j), (i2, j2) in zip(packed, FastMatcher()(outputs, targets), strict=True):
         assert torch.equal(i, i2) and torch.equal(j, j2)
+
+
+def test_packs_without_room_are_not_copied_over_each_other():
+    """Each has its own counts, which the host knows."""
+    with pytest.raises(ValueError, match="do not fit"):
+        PackedTargets.pack(targets_of([3, 1])).copy_(PackedTargets.pack(targets_of([1, 3])))
+
+
+def test_boxes_are_detached():
+    targets = targets_of([3, 1])
+    targets[0]["boxes"].requires_grad_()
+    assert not PackedTargets.pack(targets).boxes.requires_grad

@@ -52,3 +52,14 @@ def test_backbone_rate():
     frozen = detr_resnet18(num_classes=2, num_queries=3, trainable_layers=0)
     assert len(make_optimizer(frozen, 1e-4, 1e-5, 1e-4).param_groups) == 1
     assert rest["weight_decay"] == backbone["weight_decay"] == 1e-4
+
+
+def test_cosine_begins_after_the_warm_up():
+    rates = rates_of(schedule="cosine", warmup_steps=10, lr_drop=1.0)
+    assert rates[9] == rates[10] == 1.0 and rates[55] == pytest.approx(0.5)
+
+
+def test_a_learned_position_encoding_is_not_of_the_backbone():
+    model = detr_resnet18(num_classes=2, num_queries=3, position_encoding="learned")
+    _, backbone = make_optimizer(model, 1e-4, 1e-5, 1e-4).param_groups
+    assert len(backbone["params"]) == len(list(model.backbone[0].parameters()))

@@ -2,7 +2,7 @@
 
 import torch
 
-from detr_fast.data import Shapes, small_train
+from detr_fast.data import Shapes, fixed_eval, small_train
 from detr_fast.training.loader import TrainLoader
 
 
@@ -47,3 +47,25 @@ def test_processes_share_the_images():
 def test_fewer_images_than_a_batch():
     loader = TrainLoader(Shapes(3, image_size=48), 8, seed=1, workers=0)
     assert [len(batch) for batch in loader.batches] == [3]
+
+
+def test_seed_and_epoch_decide_order_and_transforms():
+    data = Shapes(8, image_size=48, transforms=small_train(None))
+    orders, sums = [list(range(8))], []
+    for seed, epoch in ((1, 0), (1, 1), (2, 0)):
+        loader = TrainLoader(data, 8, seed=seed, workers=0)
+        sums.append(next(iter(loader.epoch(epoch))).images.sum((1, 2, 3)).sort().values)
+        orders += [[index for _, index in batch] for batch in loader.batches]
+    assert len({tuple(order) for order in orders}) == 4
+    assert len({tuple(s.tolist()) for s in sums}) == 3
+
+
+def test_no_two_images_share_their_random_numbers():
+    class Dice(Shapes):
+        def __getitem__(self, index):
+            image, target = super().__getitem__(index)
+            return torch.full_like(image, float(torch.rand(()))), target
+
+    data = Dice(8, image_size=48, transforms=fixed_eval(None))
+    images, _, _ = next(iter(TrainLoader(data, 8, seed=1, workers=0).epoch(0)))
+    assert len(set(images[:, 0, 0, 0].tolist())) == 8

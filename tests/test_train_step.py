@@ -1,5 +1,6 @@
 """The training step: every way of making it fast gives the plain step's losses and gradients."""
 
+import collections
 import copy
 import functools
 
@@ -136,13 +137,42 @@ def test_checkpointing(images, dropout):
     assert_same(gradients(other, images, None, TARGETS), expected)
 
 
-def test_checkpointing_counts_a_batch_once(images):
+@pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
+def test_checkpointing_counts_a_batch_once(images, backbone):
     """Statistics of trained batch norm."""
     model = detr_tiny(7, 12)
+    if backbone == "resnet18":
+        sizes = {"dim": 32, "dim_feedforward": 64, "num_encoder_layers": 1}
+        model = detr_resnet18(7, 12, norm="batch", **sizes)
     model.set_checkpointing(True)
     gradients(model, images, None, TARGETS)
     counts = [b.item() for n, b in model.named_buffers() if n.endswith("num_batches_tracked")]
     assert counts and set(counts) == {1}
+
+
+def test_what_checkpointing_recomputes(images, monkeypatch):
+    calls = collections.Counter()
+
+    def counted_block(block, x):
+        calls["block"] += 1
+        return block_forward(block, x)
+
+    monkeypatch.setattr("detr_fast.models.resnet.block_forward", counted_block)
+    model = resnet()
+    for name in ("encoder", "decoder"):
+        layer = getattr(model.transformer, name).layers[0]
+        layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+    for on, blocks in ((False, 8), (True, 8 + 6)):  # the first stage is not trained
+        model.set_checkpointing(on)
+        gradients(model, images, None, TARGETS)
+        assert calls == {"encoder": 1 + on, "decoder": 1 + on, "block": blocks}
+        calls.clear()
+
+
+def test_a_step_leaves_no_gradient(images):
+    model = resnet()
+    step_of(model)([(images, None, TARGETS)])
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_ten_steps_of_the_published_loop(images):

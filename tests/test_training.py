@@ -276,3 +276,105 @@ def test_images_without_any_object(tmp_path):
     mask = torch.zeros(2, 48, 48, dtype=torch.bool)
     losses = trainer.train_on([Batch(torch.randn(2, 3, 48, 48), mask, [empty, empty])])
     assert losses["loss"].isfinite() and losses["loss_bbox"] == 0
+
+
+def test_options_reach_criterion_and_optimizer(tmp_path):
+    options = {"weight_class": 1.5, "weight_bbox": 2.5, "weight_giou": 3.5, "eos_coef": 0.25}
+    options |= {"cost_class": 4.5, "cost_bbox": 5.5, "cost_giou": 6.5, "box_loss": "smooth_l1"}
+    options |= {"weight_decay": 0.5, "clip": 0.75, "amp": "bf16", "checkpointing": True}
+    trainer = small_trainer(tmp_path, **options)
+    criterion, matcher = trainer.criterion, trainer.criterion.matcher
+    assert list(criterion.weights.values()) == [1.5, 2.5, 3.5]
+    assert criterion.class_weights[-1] == 0.25 and criterion.box_loss == "smooth_l1"
+    assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (4.5, 5.5, 6.5)
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.5}
+    assert trainer.train_step.clip == 0.75 and trainer.train_step.amp == torch.bfloat16
+    assert trainer.model.transformer.decoder.checkpointing
+
+
+def test_warm_up_reaches_the_schedule(tmp_path):
+    trainer = small_trainer(tmp_path, epochs=5, lr=3e-3, warmup_steps=3)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
+def test_trains_in_training_mode_after_an_evaluation(tmp_path):
+    """Also where the model that is trained is the one evaluated."""
+    trainer = small_trainer(tmp_path, epochs=2, batch_size=12, ema=0.0)
+    step, modes = trainer.train_on, []
+    trainer.train_on = lambda batches: modes.append(trainer.model.training) or step(batches)
+    trainer.run()
+    assert modes == [True] * 4
+
+
+def test_rates_fall_and_evaluations_come_when_they_should(tmp_path, monkeypatch):
+    """The last one always; in the precision of the training. The rate is that of the next step."""
+    given = []
+    row = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, "per_class": {}}
+    monkeypatch.setattr(
+        "detr_fast.evaluation.evaluate", lambda *args: given.append(args) or dict(row)
+    )
+    options = {"lr": 1e-3, "lr_drop": 0.5, "eval_every": 4, "amp": "bf16"}
+    trainer = small_trainer(tmp_path, epochs=10, batch_size=24, **options)
+    trainer.run()
+    rows = train_rows(tmp_path)
+    rates = [row["lr"] for row in rows if row["kind"] == "train"]
+    assert rates == pytest.approx([1e-3] * 4 + [1e-4] * 6)
+    assert [row["epoch"] for row in rows if row["kind"] == "val"] == [4, 8, 10]
+    for model, _, _, _, _, amp, _ in given:
+        assert model is trainer.ema.module and amp is torch.bfloat16
+
+
+def test_the_clock_goes_on(tmp_path):
+    trainer = small_trainer(tmp_path, epochs=2, accumulate=2)
+    trainer.run()
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint["images_seen"] == 2 * 24
+    resumed = small_trainer(tmp_path, checkpoint, epochs=2, accumulate=2)
+    assert (resumed.seconds, resumed.images_seen) == (trainer.seconds, 48)
+
+
+def test_the_seed_decides_the_weights(tmp_path):
+    weights = []
+    for state, seed in ((5, 1), (6, 1), (6, 2)):
+        torch.manual_seed(state)
+        weights.append(small_trainer(tmp_path, seed=seed).model.class_embed.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+
+
+def _be_rank_of_two(monkeypatch, rank: int) -> None:
+    two = SimpleNamespace(rank=lambda: rank, world_size=lambda: 2)
+    monkeypatch.setattr("detr_fast.training.engine.processes", two)
+
+
+def test_processes_start_alike_and_drop_differently(tmp_path, monkeypatch):
+    weights, states = [], []
+    for rank in range(2):
+        _be_rank_of_two(monkeypatch, rank)
+        trainer = small_trainer(tmp_path)
+        weights.append(trainer.model.class_embed.weight)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*weights) and not torch.equal(*states)
+    trainer.train_on([next(iter(trainer.loader.epoch(0)))])
+    assert trainer.images_seen == 2 * 4
+
+
+def test_each_process_goes_on_with_its_own_random_numbers(tmp_path, monkeypatch):
+    small_trainer(tmp_path, epochs=1, batch_size=8).run()
+    checkpoint = load_checkpoint(tmp_path)
+    checkpoint["rng"].append({"cpu": torch.Generator().manual_seed(9).get_state()})
+    _be_rank_of_two(monkeypatch, 1)
+    small_trainer(tmp_path, checkpoint, epochs=1, batch_size=4)
+    assert torch.equal(torch.get_rng_state(), checkpoint["rng"][1]["cpu"])
+
+
+def test_a_log_interval_leaves_the_losses_alone():
+    """A CUDA graph writes each step's into the same tensors."""
+    interval, losses = LogInterval(0, 0.0, 0.0), {"loss": torch.tensor(1.0)}
+    for _ in range(3):
+        interval.add(losses)
+    assert losses["loss"] == 1 and interval.means() == {"loss": 1.0}
+
+
+def test_averaged_weights_need_no_gradient():
+    average = WeightAverage(nn.Linear(2, 2), 0.9)
+    assert not any(p.requires_grad for p in average.module.parameters())

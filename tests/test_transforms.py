@@ -346,3 +346,64 @@ def test_impossible_zoom():
         small_train(64, zoom=(0, 1))
     with pytest.raises(ValueError, match="zoom"):
         small_train(64, zoom=(2, 1))
+
+
+def test_recipes_are_built_as_they_say():
+    resize = (
+        "ResizeShortSide((480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800), longest=1333)"
+    )
+    crop = f"[ResizeShortSide((400, 500, 600), longest=None), RandomSizeCrop(384, 600), {resize}]"
+    assert f"OneOf([{resize}], {crop})" in repr(detr_train())
+    options = {"brightness": 0.1, "contrast": 0.2, "saturation": 0.3, "hue": 0.04}
+    assert "ColorJitter(0.1, 0.2, 0.3, 0.04)" in repr(small_train(None, **options))
+    assert "ResizeShortSide((800,), longest=1333)" in repr(detr_eval())
+    assert detr_train().useful_size(2000, 3000) == (800, 1200)
+
+
+def test_detr_train_flips_half():
+    image = tv_tensors.Image(torch.zeros(3, 60, 80, dtype=torch.uint8))
+    image[:, :, 40:] = 200
+    flipped = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        out, _ = detr_train()(image)
+        flipped += bool(out[..., 0].mean() > out[..., -1].mean())
+    assert 3 < flipped < 17
+
+
+def test_detr_train_leaves_no_box_without_area():
+    image = tv_tensors.Image(torch.zeros(3, 60, 80, dtype=torch.uint8))
+    corners = [[x, y, x + 2, y + 2] for x in (0, 78) for y in (0, 58)]
+    counts = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        _, found = detr_train()(image, target_for(image, corners, [0, 1, 2, 3]))
+        assert (found["boxes"][:, 2:] > 0).all()
+        assert len(found["labels"]) == len(found["boxes"])
+        counts.add(len(found["boxes"]))
+    assert 4 in counts and len(counts) > 1  # whole, or cropped
+
+
+def test_zoom_is_log_uniform_and_stretch_by_up_to_its_fraction(monkeypatch):
+    image = torch.full((3, 80, 80), 255, dtype=torch.uint8)
+    target = target_for(image, [[0, 0, 80, 80]], [0])
+    recipe = small_train(80, flip=False, zoom=(0.25, 1.0), stretch=0.5, **PLAIN)
+    for share, ratio in ((0.5, 1.0), (0.75, 1.5**0.5)):
+        monkeypatch.setattr(augment, "_uniform", lambda low, high, s=share: low + s * (high - low))
+        x0, y0, x1, y1 = pixel_boxes(recipe(image, target)[1])[0].tolist()
+        assert (x1 - x0) / (y1 - y0) == pytest.approx(ratio, abs=0.05)
+        assert ((x1 - x0) * (y1 - y0)) ** 0.5 == pytest.approx(80 * 0.25 * 4**share, abs=1)
+
+
+def test_a_third_of_the_hue_turns_red_to_green(monkeypatch):
+    monkeypatch.setattr(augment, "_uniform", lambda low, high: high)
+    red = torch.tensor([0.6, 0.4, 0.4])[:, None, None].expand(3, 4, 4)
+    turned, _ = augment.ColorJitter(0, 0, 0, 1 / 3)(tv_tensors.Image(red), None)
+    assert turned[1, 0, 0] - turned[[0, 2], 0, 0].max() > 0.1
+
+
+def test_colours_stay_in_their_range(monkeypatch):
+    monkeypatch.setattr(augment, "_uniform", lambda low, high: high)
+    image = tv_tensors.Image(torch.tensor([0, 255], dtype=torch.uint8).repeat(3, 4, 4))
+    out, _ = augment.ColorJitter(0.2, 0.2, 0.2, 0.02)(image, None)
+    assert out.min() >= 0 and out.max() <= 1
