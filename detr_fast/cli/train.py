@@ -135,6 +135,8 @@ def _train(
     """Train in a folder that this process may write; return the exit status."""
     train_set, val_set = data
     main = processes.rank() == 0
+    if not train_set.objects_per_image.any():
+        raise ValueError(f"{config.data}: the training data has no objects")
     trainer = Trainer(
         config, train_set, val_set, folder, device, checkpoint, save_minutes=args.save_minutes
     )

@@ -91,7 +91,7 @@ class Trainer:
     ) -> None:
         if not len(train_set) or not len(val_set):
             raise ValueError(f"{len(train_set)} training and {len(val_set)} validation images")
-        if not train_set.class_names or not train_set.objects_per_image.any():
+        if not train_set.class_names:
             raise ValueError("the training data has no objects, and so no class to learn")
         check_same_classes(train_set.class_names, val_set.class_names)
         if not 0 <= save_minutes < math.inf:
