@@ -24,10 +24,7 @@ class PostProcess(nn.Module):
     def forward(
         self,
         outputs: Mapping[str, Any],  # pred_logits [B, N, K+1], pred_boxes [B, N, 4] cxcywh
-        sizes: Tensor
-        | Sequence[
-            tuple[int, int]
-        ],  # [B, 2] (height, width) in pixels that the boxes are scaled to
+        sizes: Tensor | Sequence,  # [B, 2] (height, width) in pixels that the boxes are scaled to
     ) -> list[dict[str, Tensor]]:
         """Detections per image: ``scores`` [n], ``labels`` [n], ``boxes`` [n, 4] xyxy in pixels.
 
