@@ -98,6 +98,7 @@ class DETR(nn.Module):
             sequence, position = sequence + position, torch.zeros_like(position)
         if mask is not None:
             mask = mask.flatten(1)
+            mask = mask & ~mask.all(1, keepdim=True)  # attention over nothing would be NaN
         memory = self.transformer.encoder(sequence, position, mask)
         hidden, boxes = self.transformer.decoder(
             memory, position, mask, self.query_embed, self.bbox_embed

@@ -88,8 +88,7 @@ def attend(
     # For dropout on a CPU torch materialises the weights too, in more and slower passes.
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if allowed is not None:
-        # Not -inf: of an image that is padding alone that would be NaN.
-        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~allowed, -torch.inf)
     weights = dropout(scores.softmax(-1, dtype=torch.float32), p, training=True)
     return weights.to(v.dtype) @ v
 
