@@ -1,7 +1,6 @@
 """What becomes of a run later: its data moves, files are lost or damaged, it is stopped again."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_lock import HOLD
 
 from detr_fast.cli import main, predict
 from detr_fast.cli.pictures import save_picture
@@ -132,24 +130,6 @@ def test_data_without_a_box_is_refused(coco_files, tmp_path, capsys):
     options = ["--data", f"coco:{images}:{tmp_path / 'empty.json'}", "--runs", tmp_path / "runs"]
     error = error_of(capsys, "train", *options, "--val-data", f"coco:{images}:{file}", *FAST)
     assert "the training data has no objects" in error
-
-
-def test_only_one_ablation_writes_to_a_folder(voc_folder, tmp_path, capsys):
-    options = ["ablate", "--data", f"voc:{voc_folder}", "--epochs", "1", "--batch-size", "4"]
-    options += ["--num-queries", "6", "--repeats", "1", "--only", "no-giou", "--device", "cpu"]
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)],
-        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    worker = int(holder.stdout.readline())
-    try:
-        error = error_of(capsys, *options, "--out", tmp_path)
-    finally:
-        holder.kill()
-        os.kill(worker, 9)
-        holder.communicate()
-    assert f"{tmp_path} is being written by process {holder.pid}" in error
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_dark_pictures_are_named_above_the_bar(run, tmp_path):

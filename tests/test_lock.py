@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from detr_fast.cli import main
 from detr_fast.training.lock import FolderLock
 
 HOLD = (
@@ -42,6 +43,16 @@ def test_a_second_writer_is_refused_and_the_first_is_named(tmp_path, holder):
     expected = f"{tmp_path} is being written by process {holder.pid} on "
     with pytest.raises(ValueError, match=expected), FolderLock(tmp_path):
         pass
+
+
+def test_an_ablation_refuses_a_folder_that_another_writes(tmp_path, holder, voc_folder, capsys):
+    pytest.importorskip("pycocotools")
+    options = ["ablate", "--data", f"voc:{voc_folder}", "--epochs", "1", "--batch-size", "4"]
+    options += ["--num-queries", "6", "--repeats", "1", "--only", "no-giou", "--device", "cpu"]
+    assert main([*options, "--out", str(tmp_path)]) == 2
+    expected = f"{tmp_path} is being written by process {holder.pid}"
+    assert expected in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_patience(tmp_path, holder):
