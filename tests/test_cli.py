@@ -68,6 +68,7 @@ class TestTrain:
 
     def test_generated_shapes(self, tmp_path, monkeypatch):
         """The default data, cut short by Ctrl-C's signal; the checkpoint resumes."""
+        import multiprocessing
         import signal
 
         from detr_fast.training import Trainer, load_checkpoint
@@ -81,6 +82,8 @@ class TestTrain:
 
         monkeypatch.setattr(Trainer, "train_on", interrupted)
         assert main(["train", "--epochs", "1", "--runs", str(tmp_path), "--workers", "1"]) == 130
+        # The loader ended its worker. One that Python kills leaves a folder in /tmp behind.
+        assert not multiprocessing.active_children()
         assert load_checkpoint(tmp_path / "shapes-tiny")["step"] == 3
 
     def test_interrupt_says_how_to_go_on(self, run, capsys, monkeypatch, tmp_path):

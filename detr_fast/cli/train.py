@@ -148,7 +148,7 @@ def _train(
         raise distributed.LostProcess(f"{lost}; {_resume_hint(folder)}") from lost
     except (Interrupted, KeyboardInterrupt) as stopped:
         if main:
-            how = stopped if isinstance(stopped, Interrupted) else "interrupted"
+            how = str(stopped) if isinstance(stopped, Interrupted) else "interrupted"
             print(f"detr-fast: {how}; {_resume_hint(folder)}", file=sys.stderr)
         return 130
     if main:
