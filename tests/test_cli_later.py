@@ -14,7 +14,7 @@ from PIL import Image
 from detr_fast.cli import main, predict
 from detr_fast.cli.pictures import save_picture
 from detr_fast.training import Trainer
-from detr_fast.training.logs import read_metrics
+from detr_fast.training.logs import RunLog, read_metrics
 
 pytest.importorskip("pycocotools")
 FAST = ("--batch-size", "4", "--num-queries", "6", "--workers", "0", "--device", "cpu")
@@ -113,14 +113,26 @@ def test_figures_of_another_step_are_not_said_to_be_those_of_the_pictures(run):
     ],
     ids=["no AP50", "no train_seconds", "text", "no classes"],
 )
-def test_a_damaged_row_is_left_out(run, capsys, damage):
+def test_a_damaged_row_is_left_out_and_said(run, damage):
     path = run / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     (val,) = [row for row in rows if row["kind"] == "val"]
     damage(val)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert len(list(read_metrics(path))) == len(rows) - 1
-    assert main(["visualize", "curves", str(run)]) == 0
+    with pytest.warns(UserWarning, match=f"1 line is no row of .* line {rows.index(val) + 1}$"):
+        assert len(read_metrics(path)) == len(rows) - 1
+    with pytest.warns(UserWarning, match="1 line is no row of metrics"):
+        assert main(["visualize", "curves", str(run)]) == 0
+
+
+def test_resuming_keeps_lines_that_are_not_its_rows(run):
+    path = run / "metrics.jsonl"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[0], "a remark", *rows[1:], rows[-1][:40]]))
+    RunLog(run, step=10_000).close()
+    assert path.read_text().splitlines() == [rows[0], "a remark", *rows[1:]]  # less the cut line
+    with pytest.warns(UserWarning, match="1 line is no row of metrics and left out, .* line 2"):
+        assert len(read_metrics(path)) == len(rows)
 
 
 def test_data_without_a_box_is_refused(coco_files, tmp_path, capsys):

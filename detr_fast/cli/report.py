@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or args.run_dir / "report.html"
     if out.is_dir() or not out.resolve().parent.is_dir():
         raise ValueError(f"--out is {out}, expected a file in an existing folder")
-    rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
+    rows = read_metrics(args.run_dir / "metrics.jsonl")
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.run_dir)
     config = TrainConfig.from_dict(checkpoint["config"])

@@ -299,7 +299,7 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
 def _finish(trainer: Trainer, val_set: DetectionDataset, row: dict[str, Any]) -> None:
     folder = trainer.run_dir
     print("\n" + format_metrics(row, row["per_class"], val_set.boxes_per_class()) + "\n")
-    rows = list(read_metrics(folder / "metrics.jsonl"))
+    rows = read_metrics(folder / "metrics.jsonl")
     save_picture(plot_training(rows, folder.name), folder / "curves.png")
     grid = prediction_grid(trainer.eval_model, val_set, trainer.device, trainer.amp)
     save_picture(grid, folder / "predictions.png")

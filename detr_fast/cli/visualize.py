@@ -192,7 +192,7 @@ def _matching(args: argparse.Namespace) -> None:
 
 
 def _curves(args: argparse.Namespace) -> None:
-    rows = list(read_metrics(args.run_dir / "metrics.jsonl"))
+    rows = read_metrics(args.run_dir / "metrics.jsonl")
     if not rows:
         raise ValueError(f"{args.run_dir / 'metrics.jsonl'} is missing, or has no row")
     out = args.out or args.run_dir / "curves.png"

@@ -1,6 +1,7 @@
 """What a run reports: a progress bar, metrics as JSON lines, TensorBoard events."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from tqdm import tqdm
 
 from detr_fast.evaluation import METRICS
 from detr_fast.training.files import written_whole
+from detr_fast.wording import counted
 
 # What a row of each kind has at least.
 _NUMBERS = {
@@ -19,8 +21,7 @@ _NUMBERS = {
 
 def read_rows(path: Path) -> Iterator[Any]:
     """Yield the values of a file of JSON lines, if it exists, without a line cut off by a crash."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines():
+    for line in _lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -28,17 +29,46 @@ def read_rows(path: Path) -> Iterator[Any]:
         yield row
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a metrics file, without lines that a crash or a person has damaged."""
-    for row in read_rows(path):
-        if (
-            isinstance(row, dict)
-            and row.get("kind") in ("train", "val")
-            and isinstance(row.get("step"), int)
-            and all(isinstance(row.get(name), (int, float)) for name in _NUMBERS[row["kind"]])
-            and (row["kind"] == "train" or isinstance(row.get("per_class"), dict))
-        ):
-            yield row
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics file, if it exists.
+
+    Lines that a person has damaged are left out, and a warning says so; a last line that a crash
+    has cut off is left out without one.
+    """
+    rows = [_metrics_row(line) for line in _lines(path)]
+    damaged = [number for number, row in enumerate(rows, 1) if row is None]
+    if damaged:
+        warnings.warn(
+            f"{path}: {counted(len(damaged), 'line is no row', 'lines are no rows')} of metrics "
+            f"and left out, the first of them line {damaged[0]}",
+            stacklevel=2,
+        )
+    return [row for row in rows if row is not None]
+
+
+def _lines(path: Path) -> list[str]:
+    """Return a file's lines, without a last one that a crash has cut off."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = text.splitlines()
+    if lines and not text.endswith(("\n", "}")):
+        lines.pop()
+    return lines
+
+
+def _metrics_row(line: str) -> dict[str, Any] | None:
+    """Return what a line of a metrics file says; None if it is not a row of one."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    is_row = (
+        isinstance(row, dict)
+        and row.get("kind") in ("train", "val")
+        and isinstance(row.get("step"), int)
+        and all(isinstance(row.get(name), (int, float)) for name in _NUMBERS[row["kind"]])
+        and (row["kind"] == "train" or isinstance(row.get("per_class"), dict))
+    )
+    return row if is_row else None
 
 
 class RunLog:
@@ -57,14 +87,15 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.path = run / "metrics.jsonl"
-        rows = [
-            row
-            for row in read_metrics(self.path)
-            if row["step"] < step
+        kept = [
+            line
+            for line in _lines(self.path)
+            if (row := _metrics_row(line)) is None  # somebody else's: not ours to remove
+            or row["step"] < step
             or (row["step"] == step and not (evaluation_due and row["kind"] == "val"))
         ]
         with written_whole(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
