@@ -348,12 +348,12 @@ class TestPredict:
             drawn.append(boxes.tolist())
             return picture
 
-        monkeypatch.setattr("detr_fast.cli.predict.detect_batch", detect)
+        monkeypatch.setattr("detr_fast.detector.detect_batch", detect)
         monkeypatch.setattr("detr_fast.cli.predict.draw_detections", draw)
         command = ["predict", str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
         assert main([*command, "--threshold", "0.25", "--device", "cpu"]) == 0
         assert asked == [([[40, 64]], 0.25)]
-        assert drawn == [[[0, 50, 150, 200], [25, 30, 100, 150]]]  # in a picture 5 times as large
+        assert drawn == [[[25, 30, 100, 150], [0, 50, 150, 200]]]  # in a picture 5 times as large
         (result,) = json.loads((tmp_path / "out" / "detections.json").read_text())
         assert (result["height"], result["width"]) == (40, 64)
         assert result["detections"] == [
@@ -708,7 +708,7 @@ def test_an_image_that_is_too_large_for_memory_is_named_and_left_out(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 GiB")
         return detect_batch(*given, **options)
 
-    monkeypatch.setattr("detr_fast.cli.predict.detect_batch", detect)
+    monkeypatch.setattr("detr_fast.detector.detect_batch", detect)
     images = sorted((voc_folder / "JPEGImages").iterdir())[:3]
     out = tmp_path / "out"
     command = ["predict", str(run), *map(str, images), "--out", str(out), "--device", "cpu"]
@@ -730,15 +730,18 @@ def test_precision_is_that_of_training(
         checkpoint["config"]["amp"] = "bf16"
         return checkpoint
 
-    module = {"eval": "evaluate", "predict": "predict"}[command]
-    monkeypatch.setattr(f"detr_fast.cli.{module}.load_best_checkpoint", trained_in_bf16)
+    module, used_by = {
+        "eval": ("cli.evaluate", "cli.evaluate"),
+        "predict": ("cli.predict", "detector"),
+    }[command]
+    monkeypatch.setattr(f"detr_fast.{module}.load_best_checkpoint", trained_in_bf16)
     precisions = []
 
     def amp_dtype(name, device):
         precisions.append(name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"detr_fast.cli.{module}.amp_dtype", amp_dtype)
+    monkeypatch.setattr(f"detr_fast.{used_by}.amp_dtype", amp_dtype)
     more = [str(voc_folder / "JPEGImages")] if command == "predict" else []
     assert main([command, str(run), *more, *asked, "--device", "cpu"]) == 130
     assert precisions == [used]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from detr_fast.models import detr_tiny
+from detr_fast.models import detr_resnet18, detr_tiny
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
@@ -43,6 +44,18 @@ def test_python_example():
     assert names["outputs"]["pred_logits"].shape == (2, 100, 92)
     assert len(names["detections"]) == 2
     assert names["model"].class_embed.weight.grad.abs().sum() > 0
+
+
+def test_detector(tmp_path, monkeypatch, capsys):
+    (code,) = (block for block in BLOCKS if "Detector" in block)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 48)).save("photo.jpg")
+    model = detr_resnet18(num_classes=2, num_queries=3)
+    torch.nn.init.zeros_(model.class_embed.weight)
+    model.class_embed.bias.data = torch.tensor([0.0, 9.0, 0.0])  # the second class, surely
+    torch.save(model.state_dict(), "weights.pth")
+    exec(code.replace("runs/NAME", "weights.pth"), {})
+    assert capsys.readouterr().out.count("class 1 1.00 [") == 3
 
 
 @pytest.mark.skipif(

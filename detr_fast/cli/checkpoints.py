@@ -4,25 +4,33 @@ from pathlib import Path
 from typing import Any
 
 from detr_fast import processes
-from detr_fast.training import TrainConfig, load_checkpoint
+from detr_fast.training import TrainConfig, load_trained
 from detr_fast.training.checkpoint import best_checkpoint_path
 
-HELP = "a checkpoint, or a run's folder: its best.pt, else its last.pt"
+HELP = "a run's folder: its best.pt, else its last.pt; or a checkpoint, a published one as well"
 
 
 def load_best_checkpoint(path: Path) -> dict[str, Any]:
     """Load the checkpoint that evaluation uses, and print its file and epoch.
 
     Args:
-        path: a checkpoint, or a run's folder.
+        path: a run's folder, or a checkpoint, see ``load_trained``.
 
     Raises:
-        CheckpointError: see ``load_checkpoint``.
+        CheckpointError: see ``load_trained``.
     """
-    file = best_checkpoint_path(path)
-    checkpoint = load_checkpoint(file)
+    checkpoint = load_trained(path)
     if processes.rank() == 0:
-        epoch = checkpoint["step"] / checkpoint["steps_per_epoch"]
-        total = TrainConfig.from_dict(checkpoint["config"]).epochs
-        print(f"model  {file}, epoch {round(epoch, 2):g} of {total}")
+        print(f"model  {best_checkpoint_path(path)}, {_description(checkpoint)}")
     return checkpoint
+
+
+def _description(checkpoint: dict[str, Any]) -> str:
+    config = TrainConfig.from_dict(checkpoint["config"])
+    if "step" in checkpoint:
+        epoch = checkpoint["step"] / checkpoint["steps_per_epoch"]
+        return f"epoch {round(epoch, 2):g} of {config.epochs}"
+    return (
+        f"published weights: {config.model}, {config.num_queries} queries, "
+        f"{len(checkpoint['class_names'])} classes"
+    )

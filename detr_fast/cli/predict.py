@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
@@ -18,11 +17,9 @@ from detr_fast.cli.arguments import add_amp, add_device, score
 from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.cli.folders import new_folder
 from detr_fast.data import DataError, read_image
-from detr_fast.evaluation import detect_batch
-from detr_fast.precision import amp_dtype
-from detr_fast.training import TrainConfig, distributed, load_model
+from detr_fast.detector import Detector
+from detr_fast.training import distributed
 from detr_fast.training.memory import is_out_of_memory
-from detr_fast.training.recipes import eval_recipe
 from detr_fast.visualize import draw_detections, scaled
 
 IMAGE_SUFFIXES = {
@@ -57,6 +54,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold", type=score, default=0.5, help="lowest score shown; default: %(default)s"
     )
+    parser.add_argument(
+        "--no-pictures",
+        dest="pictures",
+        action="store_false",
+        help="write detections.json alone",
+    )
     add_amp(parser)
     add_device(parser)
     return parser
@@ -67,49 +70,38 @@ def run(args: argparse.Namespace) -> int:
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.checkpoint)
     files = find_images(args.images)
-    config = TrainConfig.from_dict(checkpoint["config"])
-    recipe = eval_recipe(config)
-    model = load_model(checkpoint).to(device)
-    names, ids = checkpoint["class_names"], checkpoint["category_ids"]
-    amp = amp_dtype(args.amp or config.amp, device)
+    detector = Detector(checkpoint, device, args.amp)
     out = _results_folder(args.out)
     results, written, failed = [], set(), 0
     try:
         for file in tqdm(files, unit="image", disable=None):
             try:
                 pixels = read_image(file)
-                size = torch.tensor([pixels.shape[-2:]])
+                size = tuple(pixels.shape[1:])
                 with _naming(file, device):
-                    inputs = recipe(pixels)[0][None].to(device)
-                    cells = inputs[0, 0].numel() // model.backbone[0].stride ** 2
+                    inputs = detector.prepare(pixels)
+                    cells = inputs[0, 0].numel() // detector.model.backbone[0].stride ** 2
                     if cells > MANY_CELLS:
                         tqdm.write(
                             f"note   {file} is large for this model: attention compares each of "
                             f"{cells:,} cells with each; smaller copies take far less time"
                         )
-                    detections = detect_batch(model, inputs, None, size, amp, args.threshold)[0]
-                detections["boxes"] = clip_boxes_to_image(
-                    detections["boxes"], tuple(pixels.shape[-2:])
-                )
+                    found = detector.detect(inputs, size, args.threshold)
             except DataError as error:
                 tqdm.write(f"detr-fast: error: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            picture = _new_name(out, file.stem, written)
-            _draw(pixels, detections, names).save(picture)
-            results.append(
-                {
-                    "file": str(file),
-                    "picture": picture.name,
-                    "height": pixels.shape[-2],
-                    "width": pixels.shape[-1],
-                    "detections": _detections(detections, names, ids),
-                }
-            )
+            result = {"file": str(file)}
+            if args.pictures:
+                picture = _new_name(out, file.stem, written)
+                _draw(pixels, found, detector.class_names).save(picture)
+                result["picture"] = picture.name
+            result |= {"height": size[0], "width": size[1]}
+            results.append(result | {"detections": _detections(found, detector)})
     finally:  # after an error or Ctrl-C, too: what is done is done
         (out / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
     count = sum(len(result["detections"]) for result in results)
-    wrote = f"{out}/detections.json" + (" and pictures" if results else "")
+    wrote = f"{out}/detections.json" + (" and pictures" if written else "")
     unread = f", failed: {failed}" if failed else ""
     print(f"objects: {count}, images: {len(results)}{unread}; wrote {wrote}")
     return 2 if failed else 0
@@ -160,23 +152,19 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _detections(
-    detections: dict[str, torch.Tensor], names: list[str], ids: list[int]
-) -> list[dict[str, Any]]:
+def _detections(found: dict[str, torch.Tensor], detector: Detector) -> list[dict[str, Any]]:
     """Return detections with COCO's [x, y, width, height] boxes in pixels, surest first."""
-    rows = []
-    for index in detections["scores"].argsort(descending=True).tolist():
-        x1, y1, x2, y2 = detections["boxes"][index].tolist()
-        label = int(detections["labels"][index])
-        rows.append(
-            {
-                "category": names[label],
-                "category_id": ids[label],
-                "score": round(float(detections["scores"][index]), 6),
-                "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
-            }
+    return [
+        {
+            "category": detector.class_names[label],
+            "category_id": detector.category_ids[label],
+            "score": round(sure, 6),
+            "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+        }
+        for sure, label, (x1, y1, x2, y2) in zip(
+            *(found[name].tolist() for name in ("scores", "labels", "boxes")), strict=True
         )
-    return rows
+    ]
 
 
 def _results_folder(wanted: Path | None) -> Path:

@@ -92,6 +92,17 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     return read_scaled(path, size, None)[0]
 
 
+def to_pixels(picture: Image.Image) -> Tensor:
+    """Return what :func:`read_image` would for the file of a Pillow image.
+
+    Raises:
+        DataError: the picture cannot be decoded, or its pixels have no defined white level.
+    """
+    with _errors_named("the picture"):
+        turn = _TO_UPRIGHT.get(_orientation(picture))
+        return _tensor(picture, "the picture", turn)
+
+
 def read_scaled(
     path: str | Path, size: tuple[int, int] | None, at_least: tuple[int, int] | None
 ) -> tuple[Tensor, int]:
@@ -121,11 +132,15 @@ def read_scaled(
             drafted = opened.draft(None, (stored[1] // divisor, stored[0] // divisor))
             # The scale that Pillow will use, which may not be the one requested.
             divisor = 1 if drafted is None else round(stored[1] / drafted[1][2])
-        image = _to_rgb(opened, path)
-        if turn is not None:
-            image = image.transpose(turn)
-        pixels = np.array(image)
-    return torch.from_numpy(pixels).permute(2, 0, 1), divisor
+        return _tensor(opened, path, turn), divisor
+
+
+def _tensor(image: Image.Image, path: str | Path, turn: Image.Transpose | None) -> Tensor:
+    """Return a picture's RGB pixels, turned; ``path`` is for messages."""
+    image = _to_rgb(image, path)
+    if turn is not None:
+        image = image.transpose(turn)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _check_size(opened: Image.Image, size: tuple[int, int] | None) -> Image.Transpose | None:

@@ -15,6 +15,7 @@ from detr_fast.models.weights import CheckpointError, read_weights
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.files import written_whole
 from detr_fast.training.memory import is_out_of_memory
+from detr_fast.training.published import published_checkpoint
 
 FORMAT = 1
 ENTRIES = (  # what a checkpoint holds besides the format
@@ -71,7 +72,26 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         path = path / "last.pt"
-    state = read_weights(path)
+    return _checked(path, read_weights(path))
+
+
+def load_trained(path: str | Path) -> dict[str, Any]:
+    """Read the checkpoint that evaluation and prediction use, with ``weights_only=True``.
+
+    Args:
+        path: a run's folder, or a checkpoint, see ``best_checkpoint_path``; or one of the published
+            DETR code, of which the entries about training are missing.
+
+    Raises:
+        CheckpointError: as ``load_checkpoint``, or weights of another model.
+    """
+    file = best_checkpoint_path(path)
+    state = read_weights(file)
+    return _checked(file, state) if "format" in state else published_checkpoint(file, state)
+
+
+def _checked(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's checkpoint, as it was read, if this version can use it."""
     if "format" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of detr_fast training")
     if state["format"] != FORMAT:

@@ -49,12 +49,14 @@ def open_val_data(
     ``voc_origin``: how the boxes are read, if not as the configuration says.
 
     Raises:
-        ValueError: a ``split`` for data that names one split itself, a configuration whose training
-            data does so and that has no ``val_data``, or a ``voc_origin`` of 1 for data that is not
-            a Pascal VOC folder.
+        ValueError: no data at all, a ``split`` for data that names one split itself, a
+            configuration whose training data does so and that has no ``val_data``, or a
+            ``voc_origin`` of 1 for data that is not a Pascal VOC folder.
         DataError: see ``open_dataset``.
     """
     spec = data or config.val_data or config.data
+    if not spec:
+        raise ValueError("the model names no data of its own: choose what to use with --data")
     if voc_origin and not spec.startswith("voc:"):
         raise ValueError(f"voc_origin is {voc_origin}, but {spec} is not a Pascal VOC folder")
     if split is not None and _names_one_split(spec):

@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models import detection
 
-from detr_fast.models.weights import CheckpointError, read_weights
+from detr_fast.models.weights import CheckpointError, read_weights, weights_in, without_counters
 from detr_fast.training.checkpoint import best_checkpoint_path
+from detr_fast.training.published import COCO_CLASSES
 
 # What depends on the training data: on its classes, and on how many objects an image had.
 HEAD = "class_embed."  # a row per class, then one for "no object"
 DATA_DEPENDENT = (HEAD, "query_embed.")
 SHOWN = 8  # names of classes in a message
-COUNTER = ".num_batches_tracked"  # of trained batch norm; nothing depends on it
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def load_initial(
     """
     file = best_checkpoint_path(path)
     state = read_weights(file)
-    source, target = _weights(file, state), _without_counters(model.state_dict())
+    source, target = weights_in(file, state), without_counters(model.state_dict())
     for name, tensor in target.items():
         if name.startswith(DATA_DEPENDENT):
             continue
@@ -105,12 +103,9 @@ def _published_classes(
 ) -> list[str] | None:
     """Return COCO's class names by category id, the published code's labels, where they apply: to a
     class head of that size, for a model of another size that has some of these classes."""
-    weights = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-    names = [str(name) for name in weights.meta["categories"]]
     head, wanted = source.get(f"{HEAD}weight"), class_names or ()
-    fits = head is not None and len(head) == len(names) + 1 != len(wanted) + 1
-    shared = set(names) & set(wanted) - {"__background__", "N/A"}  # for ids that are not used
-    return names if fits and shared else None
+    fits = head is not None and len(head) == len(COCO_CLASSES) + 1 != len(wanted) + 1
+    return [*COCO_CLASSES] if fits and set(COCO_CLASSES) & set(wanted) else None
 
 
 def _head_by_name(
@@ -142,21 +137,3 @@ def _head_by_name(
         head[name] = tensor.clone()
         head[name][[*rows, -1]] = source[name][[*source_rows, -1]].to(tensor)
     return head
-
-
-def _weights(file: Path, state: dict[Any, Any]) -> dict[str, Tensor]:
-    # A run's checkpoint has both: choose as load_model does. Published ones have only "model".
-    ema = state.get("ema")
-    weights = state.get("model", state) if ema is None else ema
-    if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
-    ):
-        raise CheckpointError(
-            f"{file} holds no weights: expected a checkpoint, a state dict as its entry 'model', "
-            "or a state dict"
-        )
-    return _without_counters(weights)
-
-
-def _without_counters(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if not name.endswith(COUNTER)}

@@ -1,0 +1,95 @@
+"""Checkpoints of the published DETR code, as those of a run that began with their weights."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from detr_fast.models import MODELS
+from detr_fast.models.weights import CheckpointError, weights_in
+from detr_fast.training.config import TrainConfig
+
+# The labels of the published weights are COCO's category ids, of which some are not used.
+_BY_ID = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+COCO_CLASSES = tuple(
+    f"unused {label}" if name in ("__background__", "N/A") else str(name)
+    for label, name in enumerate(_BY_ID)
+)
+
+# Blocks of the third stage, and whether they are bottlenecks.
+_RESNETS = {
+    (2, False): "resnet18",
+    (6, False): "resnet34",
+    (6, True): "resnet50",
+    (23, True): "resnet101",
+}
+_LEARNED_POSITIONS = "backbone.1.row_embed.weight"
+_SIZES = {  # arguments of the model by the published code's names
+    "hidden_dim": "dim",
+    "nheads": "num_heads",
+    "enc_layers": "num_encoder_layers",
+    "dec_layers": "num_decoder_layers",
+    "dim_feedforward": "dim_feedforward",
+}
+
+
+def published_checkpoint(file: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's checkpoint says about its model, for the weights of a published DETR.
+
+    The ResNet, the queries and the classes are counted in the weights. What these do not show is
+    taken from the options that the published code saves with its checkpoints; the files that it
+    offers for download have none: then the sizes are the paper's, and a dilated last stage (DC5) is
+    recognised by ``dc5`` in the name of the file.
+
+    Args:
+        file: where the weights are from.
+        state: ``{"model": state dict, "args": options}``, without ``args``, or a state dict alone.
+
+    Returns:
+        ``model``, ``ema``, ``config`` (of no data), ``model_args``, ``class_names`` and
+        ``category_ids``, as in a run's checkpoint. The classes of 91 are COCO's by category id.
+
+    Raises:
+        CheckpointError: not the weights of such a model; the message names the file.
+    """
+    weights = weights_in(file, state)
+    for name in ("class_embed.weight", "query_embed.weight"):
+        if name not in weights:
+            raise CheckpointError(
+                f"{file} is neither a checkpoint of detr_fast training nor of a published DETR: it "
+                f"has no {name}"
+            )
+    options = vars(state["args"]) if isinstance(state.get("args"), Namespace) else {}
+    classes = len(weights["class_embed.weight"]) - 1  # without "no object"
+    config = TrainConfig.create(
+        data="",
+        model=_model_name(file, weights, options),
+        num_queries=len(weights["query_embed.weight"]),
+        init_from=str(file),
+        position_encoding="learned" if _LEARNED_POSITIONS in weights else "sine",
+    )
+    known = classes == len(COCO_CLASSES)
+    return {
+        "model": weights,
+        "ema": None,
+        "config": config.to_dict(),
+        "model_args": config.model_args(classes)
+        | {ours: options[theirs] for theirs, ours in _SIZES.items() if theirs in options},
+        "class_names": list(COCO_CLASSES) if known else [f"class {k}" for k in range(classes)],
+        "category_ids": list(range(classes)),
+    }
+
+
+def _model_name(file: Path, weights: dict[str, Any], options: dict[str, Any]) -> str:
+    body = "backbone.0.body"
+    blocks = {name.split(".")[4] for name in weights if name.startswith(f"{body}.layer3.")}
+    bottleneck = f"{body}.layer3.0.conv3.weight" in weights
+    dilated = options.get("dilation", "dc5" in file.name.lower())
+    name = _RESNETS.get((len(blocks), bottleneck), "") + ("_dc5" if dilated else "")
+    if name not in MODELS:
+        raise CheckpointError(
+            f"{file}: a model with {len(blocks)} blocks in its backbone's layer3"
+            f"{', dilated,' if dilated else ''} is none of {', '.join(MODELS)}"
+        )
+    return name
