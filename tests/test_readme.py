@@ -58,16 +58,45 @@ def test_detector(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("class 1 1.00 [") == 3
 
 
-@pytest.mark.skipif(
+exports_sizes = pytest.mark.skipif(
     not hasattr(torch.export.Dim, "AUTO"), reason="this torch exports no sizes on its own"
 )
-def test_export():
-    (code,) = (block for block in BLOCKS if "torch.export" in block)
+
+
+def _exported() -> dict:
+    """The names that the example of an export defines."""
+    (code,) = (block for block in BLOCKS if "torch.export.export" in block)
     names: dict = {"model": detr_tiny(num_classes=3)}
     exec(code, names)
+    return names
+
+
+@exports_sizes
+def test_export():
+    names = _exported()
     images = torch.randn(1, 3, 320, 416)
     with torch.no_grad():
         found, expected = names["exported"].module()(images), names["model"](images)
     assert found.keys() == expected.keys() == {"pred_logits", "pred_boxes"}
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
+
+
+@exports_sizes
+def test_export_as_onnx(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    (code,) = (block for block in BLOCKS if "torch.onnx" in block)
+    names = _exported()
+    exec(code, names)
+    session = runtime.InferenceSession("detr.onnx", providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 320, 416), (3, 3, 352, 288)):
+        images = torch.randn(*shape)
+        logits, boxes = session.run(["pred_logits", "pred_boxes"], {"images": images.numpy()})
+        with torch.no_grad():
+            expected = names["model"](images)
+        for found, name in ((logits, "pred_logits"), (boxes, "pred_boxes")):
+            torch.testing.assert_close(
+                torch.from_numpy(found), expected[name], atol=1e-4, rtol=1e-4
+            )
