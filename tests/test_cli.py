@@ -41,8 +41,13 @@ def run(voc_folder, tmp_path_factory) -> Path:
 class TestTrain:
     def test_writes_everything(self, run):
         assert {path.name for path in run.iterdir()} == {
-            *("last.pt", "best.pt", "metrics.jsonl", "tensorboard", "curves.png", "predictions.png")
+            *("last.pt", "best.pt", "config.json", "metrics.jsonl", "tensorboard"),
+            *("curves.png", "predictions.png"),
         }
+        written = json.loads((run / "config.json").read_text())
+        assert written["config"]["num_queries"] == 60 and written["config"]["epochs"] == 2
+        assert written["class_names"] == ["circle", "square", "triangle"]
+        assert written["processes"] == 1 and written["versions"]["torch"] == torch.__version__
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert {row["kind"] for row in rows} == {"train", "val"}
         (val, last) = [row for row in rows if row["kind"] == "val"]

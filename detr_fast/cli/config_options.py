@@ -11,7 +11,7 @@ from detr_fast.models.builders import TINY_BACKBONES
 from detr_fast.models.queries import QUERY_MODES
 from detr_fast.precision import AMP
 from detr_fast.training import TrainConfig
-from detr_fast.training.config import PAPER_DEFAULTS, RECIPES
+from detr_fast.training.config import LOSS_PARTS, PAPER_DEFAULTS, RECIPES
 from detr_fast.training.schedule import SCHEDULES
 
 
@@ -111,7 +111,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         ("clip", float, "largest gradient norm, 0: no clipping"),
         ("warmup_steps", int, "optimizer steps in which the learning rates rise"),
         ("eos_coef", float, 'class weight of "no object"'),
+        *((f"cost_{part}", float, "weight in the matching") for part in LOSS_PARTS),
+        *((f"weight_{part}", float, "weight in the loss") for part in LOSS_PARTS),
         ("seed", int, "of weights, order and augmentation"),
+        ("log_every", int, "optimizer steps between two rows of the log"),
     ):
         training.add_argument(flag(name), type=kind, help=_with_default(what, name))
     training.add_argument(

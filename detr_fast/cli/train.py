@@ -303,5 +303,6 @@ def _finish(trainer: Trainer, val_set: DetectionDataset, row: dict[str, Any]) ->
     save_picture(plot_training(rows, folder.name), folder / "curves.png")
     grid = prediction_grid(trainer.eval_model, val_set, trainer.device, trainer.amp)
     save_picture(grid, folder / "predictions.png")
-    files = ("last.pt", "best.pt", "metrics.jsonl", "tensorboard", "curves.png", "predictions.png")
+    files = ("last.pt", "best.pt", "config.json", "metrics.jsonl", "tensorboard")
+    files += ("curves.png", "predictions.png")
     print(f"wrote  {folder}/: " + ", ".join(name for name in files if (folder / name).exists()))

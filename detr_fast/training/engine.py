@@ -1,6 +1,7 @@
 """The training loop (paper, section 4): steps, evaluation, checkpoints, resuming."""
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_fast import evaluation, processes
+from detr_fast import __version__, evaluation, processes
 from detr_fast.data import (
     Batch,
     DetectionDataset,
@@ -35,6 +36,7 @@ from detr_fast.training.checkpoint import (
 )
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.datasets import check_same_classes
+from detr_fast.training.files import written_whole
 from detr_fast.training.graph import GraphedStep, ShapeMismatch, cuda_graph_obstacle
 from detr_fast.training.initial import load_initial
 from detr_fast.training.instability import MatchingInstability
@@ -197,6 +199,7 @@ class Trainer:
             stack.enter_context(self._stop)
             log = None
             if self.is_main:
+                self._write_config()
                 log = RunLog(self.run_dir, self.step, self.evaluation_due)
                 stack.callback(log.close)
             bar = ProgressBar(self.total_steps, self.step, self.quiet)
@@ -218,6 +221,17 @@ class Trainer:
                     f"a data worker died at step {self.step}, perhaps for lack of memory (use "
                     f"fewer --workers): {' '.join(str(error).split())}"
                 ) from error
+
+    def _write_config(self) -> None:
+        """Write ``config.json``, for people and other programs; checkpoints hold it as well."""
+        content = {
+            "config": self.config.to_dict(),
+            "class_names": list(self.train_set.class_names),
+            "processes": processes.world_size(),
+            "versions": {"detr_fast": __version__, "torch": torch.__version__},
+        }
+        with written_whole(self.run_dir / "config.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
 
     def _run(self, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         row: dict[str, Any] = {}
