@@ -22,8 +22,10 @@ from detr_fast.training import distributed
 from detr_fast.training.memory import is_out_of_memory
 from detr_fast.visualize import draw_detections, scaled
 
+JPEG_SUFFIXES = {".jpg", ".jpeg", ".jfif"}  # drawn as JPEG: a large photograph as PNG takes seconds
 IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".avif", ".gif", ".tif", ".tiff", ".jp2")
+    *JPEG_SUFFIXES,
+    *(".png", ".bmp", ".webp", ".avif", ".gif", ".tif", ".tiff", ".jp2"),
 }
 
 MANY_CELLS = 20_000  # of a feature map: attention takes seconds on a CPU
@@ -93,8 +95,9 @@ def run(args: argparse.Namespace) -> int:
                 continue
             result = {"file": str(file)}
             if args.pictures:
-                picture = _new_name(out, file.stem, written)
-                _draw(pixels, found, detector.class_names).save(picture)
+                picture = _new_name(out, file, written)
+                drawn = _draw(pixels, found, detector.class_names)
+                drawn.save(picture, quality=90, subsampling=0)  # sharp lines, as JPEG, too
                 result["picture"] = picture.name
             result |= {"height": size[0], "width": size[1]}
             results.append(result | {"detections": _detections(found, detector)})
@@ -177,10 +180,11 @@ def _results_folder(wanted: Path | None) -> Path:
     return wanted
 
 
-def _new_name(folder: Path, stem: str, written: set[str]) -> Path:
-    """Return a picture's path that no other image of this call has."""
-    name, number = f"{stem}.png", 2
+def _new_name(folder: Path, image: Path, written: set[str]) -> Path:
+    """Return a picture's path that no other image of this call has: JPEG for JPEG, else PNG."""
+    suffix = ".jpg" if image.suffix.lower() in JPEG_SUFFIXES else ".png"
+    name, number = f"{image.stem}{suffix}", 2
     while name in written:
-        name, number = f"{stem}-{number}.png", number + 1
+        name, number = f"{image.stem}-{number}{suffix}", number + 1
     written.add(name)
     return folder / name
