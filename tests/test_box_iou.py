@@ -305,3 +305,47 @@ def test_other_devices_go_through_the_cpu():
     found = cpu_fallback(pairwise._forward)(a, b, "xyxy", False)
     assert torch.equal(found, ops.box_iou(a, b))
     assert len(cpu_fallback(pairwise._gradients)(found, a, b, "xyxy", False)) == 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_of_batches_are_those_of_their_images(op, device):
+    """With more rows than a thread takes at once."""
+    a, b = (some_boxes(3, n, seed=n).to(device).requires_grad_() for n in (150, 9))
+    found = torch.autograd.grad(getattr(ops, op)(a, b).square().sum(), (a, b))
+    for k in range(3):
+        x, y = (boxes[k].detach().requires_grad_() for boxes in (a, b))
+        expected = torch.autograd.grad(getattr(ops, op)(x, y).square().sum(), (x, y))
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine[k], theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nonfinite_boxes_have_no_gradient(op, bad, device):
+    """Not one of 0, with which training would go on."""
+    boxes = some_boxes(20).to(device)
+    for coordinate in range(4):
+        wrong = boxes.clone()
+        wrong[7, coordinate] = bad
+        for given in ((wrong, boxes), (boxes, wrong)):
+            a, b = (x.clone().requires_grad_() for x in given)
+            gradients = torch.autograd.grad(getattr(ops, op)(a, b).sum(), (a, b))
+            of_wrong, others = gradients if given[0] is wrong else gradients[::-1]
+            assert of_wrong[7].isnan().all() and others.isnan().all()
+            of_wrong[7] = 0
+            assert of_wrong.isfinite().all()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_of_many_boxes_are_summed_in_float64(op):
+    """A running sum of equal numbers in float32 would always be rounded to the same side."""
+    one = torch.tensor([[0.1, 0.1, 0.9, 0.9]])
+    many = torch.tensor([[0.21, 0.23, 0.47, 0.61]]).repeat(300_000, 1)
+    for of_one, pair in enumerate(((one, many), (many, one))):
+        a, b = (x.clone().requires_grad_() for x in pair)
+        found = torch.autograd.grad(getattr(ops, op)(a, b).sum(), (a, b))[of_one]
+        a, b = (x[:1].double().requires_grad_() for x in pair)
+        each = torch.autograd.grad(getattr(reference, op)(a, b).sum(), (a, b))[of_one]
+        torch.testing.assert_close(found.double(), each * len(many), rtol=2e-6, atol=0)

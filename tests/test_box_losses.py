@@ -454,3 +454,33 @@ def test_the_twin_is_torchvisions():
     corners = torch.rand(2, 500, 2, 2).sort(dim=2).values.flatten(2)
     found = reference.paired_iou(*corners, generalized=True)
     torch.testing.assert_close(found, generalized_box_iou(*corners).diagonal())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("box_loss", ["l1", "smooth_l1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_differences_of_one_and_more(dtype, box_loss, device):
+    """Boxes in 0..1 do not get to where smooth L1 is linear."""
+    case = matched("usual", dtype)
+    case = {**case, "boxes": case["boxes"] * 4, "target_boxes": case["target_boxes"] * 4}
+    case["boxes"][0, 0, int(case["query_index"][0, 1])] = case["target_boxes"][1].to(dtype) + 1
+    found = losses_and_gradient(ops, on(device, case), box_loss)
+    torch.testing.assert_close(found, losses_and_gradient(reference, on("cpu", case), box_loss))
+    plain = losses_and_gradient(ops, on(device, case), "l1")
+    if box_loss == "smooth_l1":  # differences on both sides of 1
+        below = (plain[0] - found[0]) / len(case["target_boxes"])
+        assert ((below > 0.1) & (below < 1.9)).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_gradient_is_read_with_its_own_stride(device):
+    case = {name: x.detach().to(device) for name, x in matched("usual").items()}
+    op = torch.ops.detr_fast.box_losses_backward
+    same, each = torch.full((6,), 3.0, device=device), torch.linspace(-2, 3, 6, device=device)
+    expanded, strided = same[:1].expand(6), torch.stack([each, same], dim=1)[:, 0]
+    assert (expanded.stride(0), strided.stride(0)) == (0, 2)
+    for first, second in ((same, each), (each, same)):
+        expected = op(first, second, *case.values(), "l1")
+        for others in ((expanded, each), (same, strided), (expanded, strided)):
+            by = others if first is same else others[::-1]
+            assert torch.equal(op(*by, *case.values(), "l1"), expected)

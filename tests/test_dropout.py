@@ -116,3 +116,22 @@ def test_registered_gradient():
         op(gradient.double(), out.double(), 0.25)
     with pytest.raises(ValueError, match=r"gradient is torch\.bfloat16 \[5, 7\], but out"):
         op(gradient.bfloat16(), out, 0.25)
+
+
+@pytest.mark.parametrize("bit", [0, 31, 32, 47, 63])
+def test_every_bit_of_the_seed_counts(bit):
+    seed = 0x1234_5678_9ABC_DEF0
+    other = (seed ^ (1 << bit)) - ((1 << 64) if bit == 63 else 0)
+    x = torch.ones(100_000)
+    masks = [module._dropout(x, torch.tensor([number]), 0.3) == 0 for number in (seed, other)]
+    assert (masks[0] != masks[1]).double().mean() > 0.1
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_share_of_the_smallest_probabilities(steps):
+    """One step of 2**-16 more would double it."""
+    torch.manual_seed(0)
+    n = 16_000_000
+    dropped = (dropout(torch.ones(n), steps / 65536, training=True) == 0).sum().item()
+    expected = n * steps / 65536
+    assert abs(dropped - expected) < 5 * expected**0.5

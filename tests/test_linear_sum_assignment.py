@@ -390,3 +390,26 @@ def test_gil_is_released_while_solving():
     assert took > 0.05, "too quick to tell: enlarge the problem"
     longest_stall = max(np.diff(ticks))
     assert longest_stall < took / 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lists_of_non_contiguous_and_misaligned_arrays(dtype):
+    """Those are copied; only arrays that are neither are read where they are."""
+    big = np.random.default_rng(7).standard_normal((40, 60)).astype(dtype)
+    views = [big[::2, ::3], big[::-1, ::-1], big.T, np.asfortranarray(big), big[:, 5:9]]
+    misaligned = np.frombuffer(b"x" + big.tobytes(), dtype=np.uint8)[1:].view(dtype)
+    views.append(misaligned.reshape(big.shape))
+    for cost in views:
+        for costs in ([cost], [big, cost], [cost, big]):
+            for ours, matrix in zip(solve(costs), costs, strict=True):
+                assert_same(ours, scipy_solve(matrix))
+
+
+@pytest.mark.parametrize(
+    "signs", [[[-1, -1], [0, -1]], [[-1, 0], [-1, -1]], [[-1] * 3, [-1, 0, -1]]]
+)
+@pytest.mark.parametrize("value", [np.finfo(np.float64).max, 1e301])
+def test_negative_costs_near_the_end_of_float64(value, signs):
+    for cost in (np.array(signs) * value, np.array(signs).T * value):
+        ours, expected = solve(cost), scipy_solve(cost)
+        np.testing.assert_array_equal(np.sort(cost[ours]), np.sort(cost[expected]))

@@ -514,3 +514,104 @@ def test_one_of_both_is_float64(wide, dtype):
     mixed = {**outputs, wide: outputs[wide].double()}
     other = [{**target, "boxes": target["boxes"].to(dtype)} for target in targets]
     assert_same(FastMatcher()(mixed, other), FastMatcher()(outputs, targets))
+
+
+BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def in_dtype(dtype, outputs, targets):
+    outputs = {key: value.to(dtype) for key, value in outputs.items()}
+    return outputs, [{**target, "boxes": target["boxes"].to(dtype)} for target in targets]
+
+
+@BOTH_DTYPES
+def test_of_several_overflows_the_first_target_is_named(dtype):
+    """Whichever query finds one first, and whatever else is wrong with a box."""
+    far = torch.finfo(dtype).max * 0.6
+    outputs, targets = in_dtype(dtype, predictions(1, 40), targets_of([3]))
+    targets[0]["boxes"][0, 0], targets[0]["boxes"][2, 0] = far, -far
+    outputs["pred_boxes"][0, 1, 0] = far  # too far from target 2
+    outputs["pred_boxes"][0, 20, 0] = -far  # too far from target 0
+    outputs["pred_boxes"][0, 39, 0] = far
+    matcher = FastMatcher(1, 1, 1)
+    message = r"matching outputs\['pred_boxes'\]\[0\] to targets\[0\]\['boxes'\]\[0\] overflows"
+    with pytest.raises(ValueError, match=message):
+        matcher(outputs, targets)
+    outputs["pred_boxes"][0, 39, 3] = -1
+    with pytest.raises(ValueError, match=r"^outputs\['pred_boxes'\]\[0, 39\] is "):
+        matcher(outputs, targets)
+
+
+@pytest.mark.parametrize("case", sorted(set(ZERO_AREA) - {"areas that underflow"}))
+def test_giou_of_zero_area_boxes_is_defined_in_float64(case):
+    box, target, giou = ZERO_AREA[case]
+    rival = [0.45, 0.5, 0.25, 0.3]
+    targets = [{"labels": torch.tensor([0]), "boxes": torch.tensor([target]).double()}]
+    for margin, winner in ((0.01, 0), (-0.01, 1)):
+        p = 0.5 + (torchvision_giou(rival, target) - giou + margin) / 8
+        logits = torch.tensor([[[p, 1 - p], [0.5, 0.5]]]).double().log()
+        outputs = {"pred_logits": logits, "pred_boxes": torch.tensor([[box, rival]]).double()}
+        matcher = FastMatcher(cost_class=8, cost_bbox=0, cost_giou=1)
+        assert matcher(outputs, targets)[0][0].tolist() == [winner]
+
+
+@pytest.mark.parametrize(
+    "of", ["all", "half of the queries", "half of the targets", "half of both"]
+)
+def test_giou_of_boxes_far_larger_than_a_picture(of):
+    """The product of two areas would overflow a float."""
+    outputs, targets = predictions(1, 40), targets_of([10])
+    large = 2.0**45
+    for boxes, name in ((outputs["pred_boxes"][0], "queries"), (targets[0]["boxes"], "targets")):
+        if of == "all":
+            boxes *= large
+        elif name in of or of == "half of both":
+            boxes[::2] *= large
+    ((i, j),) = FastMatcher(1, 0, 2)(outputs, targets)
+    outputs, (target,) = in_dtype(torch.float64, outputs, targets)
+    cost = reference.matching_cost(
+        outputs["pred_logits"][0],
+        outputs["pred_boxes"][0],
+        target["labels"],
+        target["boxes"],
+        1,
+        0,
+        2,
+    )
+    best = reference.linear_sum_assignment(cost)
+    assert total(cost, (i, j)) == pytest.approx(total(cost, best), abs=1e-4)
+
+
+@BOTH_DTYPES
+@pytest.mark.parametrize("shift", [-1000.0, -256.0, -90.0, 84.0, 90.0, 100.0, 256.0, 1000.0])
+@pytest.mark.parametrize("k", [1, 5, 20, 91])
+def test_softmax_does_not_depend_on_where_the_logits_are(k, shift, dtype):
+    """Even where exp of them is 0 or infinite."""
+    outputs, targets = in_dtype(dtype, predictions(2, 40, k=k), targets_of([9, 5], k=k))
+    outputs["pred_logits"] = (outputs["pred_logits"] * 64).round() / 64
+    shifted = {**outputs, "pred_logits": outputs["pred_logits"] + shift}
+    matcher = FastMatcher(10, 1, 1)
+    assert_same(matcher(shifted, targets), matcher(outputs, targets))
+
+
+@pytest.mark.parametrize("n", [3, 16, 40, 100])
+def test_of_queries_that_cost_the_same_the_first_is_matched(n):
+    outputs, targets = predictions(1, n), targets_of([1])
+    for value in outputs.values():
+        value[:] = value[:, :1]
+    for best in range(0, n - 1, 3):
+        outputs["pred_boxes"][0, :] = torch.tensor([0.1, 0.1, 0.1, 0.1])
+        outputs["pred_boxes"][0, best:] = targets[0]["boxes"][0]
+        assert FastMatcher()(outputs, targets)[0][0].tolist() == [best]
+        outputs["pred_boxes"][0, best:] = torch.tensor([0.1, 0.1, 0.1, 0.1])
+        outputs["pred_boxes"][0, [best, n - 1]] = targets[0]["boxes"][0]
+        assert FastMatcher()(outputs, targets)[0][0].tolist() == [best]
+
+
+def test_a_sum_of_exponentials_too_large_for_a_float():
+    """Of logits that each have one: 7000 times e^79."""
+    outputs, targets = predictions(1, 20, k=7000), targets_of([5], k=7000)
+    outputs["pred_logits"] = (outputs["pred_logits"].clamp(-0.9, 0.9) * 64).round() / 64
+    shifted = {**outputs, "pred_logits": outputs["pred_logits"] + 79}
+    matcher = FastMatcher(1e5, 1, 1)
+    assert_same(matcher(shifted, targets), matcher(outputs, targets))

@@ -51,3 +51,35 @@ def test_memory_is_that_of_the_problems_at_work_and_is_used_again():
     # Per thread the costs, the columns cut from them, and what is linear in the sizes.
     assert first < 2 * 4 * costs_of_a_problem
     assert later < costs_of_a_problem
+
+
+SOLVER_CODE = """
+import resource, numpy as np
+from detr_fast import linear_sum_assignment
+
+def peak():  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+rng = np.random.default_rng(0)
+shape = (100, 300)  # rows that compete
+cost = rng.random((100, 1)) + rng.random((1, 300)) + 1e-3 * rng.standard_normal(shape)
+for _ in range(100):
+    linear_sum_assignment(cost)
+before = peak()
+for _ in range(2000):
+    linear_sum_assignment(cost)
+print(peak() - before)
+"""
+
+
+def test_the_solver_needs_no_more_memory_for_later_problems():
+    done = subprocess.run(
+        [sys.executable, "-c", SOLVER_CODE],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1 << 20

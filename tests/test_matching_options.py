@@ -315,3 +315,78 @@ def test_half_precision_is_read_exactly(dtype):
     matcher = FastMatcher(1, 0, 0)
     halves = matcher({"pred_logits": logits, "pred_boxes": boxes}, targets)
     assert_same(halves, matcher({"pred_logits": logits.float(), "pred_boxes": boxes}, targets))
+
+
+BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@BOTH_DTYPES
+@pytest.mark.parametrize("size", [6, 25, 30, 40])
+def test_nonfinite_last_takes_a_cost_that_overflows_last(size, dtype):
+    """Of finite boxes: 30 queries, of which 4 have none that fits into the type."""
+    outputs, targets = predictions(1, 30), targets_of([size])
+    outputs = {key: value.to(dtype) for key, value in outputs.items()}
+    queries = [1, 8, 22, 29]
+    outputs["pred_boxes"][0, queries, 2:] = torch.finfo(dtype).max ** 0.75
+    given = in_double(targets) if dtype == torch.float64 else targets
+    with pytest.raises(ValueError, match="overflows"):
+        FastMatcher()(outputs, given)
+    ((i, j),) = FastMatcher(nonfinite="last")(outputs, given)
+    assert len(i) == len(set(j.tolist())) == min(30, size)
+    assert len(set(queries) & set(i.tolist())) == max(0, len(i) - 26)
+
+
+@BOTH_DTYPES
+def test_nonfinite_last_outweighs_what_several_other_pairs_save(dtype):
+    """With the pair of query 2 and target 0 the two others would cost 0 instead of 4 each."""
+    near, far = [0.1, 0.5, 0.1, 0.1], [0.9, 0.5, 0.1, 0.1]
+    logits = torch.zeros(1, 3, 3, dtype=dtype)
+    for query, label in ((0, 2), (1, 0), (2, 0), (2, 1)):
+        logits[0, query, label] = torch.nan
+    outputs = {
+        "pred_logits": logits,
+        "pred_boxes": torch.tensor([[near, far, near]], dtype=dtype),
+    }
+    targets = [
+        {"labels": torch.arange(3), "boxes": torch.tensor([far, near, far], dtype=dtype)},
+    ]
+    options = {"class_cost": "focal", "nonfinite": "last"}
+    for matcher in (
+        FastMatcher(1, 5, 0, **options),
+        reference.HungarianMatcher(1, 5, 0, **options),
+    ):
+        ((i, j),) = matcher(outputs, targets)
+        assert (i.tolist(), j.tolist()) == ([0, 1, 2], [0, 1, 2])
+
+
+@BOTH_DTYPES
+def test_nonfinite_last_behind_the_largest_costs(dtype):
+    """A number beyond them all would be infinite."""
+    far = torch.finfo(dtype).max * 0.5
+    outputs = {
+        "pred_logits": torch.tensor([[[torch.nan, 0.0], [0.0, 0.0]]], dtype=dtype),
+        "pred_boxes": torch.tensor([[[0.5] * 4, [far, 0.5, 0.5, 0.5]]], dtype=dtype),
+    }
+    targets = [
+        {
+            "labels": torch.zeros(2, dtype=torch.int64),
+            "boxes": torch.tensor([[0.5] * 4, [far, 0.5, 0.5, 0.5]], dtype=dtype),
+        }
+    ]
+    ((i, j),) = FastMatcher(1, 1, 0, nonfinite="last")(outputs, targets)
+    assert (i.tolist(), j.tolist()) == ([0, 1], [0, 1])
+
+
+@BOTH_DTYPES
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_a_nan_logit_has_no_focal_cost_with_any_gamma(gamma, dtype):
+    outputs, targets = predictions(1, 30), targets_of([20])
+    targets[0]["labels"][:] = 3
+    outputs["pred_logits"][0, ::3, 3] = torch.nan
+    outputs = {key: value.to(dtype) for key, value in outputs.items()}
+    options = {"class_cost": "focal", "focal_gamma": gamma}
+    with pytest.raises(ValueError, match=r"\[0, 0\] has no focal cost"):
+        FastMatcher(9, 0, 1, **options)(outputs, targets)
+    for weight in (9, -9):
+        ((i, _),) = FastMatcher(weight, 0, 1, **options, nonfinite="last")(outputs, targets)
+        assert not set(i.tolist()) & set(range(0, 30, 3))

@@ -19,6 +19,8 @@ int main() {
   for (int i = 0; i < 72; ++i)
     CHECK(solver_of_doubles.row_of_col()[solver_of_doubles.col_of_row()[i]] == i);
 
+  CHECK(solver_of_doubles.solve(nullptr, 0, 0, int64_t(1) << 32) == Status::kTooLarge);
+
   // The proof itself must reject an assignment that is not optimal.
   Matrix<double> matrix(2, 3, 3);
   const double cost[] = {1, 2, 9, 2, 9, 9};

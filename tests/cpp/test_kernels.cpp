@@ -40,12 +40,12 @@ void check_scans(std::mt19937& random) {
 }
 
 template <class Real>
-void check_layouts(std::mt19937& random) {
+void check_layouts(Family family, std::mt19937& random) {
   const LayoutKernels<Real>& layout = kernels_of<Real>().layout;
   for (const int64_t rows : {1, 2, 5, 16, 30, 77})
     for (const int64_t cols : {1, 3, 8, 15, 16, 33, 64, 100}) {
       // Exactly as large as the matrix, so that reading beyond it is detected.
-      const Matrix<Real> matrix = make_matrix<Real>(Family::kForbidden, rows, cols, cols, random);
+      const Matrix<Real> matrix = make_matrix<Real>(family, rows, cols, cols, random);
       const Real* const c = matrix.cost.data();
       for (const Real sign : {Real(1), Real(-1)}) {
         std::vector<Minimum<Real>> of_rows(rows), of_cols(cols);
@@ -169,8 +169,10 @@ int main(int argc, char** argv) {
   std::mt19937 random(2);
   check_scans<float>(random);
   check_scans<double>(random);
-  check_layouts<float>(random);
-  check_layouts<double>(random);
+  for (const Family family : {Family::kForbidden, Family::kIntegers}) {  // the latter: ties
+    check_layouts<float>(family, random);
+    check_layouts<double>(family, random);
+  }
   check_costs(random);
   Solver<float> solver_of_floats;
   check_solver<float>(solver_of_floats, kRowAlignment, 3, 220);

@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -25,7 +27,39 @@ void check_all_done(int64_t count, int threads) {
   for (const int times : done) CHECK(times == 1);
 }
 
+// As many threads as asked for take part, though the pool has more.
+void check_number_of_threads(int threads) {
+  std::mutex mutex;
+  std::set<std::thread::id> seen;
+  const auto number = [&] {
+    const std::lock_guard<std::mutex> lock(mutex);
+    seen.insert(std::this_thread::get_id());
+    return static_cast<int>(seen.size());
+  };
+  parallel_for(100, kMuch, threads, [&](int64_t) {
+    const auto start = std::chrono::steady_clock::now();
+    while (number() < threads &&
+           std::chrono::steady_clock::now() - start < std::chrono::seconds(10))
+      std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // others would come meanwhile
+  });
+  CHECK(number() == threads);
+}
+
+// Threads that wake when a call is over do nothing, though the next call has begun.
+void check_late_threads() {
+  for (int repeat = 0; repeat < 20000; ++repeat) check_all_done(2, 8);
+}
+
 void check_first_fault() {
+  // Later problems fail earlier, so that several threads have a fault to report.
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    const Fault lowest = solve_all(8, kMuch, 4, [](int64_t p) -> Fault {
+      std::this_thread::sleep_for(std::chrono::microseconds(100 * (8 - p)));
+      return {Status::kInvalidCost, p};
+    });
+    CHECK(lowest.status == Status::kInvalidCost && lowest.problem == 0);
+  }
   const Fault fault = solve_all(500, kMuch, 4, [](int64_t p) -> Fault {
     return p % 100 == 42 ? Fault{Status::kInvalidCost, p} : Fault{};
   });
@@ -61,6 +95,8 @@ int main() {
     for (const int64_t count : {0, 1, 2, 3, 100, 1000})
       for (int repeat = 0; repeat < 20; ++repeat) check_all_done(count, threads);
   CHECK(pool_size() == 7);
+  for (const int threads : {1, 2, 3, 8}) check_number_of_threads(threads);
+  check_late_threads();
   for (int repeat = 0; repeat < 50; ++repeat) check_first_fault();
 
   std::vector<std::thread> callers;

@@ -52,9 +52,48 @@ void check_faults() {
   }
 }
 
+template <class Real>
+void check_against_proof(const Matrix<Real>& matrix) {
+  TeamForm<Real> form{2, 100000, 100};
+  CHECK(form.solve(matrix.cost.data(), matrix.rows, matrix.cols, matrix.stride) == Status::kOk);
+  CHECK(is_optimal(matrix, form.col_of_row()));
+}
+
+// At prices that suit the first two rows, the digits of all others would be lost.
+template <class Real>
+void check_costs_of_two_rows_hide_nothing() {
+  std::mt19937 random(9);
+  std::uniform_real_distribution<Real> uniform(1, 2);
+  for (const int cols : {60, 40}) {
+    Matrix<Real> matrix(40, cols, cols);
+    for (int i = 0; i < 40; ++i)
+      for (int j = 0; j < cols; ++j)
+        matrix(i, j) = i < 2 ? Real(1e20) : j < 2 ? Real(0.5) : uniform(random);
+    matrix(0, cols - 1) = matrix(1, cols - 1) = 0;
+    matrix(0, cols - 2) = 1;
+    check_against_proof(matrix);
+  }
+}
+
+// Prices are multiples of the costs, and must not overflow.
+void check_largest_costs() {
+  std::mt19937 random(10);
+  const Matrix<float> crowded = make_matrix<float>(Family::kCrowded, 40, 90, 90, random);
+  Matrix<float> matrix = crowded;
+  for (float& x : matrix.cost) x *= 0x1p125f;
+  TeamForm<float> form{2, 100000, 100};
+  CHECK(form.solve(matrix.cost.data(), 40, 90, 90) == Status::kOk);
+  for (int i = 0; i < 40; ++i) CHECK(form.row_of_col()[form.col_of_row()[i]] == i);
+  for (float& x : matrix.cost) x *= 0x1p-125f;
+  CHECK(is_optimal(matrix, form.col_of_row()));
+}
+
 }  // namespace
 
 int main() {
+  check_costs_of_two_rows_hide_nothing<float>();
+  check_costs_of_two_rows_hide_nothing<double>();
+  check_largest_costs();
   for (const int64_t room : {0, 1000, 100000}) {
     TeamForm<float> warp{1, room, 1000};
     check_solver<float>(warp, 1, 1);

@@ -17,6 +17,7 @@ struct Call {
   bool focal = false, tolerant = false, sizes_on_device = false;
   int64_t spare = 0;  // padding after the last image's targets
   int64_t room = 0;
+  uint64_t earlier_fault = 0;                     // in every slot, when the call begins
   std::vector<std::vector<float>> logits, boxes;  // [L][B * N * C], [L][B * N * 4]
   std::vector<int64_t> labels;
   std::vector<float> target_boxes;
@@ -95,7 +96,7 @@ struct Call {
     }
     cost.assign(layers * in.targets * queries, 12345.0f);
     query_index.assign(layers * in.targets, -7);
-    faults.assign(layers * images, 0);
+    faults.assign(layers * images, earlier_fault);
     in.cost = cost.data();
     in.query_index = query_index.data();
     in.faults = faults.data();
@@ -259,6 +260,65 @@ void check_faults() {
     }
 }
 
+// Where the rows of costs are queries: as many pairs as queries, and a place all the same.
+void check_faults_of_few_queries() {
+  for (const bool of_target : {false, true}) {
+    std::mt19937 random(5);
+    Call call(1, 3, 6, {7, 7}, random);
+    if (of_target)
+      call.labels[7 + 6] = 5;
+    else
+      call.boxes[0][(3 + 2) * 4] = NAN;
+    call.run(2, 78);
+    CHECK(call.faults[0] == 0);
+    CHECK(call.faults[1] == (of_target ? encode_fault(Status::kInvalidLabel, 0, 6)
+                                       : encode_fault(Status::kInvalidBox, 2, 0)));
+    for (int m = 0; m < 7; ++m) CHECK(call.query_index[7 + m] == -1);
+    for (int k = 0; k < 3; ++k) CHECK(call.pairs[6 + k] == k && call.pairs[6 + 3 + k] == k);
+  }
+}
+
+// The host has not read it yet: the first fault is the one to report.
+void check_earlier_fault_stays() {
+  std::mt19937 random(6);
+  Call call(1, 9, 6, {4, 4}, random);
+  call.earlier_fault = encode_fault(Status::kInvalidLogits, 1, 2);
+  call.boxes[0][3 * 4] = NAN;
+  call.run(2, 79);
+  for (const uint64_t fault : call.faults) CHECK(fault == call.earlier_fault);
+}
+
+void check_last() {
+  std::mt19937 random(7);
+  // With the pair of query 2 and target 0, the two others would be at their targets.
+  Call call(1, 3, 3, {3}, random);
+  call.focal = call.tolerant = true;
+  const auto put = [](float* box, float cx) {
+    for (int k = 0; k < 4; ++k) box[k] = k == 0 ? cx : k == 1 ? 0.5f : 0.1f;
+  };
+  for (int k = 0; k < 3; ++k) {
+    put(&call.boxes[0][k * 4], k == 1 ? 0.9f : 0.1f);
+    put(&call.target_boxes[k * 4], k == 1 ? 0.1f : 0.9f);
+    call.labels[k] = k;
+  }
+  std::fill(call.logits[0].begin(), call.logits[0].end(), 0.0f);
+  for (const int k : {0 * 3 + 2, 1 * 3 + 0, 2 * 3 + 0, 2 * 3 + 1}) call.logits[0][k] = NAN;
+  call.run(2, 80);
+  CHECK((call.query_index == std::vector<int64_t>{0, 1, 2}));
+
+  // A number beyond the largest cost would be infinite, and both queries are needed.
+  Call large(1, 2, 3, {2}, random);
+  large.tolerant = true;
+  large.logits[0][0] = NAN;
+  for (int k = 0; k < 2; ++k) {
+    put(&large.boxes[0][k * 4], k == 0 ? 0.5f : 3e37f);
+    put(&large.target_boxes[k * 4], k == 0 ? 0.5f : 3e37f);
+  }
+  large.run(2, 81);
+  CHECK((large.query_index == std::vector<int64_t>{0, 1}));
+  CHECK(large.faults[0] == 0);
+}
+
 void check_half() {
   const auto half = [](uint16_t bits) { return to_float(Half{bits}); };
   CHECK(half(0x3c00) == 1 && half(0xc000) == -2 && half(0x7bff) == 65504 &&
@@ -266,6 +326,14 @@ void check_half() {
   CHECK(half(0x7c00) == INFINITY && half(0xfc00) == -INFINITY && std::isnan(half(0x7e00)));
   CHECK(std::signbit(half(0x8000)) && half(0x8000) == 0);
   CHECK(to_float(Bfloat{0x3f80}) == 1 && to_float(Bfloat{0xff80}) == -INFINITY);
+  // NaN stays NaN, whatever its other bits are.
+  for (const uint32_t bits : {0x7f800001u, 0x7fc00000u, 0x7fffffffu, 0xff800001u, 0xffffffffu}) {
+    Half half_nan;
+    Bfloat bfloat_nan;
+    store(&half_nan, float_of_bits(bits));
+    store(&bfloat_nan, float_of_bits(bits));
+    CHECK(std::isnan(to_float(half_nan)) && std::isnan(to_float(bfloat_nan)));
+  }
 }
 
 }  // namespace
@@ -273,5 +341,8 @@ void check_half() {
 int main() {
   check_answers();
   check_faults();
+  check_faults_of_few_queries();
+  check_earlier_fault_stays();
+  check_last();
   check_half();
 }
