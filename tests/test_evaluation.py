@@ -168,6 +168,13 @@ def test_how_the_model_is_run(shapes, amp):
     assert seen == [(False, False, amp or torch.float32)] * 3
 
 
+def test_a_broken_model_is_an_error_and_not_an_ap_of_0(shapes):
+    model = detr_tiny(num_classes=3, num_queries=5)
+    torch.nn.init.constant_(model.class_embed.weight, torch.nan)
+    with pytest.raises(ValueError, match=r"image \d+: one of the detections' scores is not finite"):
+        evaluate(model, shapes, "cpu", batch_size=8)
+
+
 def test_only_detections_above_the_threshold(shapes):
     images, mask, targets = to_device(collate([shapes[0]]), torch.device("cpu"))
     (found,) = detect_batch(Oracle(shapes), images, mask, torch.ones(1, 2), score_threshold=0.5)

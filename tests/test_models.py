@@ -489,6 +489,15 @@ class TestPostProcess:
         with pytest.raises(ValueError, match="sizes has shape"):
             PostProcess()(outputs, torch.tensor([10, 10]))
 
+    @pytest.mark.parametrize("threshold", [0.0, 0.5])
+    def test_scores_of_nan_are_kept(self, threshold):
+        """Without them, a broken model would look like one that finds nothing."""
+        logits = torch.tensor([[[0.0, 0.0, 9.0], [torch.nan, 0.0, 0.0], [5.0, 0.0, 0.0]]])
+        outputs = {"pred_logits": logits, "pred_boxes": torch.rand(1, 3, 4)}
+        (found,) = PostProcess(threshold)(outputs, [(10, 10)])
+        expected = [False, True, False] if threshold == 0 else [True, False]
+        assert found["scores"].isnan().tolist() == expected
+
 
 @pytest.mark.parametrize(
     ("options", "message"),

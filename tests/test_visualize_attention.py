@@ -296,6 +296,13 @@ class TestFigures:
             with pytest.raises(ValueError, match=message):
                 plot_decoder_attention(model(), image, picture, self.names, **options)
 
+    def test_scores_of_nan_are_named(self):
+        broken = model()
+        torch.nn.init.constant_(broken.class_embed.weight, torch.nan)
+        picture = Image.new("RGB", (80, 60))
+        with pytest.raises(ValueError, match=r"the scores of (\d+) of \1 queries are NaN"):
+            plot_decoder_attention(broken, torch.randn(3, 60, 80), picture, self.names)
+
     @pytest.mark.parametrize("points", [None, [(10, 20)], [(0, 0), (80, 60), (40, 30)]])
     def test_encoder(self, points):
         picture = Image.new("RGB", (80, 60), "white")

@@ -29,6 +29,12 @@ def test_lines_of_small_pictures_are_two_pixels_wide():
     assert [x for x, coloured in enumerate(row) if coloured] == [20, 21, 49, 50]
 
 
+def test_a_box_of_nan_is_named():
+    boxes = [[20, 30, 50, 50], [20, float("nan"), 50, 50]]
+    with pytest.raises(ValueError, match=r"boxes\[1\] is \[20.0, nan, 50.0, 50.0\], which cannot"):
+        draw_detections(Image.new("RGB", (60, 60)), boxes, [0, 0], ["cat"], [0.5, float("nan")])
+
+
 def coloured(drawn: Image.Image, label: int) -> np.ndarray:  # [H, W] bool
     return (np.array(drawn) == rgb(PALETTE[label])).all(-1)
 

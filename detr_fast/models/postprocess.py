@@ -13,7 +13,8 @@ class PostProcess(nn.Module):
 
     Args:
         score_threshold: drop detections below this score. 0, the default, keeps all N, as
-            COCO evaluation requires.
+            COCO evaluation requires. A score of NaN is kept, so that a broken model does not look
+            like one that finds nothing.
     """
 
     def __init__(self, score_threshold: float = 0.0) -> None:
@@ -41,7 +42,7 @@ class PostProcess(nn.Module):
         boxes = box_convert(boxes, "cxcywh", "xyxy") * scale
         detections = []
         for image_scores, image_labels, image_boxes in zip(scores, labels, boxes, strict=True):
-            keep = image_scores >= self.score_threshold
+            keep = ~(image_scores < self.score_threshold)  # NaN is not below it
             detections.append(
                 {
                     "scores": image_scores[keep],

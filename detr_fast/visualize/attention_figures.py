@@ -55,7 +55,8 @@ def plot_decoder_attention(
 
     Raises:
         NoDetection: a ValueError: no detection above the threshold.
-        ValueError: no such layer or head, ``most`` below 1, or all layers and each head at once.
+        ValueError: no such layer or head, ``most`` below 1, all layers and each head at once, or a
+            score of NaN.
     """
     if most < 1:
         raise ValueError(f"most is {most}, expected at least 1")
@@ -67,6 +68,8 @@ def plot_decoder_attention(
     picture = fit(picture)
     height, width = picture.height, picture.width
     result = PostProcess()(outputs, torch.tensor([[height, width]], device=image.device))[0]
+    if broken := int(result["scores"].isnan().sum()):
+        raise ValueError(f"the scores of {broken} of {len(result['scores'])} queries are NaN")
     scores, order = result["scores"].sort(descending=True)
     queries = order[scores >= threshold][:most]
     if not len(queries):

@@ -1,5 +1,6 @@
 """Detections drawn into their image."""
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -26,6 +27,9 @@ def draw_detections(
     each other: they move around their boxes, those of the highest scores choosing first, and one
     that finds no free place is left out. So are those that would make captions cover more than
     ``MOST_COVERED`` of the image: of many detections, colours still tell the classes.
+
+    Raises:
+        ValueError: a box with NaN.
     """
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
@@ -35,6 +39,9 @@ def draw_detections(
     if scores is not None:
         order.sort(key=lambda i: -float(scores[i]))
     corners = [[float(v) for v in boxes[i]] for i in order]
+    for i, corner in zip(order, corners, strict=True):
+        if any(map(math.isnan, corner)):
+            raise ValueError(f"boxes[{i}] is {corner}, which cannot be drawn")
     for i, (x1, y1, x2, y2) in reversed(list(zip(order, corners, strict=True))):
         # The highest score on top.
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=_colour(labels[i]), width=line)
