@@ -5,6 +5,7 @@ import re
 import socket
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -488,6 +489,38 @@ class TestPostProcess:
         assert torch.equal(again["boxes"], found["boxes"])
         with pytest.raises(ValueError, match="sizes has shape"):
             PostProcess()(outputs, torch.tensor([10, 10]))
+
+    @pytest.mark.parametrize(
+        "sizes",
+        [
+            [(100, 200), [50, 80]],
+            np.array([[100, 200], [50, 80]]),
+            [torch.tensor([100, 200]), torch.tensor([50, 80])],  # as targets hold "orig_size"
+            (torch.tensor([100, 200]), (50.0, 80.0)),
+            [(torch.tensor(100), torch.tensor(200)), (50, 80)],
+        ],
+        ids=["pairs", "array", "tensors", "mixed", "scalars"],
+    )
+    def test_sizes_may_be_a_sequence(self, sizes):
+        outputs = {"pred_logits": torch.rand(2, 3, 4), "pred_boxes": torch.rand(2, 3, 4)}
+        expected = PostProcess()(outputs, torch.tensor([[100, 200], [50, 80]]))
+        for found, right in zip(PostProcess()(outputs, sizes), expected, strict=True):
+            assert torch.equal(found["boxes"], right["boxes"])
+
+    @pytest.mark.parametrize(
+        ("sizes", "message"),
+        [
+            ([torch.tensor([10, 10]), torch.tensor([[10, 10]])], r"sizes\[1\] has shape \[1, 2\]"),
+            ([(10, 10), (10, 10, 3)], r"sizes\[1\] has shape \[3\], expected \[2\]"),
+            ([10, 10], r"sizes\[0\] has shape \[\], expected \[2\]"),
+            ([(10, 10)], r"sizes has shape \[1, 2\], expected \[2, 2\]"),
+            ([], r"sizes has shape \[0, 2\], expected \[2, 2\]"),
+        ],
+    )
+    def test_wrong_sizes_of_a_sequence_are_named(self, sizes, message):
+        outputs = {"pred_logits": torch.rand(2, 3, 4), "pred_boxes": torch.rand(2, 3, 4)}
+        with pytest.raises(ValueError, match=message):
+            PostProcess()(outputs, sizes)
 
     @pytest.mark.parametrize("threshold", [0.0, 0.5])
     def test_scores_of_nan_are_kept(self, threshold):

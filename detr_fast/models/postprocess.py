@@ -25,15 +25,17 @@ class PostProcess(nn.Module):
     def forward(
         self,
         outputs: Mapping[str, Any],  # pred_logits [B, N, K+1], pred_boxes [B, N, 4] cxcywh
-        sizes: Tensor | Sequence,  # [B, 2] (height, width) in pixels that the boxes are scaled to
+        # [B, 2] (height, width) in pixels that the boxes are scaled to; or its B rows
+        sizes: Tensor | Sequence,
     ) -> list[dict[str, Tensor]]:
         """Detections per image: ``scores`` [n], ``labels`` [n], ``boxes`` [n, 4] xyxy in pixels.
 
         Raises:
-            ValueError: ``sizes`` is not [B, 2].
+            ValueError: ``sizes`` is not [B, 2]; names the one that is not [2].
         """
         logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
-        sizes = torch.as_tensor(sizes)
+        if not isinstance(sizes, Tensor):
+            sizes = _stacked(sizes)
         if sizes.shape != (len(logits), 2):
             raise ValueError(f"sizes has shape {list(sizes.shape)}, expected [{len(logits)}, 2]")
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
@@ -51,3 +53,12 @@ class PostProcess(nn.Module):
                 }
             )
         return detections
+
+
+def _stacked(sizes: Sequence) -> Tensor:
+    """Return a sequence of pairs, each a tensor or not, as one tensor."""
+    pairs = [torch.as_tensor(size) for size in sizes]
+    for b, pair in enumerate(pairs):
+        if pair.shape != (2,):
+            raise ValueError(f"sizes[{b}] has shape {list(pair.shape)}, expected [2]")
+    return torch.stack(pairs) if pairs else torch.empty(0, 2)
