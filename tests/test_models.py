@@ -107,6 +107,11 @@ class TestOutputs:
             ([], None, "at least one image"),
             ([torch.zeros(3, 8, 8)], torch.zeros(1, 8, 8, dtype=torch.bool), "a list of images"),
             (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), None, "uint8, expected normalised"),
+            (
+                [torch.zeros(3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8)],
+                None,
+                r"images\[1\] is torch.uint8, expected normalised",
+            ),
         ],
     )
     def test_wrong_shapes_are_named(self, tiny, images, mask, message):

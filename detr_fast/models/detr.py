@@ -83,7 +83,8 @@ class DETR(nn.Module):
             two entries for each earlier decoder layer, first to last.
 
         Raises:
-            ValueError: shapes that do not fit, or a mask given with a list of images.
+            ValueError: shapes that do not fit, images of integers, or a mask given with a list of
+                images.
         """
         images, mask = _as_batch(images, mask)
         backbone, position_encoding = self.backbone
@@ -122,14 +123,21 @@ def _as_batch(
     if not isinstance(images, Tensor):
         if mask is not None:
             raise ValueError("a mask belongs to a batch of images; a list of images needs none")
-        return pad_images(list(images))
+        images = list(images)
+        for b, image in enumerate(images):  # each: padding would take the first one's type for all
+            _check_floating(image, f"images[{b}]")
+        return pad_images(images)
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images has shape {list(images.shape)}, expected [B, 3, H, W]")
-    if not images.is_floating_point():
-        raise ValueError(f"images is {images.dtype}, expected normalised floating point numbers")
+    _check_floating(images, "images")
     expected = (images.shape[0], *images.shape[2:])
     if mask is not None and (mask.shape != expected or mask.dtype != torch.bool):
         raise ValueError(
             f"mask is {mask.dtype} {list(mask.shape)}, expected torch.bool {list(expected)}"
         )
     return images, mask
+
+
+def _check_floating(images: Tensor, name: str) -> None:
+    if not images.is_floating_point():
+        raise ValueError(f"{name} is {images.dtype}, expected normalised floating point numbers")
