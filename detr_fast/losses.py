@@ -13,6 +13,9 @@ from detr_fast.ops import box_losses, target_classes
 from detr_fast.ops.matched import BOX_LOSSES
 from detr_fast.packing import Matches, PackedTargets
 
+# A centre or side above it is in pixels: no crop or zoom takes a box that far out of its image.
+_MOST_NORMALISED = 10.0
+
 
 class SetCriterion(nn.Module):
     """Class, L1 and GIoU loss over optimally matched queries, summed over decoder layers.
@@ -100,9 +103,10 @@ class SetCriterion(nn.Module):
             that get another query in the next layer). A mean over nothing is 0.
 
         Raises:
-            ValueError: bad outputs or targets that the matcher finds, with their place; a matcher's
-                lists with a query or target that occurs twice or does not exist; logits that do
-                not have K + 1 classes; no image; or several batches without ``step_counts``.
+            ValueError: bad outputs or targets that the matcher finds, with their place; a list of
+                targets on the CPU with boxes in pixels; a matcher's lists with a query or target
+                that occurs twice or does not exist; logits that do not have K + 1 classes; no
+                image; or several batches without ``step_counts``.
         """
         layers = [*outputs.get("aux_outputs", ()), outputs]
         if "pred_logits" not in outputs:
@@ -159,7 +163,12 @@ class SetCriterion(nn.Module):
         if isinstance(self.matcher, FastMatcher) and (
             type(self.matcher).forward is FastMatcher.forward  # else a subclass's own result counts
         ):
-            return self.matcher.match_packed(layers, targets)
+            if isinstance(targets, PackedTargets):  # as the loader makes them: nothing to look at
+                return self.matcher.match_packed(layers, targets)
+            packed = PackedTargets.pack(targets)
+            matches = self.matcher.match_packed(layers, packed)
+            _check_normalised(packed)
+            return matches
         if isinstance(targets, PackedTargets):
             targets = targets.unpack()
         pairs = [self.matcher(layer, targets) for layer in layers]
@@ -195,7 +204,7 @@ def _pack_matches(
     """Convert the lists that published matchers return to what ``match_packed`` returns.
 
     Raises:
-        ValueError: lists that are not a matching; names the place.
+        ValueError: lists that are not a matching, or boxes in pixels; names the place.
     """
     for layer, images in enumerate(matches):
         if not isinstance(images, Sequence):
@@ -243,7 +252,27 @@ def _pack_matches(
     refuse(column.bincount()[column] > 1, "query {query} to several targets")
     query_index = torch.full((len(matches), int(ends[-1])), -1, device="cpu")
     query_index.view(-1)[row] = query
-    return Matches(query_index.to(device), PackedTargets.pack(targets).to(device))
+    packed = PackedTargets.pack(targets)
+    _check_normalised(packed)
+    return Matches(query_index.to(device), packed.to(device))
+
+
+def _check_normalised(targets: PackedTargets) -> None:
+    """Raise ValueError for boxes in pixels: a loss in the thousands, and nothing is learned.
+
+    Only of targets on the CPU, where reading is no wait, and not where torch records.
+    """
+    boxes = targets.boxes
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    if not boxes.is_cpu or not boxes.numel() or boxes.max().item() <= _MOST_NORMALISED:
+        return
+    for b, image in enumerate(targets.unpack()):
+        for t in (image["boxes"] > _MOST_NORMALISED).any(1).nonzero().flatten().tolist():
+            raise ValueError(
+                f"targets[{b}]['boxes'][{t}] is {image['boxes'][t].tolist()}, but boxes must be "
+                "cxcywh in 0..1 of the image: divide them by its width and height"
+            )
 
 
 @torch.no_grad()

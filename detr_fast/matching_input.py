@@ -104,7 +104,7 @@ def _read_in_place(
                 and boxes.shape == (m, 4)
                 and labels.dtype is torch.int64
                 and boxes.dtype is target_dtype
-                and (type(boxes) is Tensor or _are_cxcywh(boxes))
+                and (type(boxes) is Tensor or _misfit(boxes) is None)
                 and labels.is_contiguous()
                 and boxes.is_contiguous()
             ):
@@ -119,10 +119,17 @@ def _read_in_place(
     )
 
 
-def _are_cxcywh(boxes: Tensor) -> bool:
-    """Return whether boxes are cxcywh as far as their type, torchvision's BoundingBoxes, says."""
+def _misfit(boxes: Tensor) -> str | None:
+    """Return why boxes are not cxcywh in 0..1 as far as their type, torchvision's BoundingBoxes,
+    says; None if it does not. Values are not read: on a GPU that would be a wait.
+    """
     form = getattr(boxes, "format", None)
-    return form is None or form.value == "CXCYWH"
+    if form is not None and form.value != "CXCYWH":
+        return f"has the format {form.value}"
+    height, width = getattr(boxes, "canvas_size", (1, 1))
+    if (height, width) != (1, 1) and boxes.numel():
+        return f"is in pixels of a canvas of {width} x {height}, as its type says"
+    return None
 
 
 @torch.no_grad()
@@ -268,8 +275,8 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], images: int) -> None:
             )
         if boxes.is_complex():
             raise ValueError(f"targets[{b}]['boxes'] is {boxes.dtype}, but boxes must be real")
-        if type(boxes) is not Tensor and not _are_cxcywh(boxes):
+        if type(boxes) is not Tensor and (misfit := _misfit(boxes)) is not None:
             raise ValueError(
-                f"targets[{b}]['boxes'] has the format {boxes.format.value}, but boxes must be "
-                "cxcywh in 0..1"
+                f"targets[{b}]['boxes'] {misfit}, but boxes must be cxcywh in 0..1: divide them by "
+                "the image's width and height, and pass a plain tensor"
             )

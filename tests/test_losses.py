@@ -170,6 +170,30 @@ def test_wrong_number_of_classes_is_named():
         SetCriterion(K)(predictions(1, 1, 3), wrong)
 
 
+@pytest.mark.parametrize("matcher", [FastMatcher, reference.HungarianMatcher])
+def test_boxes_in_pixels_are_named(matcher):
+    """Training on them would go on for ever, at an AP of 0."""
+    outputs, targets = predictions(2, 3, 7), some_targets([2, 0, 3])
+    targets[2]["boxes"][1] = torch.tensor([320.0, 240.5, 64.0, 48.0])
+    message = (
+        r"targets\[2\]\['boxes'\]\[1\] is \[320.0, 240.5, 64.0, 48.0\], but boxes must be cxcywh "
+        r"in 0\.\.1 of the image: divide them by its width and height"
+    )
+    with pytest.raises(ValueError, match=message):
+        SetCriterion(K, matcher())(outputs, targets)
+    # Of an object that reaches far out of its part of the image.
+    targets[2]["boxes"][1] = torch.tensor([-1.5, 2.5, 4.0, 6.0])
+    assert SetCriterion(K, matcher())(outputs, targets)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("pack", [list, PackedTargets.pack])
+def test_boxes_of_compiled_code_are_not_read(pack):
+    outputs, targets = predictions(1, 1, 5), some_targets([2])
+    targets[0]["boxes"] *= 640
+    compiled = torch.compile(SetCriterion(K), fullgraph=True, backend="eager")
+    assert compiled(outputs, pack(targets))["loss"].isfinite()
+
+
 class Lists(torch.nn.Module):
     """A matcher of another code base: the published interface and no more."""
 

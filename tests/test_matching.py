@@ -495,6 +495,27 @@ def test_boxes_whose_type_says_another_format_are_refused():
         PackedTargets.pack(corners)
 
 
+def test_boxes_whose_type_says_that_they_are_in_pixels_are_refused():
+    """Whoever converts the format of an image's boxes has them in its pixels still."""
+    outputs, targets = predictions(2, 5), targets_of([2, 3])
+    scale = torch.tensor([640, 480] * 2)
+    boxes = tv_tensors.BoundingBoxes(
+        targets[1]["boxes"] * scale, format="CXCYWH", canvas_size=(480, 640)
+    )
+    pixels = [targets[0], {**targets[1], "boxes": boxes}]
+    message = (
+        r"targets\[1\]\['boxes'\] is in pixels of a canvas of 640 x 480, .* divide them by the "
+        "image's width and height"
+    )
+    for match in (FastMatcher(), lambda _, given: PackedTargets.pack(given)):
+        with pytest.raises(ValueError, match=message):
+            match(outputs, pixels)
+    divided = [targets[0], {**targets[1], "boxes": boxes / scale}]
+    assert_same(FastMatcher()(outputs, divided), FastMatcher()(outputs, targets))
+    nothing = tv_tensors.wrap(torch.empty(0, 4), like=boxes)
+    PackedTargets.pack([{"labels": torch.tensor([]), "boxes": nothing}])
+
+
 @pytest.mark.parametrize("name", ["pred_logits", "pred_boxes", "labels", "boxes"])
 def test_each_may_be_strided_alone(name):
     outputs, targets = predictions(2, 30), targets_of([15, 9])

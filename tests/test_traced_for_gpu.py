@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detr_fast import FastMatcher, PackedTargets, packing
+from detr_fast import FastMatcher, PackedTargets, losses, packing
 from detr_fast.losses import SetCriterion
 from detr_fast.models import detr_resnet18
 
@@ -87,6 +87,14 @@ def test_criterion():
         losses = traced(criterion, watch)({**last, "aux_outputs": [first]}, targets)
         assert all(loss.is_cuda and loss.shape == () for loss in losses.values())
         assert "detr_fast::match" in watch.names and not watch.copies
+
+
+def test_boxes_are_looked_at_on_the_cpu_alone():
+    """Where a read would be an error, it is not traced but run."""
+    targets = on("cuda", targets_of(COUNTS))
+    losses._check_normalised(PackedTargets.pack(targets))
+    with pytest.raises(DataDependentOutputException):
+        losses._check_normalised(PackedTargets.pack(on("cpu", targets)))
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -345,11 +345,14 @@ class _Calls(TorchFunctionMode):
 
 
 def step_on_the_device(images: torch.Tensor, masked: bool = True) -> TrainStep:
-    """A step for any arguments: its batch is on the device already, and the state is made."""
+    """A step for any arguments: its batch is on the device already, and the state is made.
+
+    The targets are packed, as the loader's: of a list on the CPU, the criterion looks at boxes.
+    """
     mask = torch.zeros(2, 96, 128, dtype=torch.bool)
     mask[1, :, 100:] = masked
     step = step_of(resnet(dropout=0.1), clip=0.1)
-    batch = step._ready(images, mask, TARGETS)
+    batch = step._ready(images, mask, PackedTargets.pack(TARGETS))
     assert (batch.mask is not None) == masked
     step._ready = lambda *_: batch
     step([batch])
