@@ -2,11 +2,16 @@
 
 A kernel on a GPU cannot raise, and the host does not wait for it. So each matching problem has a
 slot in page-locked memory, which the device writes and the host reads without a wait: at the next
-call of a matcher, and in :func:`check_faults`, which waits for the device first.
+call of a matcher, and in :func:`check_faults`, which waits for the device first. What neither has
+read when the process ends is printed.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
+import sys
 import threading
 from typing import NamedTuple
 
@@ -65,6 +70,7 @@ class FaultSlots:
             layers * images, dtype=torch.int64, device="cpu", pin_memory=pinned
         )
         self._numbers = self._memory.numpy()
+        self.process = os.getpid()  # a forked one may not read page-locked memory
 
     @property
     def address(self) -> int:
@@ -96,6 +102,8 @@ def fault_slots(device: torch.device, layers: int, images: int) -> FaultSlots:
     slots = _slots.get(key)
     if slots is None:
         with _lock:
+            if not _slots:
+                atexit.register(_print_pending)
             slots = _slots.setdefault(key, FaultSlots(layers, images, pinned=device.type == "cuda"))
     return slots
 
@@ -113,9 +121,24 @@ def raise_pending(device: torch.device, when: str = " in an earlier call") -> No
         if slot_device == index:
             fault = slots.take()
             if fault is not None:
-                place = fault.place(slots.layers, slots.images)
-                reason = _REASONS.get(fault.status, str(fault.status))
-                raise fault.error(f"{place} {reason} (found by the GPU{when})")
+                raise fault.error(_message(fault, slots, when))
+
+
+def _message(fault: Fault, slots: FaultSlots, when: str) -> str:
+    place = fault.place(slots.layers, slots.images)
+    reason = _REASONS.get(fault.status, str(fault.status))
+    return f"{place} {reason} (found by the GPU{when})"
+
+
+def _print_pending() -> None:
+    """Print the faults that no call has raised, as far as the GPU has reported them: the end of a
+    process waits for nothing, and nothing here calls CUDA."""
+    when = " in an earlier call, and raised by none"
+    with contextlib.suppress(Exception):  # such as a closed stderr
+        for slots in list(_slots.values()):
+            if slots.process == os.getpid() and (fault := slots.take()) is not None:
+                message = _message(fault, slots, when)
+                print(f"detr-fast: warning: {message}", file=sys.stderr)
 
 
 def check_faults(device: torch.device | str | int | None = None) -> None:

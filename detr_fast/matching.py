@@ -71,6 +71,7 @@ class FastMatcher(nn.Module):
             call, once the GPU has reported them, or by :func:`detr_fast.check_faults`; the call
             itself gives the image's targets no match, and its lists pair query k with target k.
             ``"sync"``: at once, but the host waits. CPU tensors are always checked at once.
+            What is left when the process ends is printed.
             Under ``torch.compile`` and while a CUDA graph is captured it is always deferred, and
             replays of a graph raise nothing: ``check_faults`` or a later call does.
 

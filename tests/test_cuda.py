@@ -1,5 +1,7 @@
 """Matching and assignment on a GPU: the CPU's answers, and no wait."""
 
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -280,6 +282,21 @@ def test_faults_are_named_and_harm_nothing_else(name, when) -> None:
     with pytest.raises(ValueError, match=message):
         check_faults() if when == "check" else matcher(on_gpu(good), on_gpu(good_targets))
     matcher(on_gpu(good), on_gpu(good_targets))
+
+
+def test_a_fault_of_the_last_call_is_printed_when_the_process_ends(tmp_path) -> None:
+    code = (
+        "import torch\nfrom detr_fast import FastMatcher\n"
+        "logits, boxes = torch.zeros(1, 4, 3), torch.full((1, 4, 4), 0.5)\n"
+        "logits[0, 2] = torch.nan\n"
+        "targets = [{'labels': torch.tensor([1]), 'boxes': torch.full((1, 4), 0.5)}]\n"
+        "FastMatcher()({'pred_logits': logits.cuda(), 'pred_boxes': boxes.cuda()}, targets)\n"
+        "torch.cuda.synchronize()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "warning: outputs['pred_logits'][0, 2] has no" in done.stderr
 
 
 def test_float64_is_refused() -> None:

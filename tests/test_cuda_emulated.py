@@ -280,6 +280,15 @@ def test_faults_are_named_and_harm_nothing_else(name, when, monkeypatch):
     test_cuda.test_faults_are_named_and_harm_nothing_else(name, when)
 
 
+def test_a_fault_of_the_last_call_is_printed(capsys):
+    outputs, targets = on_gpu(predictions(3, 20)), on_gpu(targets_of([4, 5, 6]))
+    outputs["pred_logits"][1, 7] = torch.nan
+    FastMatcher()(outputs, targets)
+    faults._print_pending()
+    found = capsys.readouterr().err
+    assert found.startswith("detr-fast: warning: outputs['pred_logits'][1, 7] has no class cost")
+
+
 class OnGpu0(OnGpu):
     """Says which GPU it is on, too."""
 

@@ -1,5 +1,8 @@
 """What a GPU found in the input: from the slots that it writes to an error with the place."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +103,48 @@ def test_a_fault_written_while_another_is_read_is_not_lost():
     for place in ("1, 5", "3, 8"):
         with pytest.raises(ValueError, match=rf"\[{place}\]"):
             raise_pending(CPU)
+
+
+AT_EXIT = f"""
+import atexit, os, sys
+import torch
+from detr_fast import faults
+
+def refuse(*_): raise AssertionError("CUDA is called")
+for name in ("_lazy_init", "synchronize", "current_device", "is_available"):
+    setattr(torch.cuda, name, refuse)
+atexit.register(lambda: print("all handlers ran"))  # after those that are registered later
+for layers, images in ((1, 3), (2, 2), (6, 2)):
+    faults.fault_slots(torch.device("cpu"), layers, images)
+faults._slots[0, 1, 3]._numbers[2] = {code(Status.invalid_box, 5)}
+faults._slots[0, 6, 2]._numbers[5] = {code(Status.invalid_logits, 9)}
+"""
+IN_THE_END = (
+    "detr-fast: warning: outputs['pred_boxes'][2, 5] must be finite, and its width and height not "
+    "negative (found by the GPU in an earlier call, and raised by none)\n"
+    "detr-fast: warning: layers[2]['pred_logits'][1, 9] has no class cost: it holds NaN or, with "
+    "softmax, inf or only -inf (found by the GPU in an earlier call, and raised by none)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("then", "printed"),
+    [
+        ("", IN_THE_END),
+        ("sys.exit(0)", IN_THE_END),
+        ("os.fork() or sys.exit(0)\nos.wait()", IN_THE_END),  # by the parent alone
+        ("sys.stderr.close()", ""),
+        ("sys.stderr = None", ""),
+        ("for slots in faults._slots.values(): slots.take()", ""),
+    ],
+    ids=["end", "exit", "fork", "closed", "none", "read"],
+)
+def test_what_nobody_read_is_printed_when_the_process_ends(tmp_path, then, printed):
+    if "fork" in then and sys.platform == "win32":
+        pytest.skip("Windows has no fork")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", AT_EXIT + then],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, printed)
+    assert "all handlers ran" in done.stdout

@@ -178,6 +178,15 @@ def test_faults_are_raised_by_the_next_call(problem, fault, message, kernels) ->
     matcher.match_layers(layers, targets)  # once is enough
 
 
+def test_faults_of_the_last_call_are_printed_in_the_end(kernels, capsys) -> None:
+    kernels.fault = (1, code(_C.Status.invalid_box, 3, 0))
+    FastMatcher()(predictions(2, 30), targets_of([4, 6]))
+    for _ in range(2):  # once is enough
+        faults._print_pending()
+    place = "outputs['pred_boxes'][1, 3] must be finite"
+    assert capsys.readouterr().err.count(place) == 1
+
+
 def test_faults_are_raised_where_the_call_waits(kernels) -> None:
     kernels.fault = (1, code(_C.Status.invalid_box, 3, 0))
     with pytest.raises(ValueError, match=r"outputs\['pred_boxes'\]\[1, 3\].*by the GPU\)$"):
