@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from detr_fast import processes
 from detr_fast.data import Batch, DetectionDataset, Prefetcher
 from detr_fast.data.loader import make_eval_loader
+from detr_fast.faults import PredictionError
 from detr_fast.models import PostProcess
 from detr_fast.precision import autocast
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
+Observer = Callable[[dict[str, Any], list[dict[str, Any]]], None]  # called with outputs, targets
 METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
@@ -46,12 +48,13 @@ def evaluate(
     batch_size: int,
     workers: int = 0,
     amp: torch.dtype | None = None,
-    observe: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
+    observe: Observer | None = None,
+    measure: Observer | None = None,
 ) -> dict[str, Any]:
     """Return COCO figures of a model, and ``per_class``: class name -> AP, on every process.
 
     Each process runs its share of the batches; the figures equal those of a single process.
-    ``observe``: see ``detect``.
+    ``observe``, ``measure``: see ``detect``.
 
     Raises:
         ImportError: pycocotools is not installed; raised before the model runs.
@@ -66,7 +69,7 @@ def evaluate(
         processes.world_size(),
         pin_memory=device.type == "cuda",
     )
-    parts = processes.gather(detect(model, loader, device, amp, observe))
+    parts = processes.gather(detect(model, loader, device, amp, observe, measure))
     row: dict[str, Any] = {}
     if processes.rank() == 0:
         detections = merge_detections(parts, len(dataset))
@@ -83,18 +86,23 @@ def detect(
     loader: Iterable[Batch],
     device: torch.device,
     amp: torch.dtype | None = None,
-    observe: Callable[[dict[str, Any], list[dict[str, Any]]], None] | None = None,
+    observe: Observer | None = None,
+    measure: Observer | None = None,
 ) -> dict[int, dict[str, Tensor]]:
     """Detect in every image of a loader; return image id -> scores, labels, boxes xyxy.
 
     Boxes are in the pixels of the original images. Leaves the model in evaluation mode.
-    ``observe``, if given, is called with each batch's logits and boxes, on the CPU, and targets.
+    ``observe``, if given, is called with each batch's logits and boxes, on the CPU, and targets;
+    ``measure`` with all that the model returned, where it is, and targets.
     """
     model.eval()
     detections: dict[int, dict[str, Tensor]] = {}
     for images, mask, targets in Prefetcher(device).batches(loader):
         original = torch.stack([target["orig_size"] for target in targets])
-        outputs = _outputs_on_cpu(model, images, mask, amp)
+        outputs = _outputs(model, images, mask, amp)
+        if measure is not None:
+            measure(outputs, targets)  # queued before the copies make the host wait
+        outputs = _on_cpu(outputs)
         if observe is not None:
             observe(outputs, targets)
         results = PostProcess()(outputs, original)
@@ -116,15 +124,18 @@ def detect_batch(
 
     Boxes are relative to each image without its padding, as is the position encoding.
     """
-    return PostProcess(score_threshold)(_outputs_on_cpu(model, images, mask, amp), sizes)
+    return PostProcess(score_threshold)(_on_cpu(_outputs(model, images, mask, amp)), sizes)
 
 
-def _outputs_on_cpu(
+def _outputs(
     model: nn.Module, images: Tensor, mask: Tensor | None, amp: torch.dtype | None
-) -> dict[str, Tensor]:
-    """Return a batch's logits and boxes: two copies, instead of several for each image."""
+) -> dict[str, Any]:
     with autocast(images.device, amp):
-        outputs = model(images, mask)
+        return model(images, mask)
+
+
+def _on_cpu(outputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Return a batch's logits and boxes: two copies, instead of several for each image."""
     return {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
 
 
@@ -167,8 +178,9 @@ def coco_metrics(
 
     Raises:
         ImportError: pycocotools is not installed.
-        ValueError: a label without a category id, as of a model that was trained on other classes;
-            a score or box that is not finite; or an image that ``truth`` does not have.
+        ValueError: a label without a category id, as of a model that was trained on other classes,
+            or an image that ``truth`` does not have.
+        PredictionError: a score or box that is not finite.
     """
     cocoeval = import_cocoeval()
     for image_id, result in detections.items():
@@ -214,7 +226,7 @@ def _check_detections(
         )
     for name in ("scores", "boxes"):  # COCOeval would count a box of NaN as a match
         if not result[name].isfinite().all():
-            raise ValueError(f"image {image_id}: one of the detections' {name} is not finite")
+            raise PredictionError(f"image {image_id}: one of the detections' {name} is not finite")
 
 
 def import_cocoeval() -> ModuleType:

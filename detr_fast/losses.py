@@ -108,6 +108,57 @@ class SetCriterion(nn.Module):
                 that occurs twice or does not exist; logits that do not have K + 1 classes; no
                 image; or several batches without ``step_counts``.
         """
+        if batches < 1 or (batches > 1 and step_counts is None):
+            raise ValueError(f"batches is {batches}, which needs step_counts; and at least 1")
+        logits, matches, classes, (ce, l1, giou) = self._compare(outputs, targets)
+        offsets = matches.targets.offsets
+        total = offsets[-1] if step_counts is None else step_counts.sum()
+        num_boxes = processes.mean(total.float()).clamp(min=1)
+        if batches > 1:
+            num_boxes = num_boxes / batches
+        weight = self._class_weight(classes, step_counts, batches)
+        # The weights sum to 0 without queries, or without objects if eos_coef is 0.
+        weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        losses = self.total_and_parts(ce / weight, l1 / num_boxes, giou / num_boxes)
+        losses |= _diagnostics(logits[-1], classes[-1], offsets)
+        losses |= _instability(matches.query_index, offsets)
+        return losses
+
+    @torch.no_grad()
+    def sums(
+        self, outputs: dict, targets: Sequence[dict[str, Tensor]] | PackedTargets
+    ) -> tuple[Tensor, Tensor]:  # [3, L] each
+        """Return a batch's class, L1 and GIoU losses before their division, and their divisors.
+
+        The quotients of both, each summed over batches first, are the losses of all images in one
+        batch; :meth:`total_and_parts` names them. Processes exchange nothing here, so they may have
+        different numbers of batches.
+
+        Args, Raises: as in :meth:`forward`.
+        """
+        _, matches, classes, losses = self._compare(outputs, targets)
+        weight = self._class_weight(classes)
+        num_boxes = matches.targets.offsets[-1].float().expand_as(weight)
+        return torch.stack(losses), torch.stack([weight, num_boxes, num_boxes])
+
+    def total_and_parts(
+        self,
+        loss_ce: Tensor,  # [L] each
+        loss_bbox: Tensor,
+        loss_giou: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the weighted total and all parts, by the names that :meth:`forward` gives them."""
+        parts = {"loss_ce": loss_ce, "loss_bbox": loss_bbox, "loss_giou": loss_giou}
+        losses = {"loss": sum(self.weights[name] * part.sum() for name, part in parts.items())}
+        for name, part in parts.items():
+            losses[name] = part[-1].detach()
+            losses |= {f"{name}_{i}": part[i].detach() for i in range(len(part) - 1)}
+        return losses
+
+    def _compare(
+        self, outputs: dict, targets: Sequence[dict[str, Tensor]] | PackedTargets
+    ) -> tuple[Tensor, Matches, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Match; return logits, matches, the queries' classes, and sums of the three losses [L]."""
         layers = [*outputs.get("aux_outputs", ()), outputs]
         if "pred_logits" not in outputs:
             raise ValueError("outputs has no 'pred_logits'")
@@ -116,8 +167,6 @@ class SetCriterion(nn.Module):
                 f"pred_logits has {outputs['pred_logits'].shape[-1]} classes, expected "
                 f"{self.num_classes} and one for 'no object'"
             )
-        if batches < 1 or (batches > 1 and step_counts is None):
-            raise ValueError(f"batches is {batches}, which needs step_counts; and at least 1")
         self._check_matcher()  # whose options may have been changed
         if not len(targets):
             raise ValueError("targets is empty, expected at least one image")
@@ -130,25 +179,12 @@ class SetCriterion(nn.Module):
         classes = target_classes(
             matches.query_index, packed.labels, packed.offsets, logits.shape[2], self.num_classes
         )  # [L, B, N]
+        weights = self.class_weights.float()  # a module around this may have been cast
+        ce = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weights, reduction="none")
         l1, giou = box_losses(
             boxes, packed.boxes, matches.query_index, packed.offsets, self.box_loss
-        )  # [L] each
-        total = packed.offsets[-1] if step_counts is None else step_counts.sum()
-        num_boxes = processes.mean(total.float()).clamp(min=1)
-        if batches > 1:
-            num_boxes = num_boxes / batches
-        parts = {
-            "loss_ce": self._class_loss(logits, classes, step_counts, batches),
-            "loss_bbox": l1 / num_boxes,
-            "loss_giou": giou / num_boxes,
-        }
-        losses = {"loss": sum(self.weights[name] * part.sum() for name, part in parts.items())}
-        for name, part in parts.items():
-            losses[name] = part[-1].detach()
-            losses |= {f"{name}_{i}": part[i].detach() for i in range(len(layers) - 1)}
-        losses |= _diagnostics(logits[-1], classes[-1], packed.offsets)
-        losses |= _instability(matches.query_index, packed.offsets)
-        return losses
+        )
+        return logits, matches, classes, (ce.view(len(layers), -1).sum(1), l1, giou)
 
     def _check_matcher(self) -> None:
         if getattr(self.matcher, "uses_focal_cost", False):
@@ -175,24 +211,20 @@ class SetCriterion(nn.Module):
         logits = layers[0]["pred_logits"]
         return _pack_matches(pairs, targets, logits.shape[1], logits.device)
 
-    def _class_loss(
+    def _class_weight(
         self,
-        logits: Tensor,  # [L, B, N, K+1]
         classes: Tensor,  # [L, B, N]
-        step_counts: Tensor | None,
-        batches: int,
-    ) -> Tensor:  # [L]
-        """Return cross-entropy averaged by class weight, ``eos_coef`` for "no object"."""
-        weights = self.class_weights.float()  # a module around this may have been cast
-        loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weights, reduction="none")
+        step_counts: Tensor | None = None,
+        batches: int = 1,
+    ) -> Tensor:  # [L], or a scalar for all layers with step_counts
+        """Return the sum of the queries' class weights, ``eos_coef`` for "no object"."""
+        weights = self.class_weights.float()
         if step_counts is None:
-            weight = weights[classes].flatten(1).sum(1)
-        else:  # the other batches are not matched yet, but each target will get a query if it can
-            queries = classes.shape[2]
-            matched = step_counts.clamp(max=queries)
-            weight = (matched + weights[-1] * (queries - matched)).sum() / batches
-        # The weights sum to 0 without queries, or without objects if eos_coef is 0.
-        return loss.view(len(logits), -1).sum(1) / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+            return weights[classes].flatten(1).sum(1)
+        # The other batches are not matched yet, but each target will get a query if it can.
+        queries = classes.shape[2]
+        matched = step_counts.clamp(max=queries)
+        return (matched + weights[-1] * (queries - matched)).sum() / batches
 
 
 def _pack_matches(

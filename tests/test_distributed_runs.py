@@ -16,10 +16,14 @@ import torchvision
 from test_train_options import batch_of, fails_beyond
 from training_cases import saved_steps
 
+from detr_fast import processes
 from detr_fast.data import Shapes, fixed_eval
-from detr_fast.data.loader import EvalBatches
-from detr_fast.evaluation import merge_detections
+from detr_fast.data.loader import EvalBatches, make_eval_loader
+from detr_fast.evaluation import detect, merge_detections
+from detr_fast.losses import SetCriterion
+from detr_fast.models import detr_tiny
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint
+from detr_fast.training.evaluation_losses import EvaluationLosses
 
 pytest.importorskip("pycocotools")
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed")
@@ -94,6 +98,8 @@ def _one_of_two(rank: int, folder: str) -> None:
         trainer = train(path / name, weights, **options)
         torch.save(trainer.model.state_dict(), path / f"{name}-{rank}.pt")
     _save_together(rank, path)
+    for name in VALIDATION:
+        torch.save(validation_losses(name), path / f"validation-{name}-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -103,6 +109,20 @@ def _save_together(rank: int, path: Path) -> None:
     saved = saved_steps(trainer)
     trainer.run()
     (path / f"saving-{rank}.json").write_text(json.dumps(saved))
+
+
+# Images and batch size: three batches for two processes, or one.
+VALIDATION = {"unequal": (5, 2), "none for one": (3, 3)}
+
+
+def validation_losses(name: str) -> dict[str, float]:
+    images, batch_size = VALIDATION[name]
+    data = torch.utils.data.Subset(SomeBoxes(9), range(images))
+    torch.manual_seed(0)
+    model, losses = detr_tiny(3, num_queries=8), EvaluationLosses(SetCriterion(3))
+    loader = make_eval_loader(data, batch_size, 0, processes.rank(), processes.world_size())
+    detect(model, loader, torch.device("cpu"), measure=losses.add)
+    return losses.finish()
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +226,14 @@ class TestEvaluation:
             merge_detections([{3: found}, {3: found, 4: found}], 2)
         with pytest.raises(RuntimeError, match="1 of 2 images were evaluated"):
             merge_detections([{3: found}, {}], 2)
+
+    @pytest.mark.parametrize("name", VALIDATION)
+    def test_losses_are_those_of_one_process(self, two_processes, name):
+        """Also where the processes have different numbers of batches: nobody waits for ever."""
+        first, second = (
+            torch.load(two_processes / f"validation-{name}-{rank}.pt") for rank in (0, 1)
+        )
+        assert first == pytest.approx(validation_losses(name), rel=1e-6) and not second
 
 
 class TestDeath:

@@ -168,6 +168,7 @@ def test_a_run_logs_it(tmp_path):
     board.Reload()
     tags = board.Tags()["scalars"]
     assert {"train/loss_ce_0", "val/per_class/circle", "train/rematched_0", "val/AP"} <= set(tags)
+    assert {"val/loss", "val/loss_ce", "val/loss_ce_0"} <= set(tags)
 
 
 def test_each_evaluation_is_compared_with_the_one_before():

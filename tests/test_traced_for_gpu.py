@@ -83,9 +83,13 @@ def test_criterion():
         criterion = SetCriterion(last["pred_logits"].shape[-1] - 1)
     for capacity in (None, 20):
         targets = PackedTargets.pack(targets_of(COUNTS), capacity).to("cuda")
-        watch = Watch()
-        losses = traced(criterion, watch)({**last, "aux_outputs": [first]}, targets)
+        outputs, watch = {**last, "aux_outputs": [first]}, Watch()
+        losses = traced(criterion, watch)(outputs, targets)
         assert all(loss.is_cuda and loss.shape == () for loss in losses.values())
+        assert "detr_fast::match" in watch.names and not watch.copies
+        watch = Watch()
+        sums = traced(criterion.sums, watch)(outputs, targets)
+        assert all(part.is_cuda and part.shape == (3, 2) for part in sums)
         assert "detr_fast::match" in watch.names and not watch.copies
 
 

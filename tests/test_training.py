@@ -320,7 +320,7 @@ def test_rates_fall_and_evaluations_come_when_they_should(tmp_path, monkeypatch)
     rates = [row["lr"] for row in rows if row["kind"] == "train"]
     assert rates == pytest.approx([1e-3] * 4 + [1e-4] * 6)
     assert [row["epoch"] for row in rows if row["kind"] == "val"] == [4, 8, 10]
-    for model, _, _, _, _, amp, _ in given:
+    for model, _, _, _, _, amp, *_ in given:
         assert model is trainer.ema.module and amp is torch.bfloat16
 
 

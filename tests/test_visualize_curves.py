@@ -77,6 +77,26 @@ def test_every_panel(monkeypatch):
     assert panels["gradient norm (blue), learning rate / 1e-4 (red)"].lines
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_losses_of_validation_images(monkeypatch, layers, known):
+    """Beside those of training, from the first row that has them on."""
+    data = rows(layers)
+    for row in data:
+        if row["kind"] == "val" and row["epoch"] > 2 and known:
+            row |= {"loss_ce": 0.2, "loss_bbox": 0.3 * row["epoch"], "loss_giou": 0.4}
+    axes, _ = drawn(monkeypatch, data)
+    (panel,) = [ax for ax in axes if ax.get_title() == "box loss (L1)"]
+    labels = ["layer 0"] if layers == 1 else ["layer 0", "layer 1", "layer 2 (last)"]
+    last = f"layer {layers - 1}, validation"
+    labels += [last] * known
+    assert panel.get_legend_handles_labels()[1] == labels
+    assert (panel.get_legend() is not None) == (len(labels) > 1)
+    if known:
+        expected = np.array([[e, 0.3 * e] for e in range(3, 10)])
+        assert curve(panel, last) == pytest.approx(expected)
+
+
 def test_rows_of_an_older_version(monkeypatch):
     axes, _ = drawn(monkeypatch, rows(layers=1, matching=False))
     titles = {ax.get_title() for ax in axes}

@@ -36,6 +36,7 @@ from detr_fast.training.checkpoint import (
 )
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.datasets import check_same_classes
+from detr_fast.training.evaluation_losses import EvaluationLosses
 from detr_fast.training.files import written_whole
 from detr_fast.training.graph import GraphedStep, ShapeMismatch, cuda_graph_obstacle
 from detr_fast.training.initial import load_initial
@@ -191,8 +192,8 @@ class Trainer:
         Raises:
             Interrupted: on Ctrl-C or SIGTERM, after saving; resuming continues exactly there.
             ValueError: an error that the criterion finds, such as predictions that are not finite,
-                with the step; the last checkpoint is left as it was. Or an evaluation that runs
-                out of memory: as after any error in it, ``last.pt`` has the training before it.
+                with the step; the last checkpoint is left as it was. Or such an error in an
+                evaluation, or too little memory for it: ``last.pt`` has the training before it.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -414,6 +415,7 @@ class Trainer:
 
     def _evaluate(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         started = time.perf_counter()
+        losses = EvaluationLosses(self.criterion)
         try:
             row = evaluation.evaluate(
                 self.eval_model,
@@ -423,6 +425,7 @@ class Trainer:
                 self.workers,
                 self.amp,
                 self.watch.observe,
+                losses.add,
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -432,7 +435,9 @@ class Trainer:
                 f"{self.config.batch_size}; the epoch's training is saved, and resuming the run "
                 "begins with this evaluation: free some memory first"
             ) from error
-        row |= self.watch.finish()
+        except ValueError as error:
+            raise ValueError(f"evaluation of epoch {epoch}: {_explained(error)}") from error
+        row |= losses.finish() | self.watch.finish()
         seconds = time.perf_counter() - started
         row |= {"seconds": round(seconds, 2), "train_seconds": round(self.seconds, 1)}
         if log is not None:

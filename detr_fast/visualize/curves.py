@@ -34,7 +34,7 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
     val = [row for row in rows if row["kind"] == "val"]
     panels: list[Callable[[Axes], None]] = [
         *(
-            lambda axes, name=name, label=label: _loss(axes, train, name, label)
+            lambda axes, name=name, label=label: _loss(axes, train, val, name, label)
             for name, label in LOSSES
         ),
         lambda axes: _accuracy(axes, val),
@@ -62,7 +62,7 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
     return to_image(figure)
 
 
-def _loss(axes: Axes, train: Rows, name: str, label: str) -> None:
+def _loss(axes: Axes, train: Rows, val: Rows, name: str, label: str) -> None:
     aux = sorted(
         (key for key in (train[0] if train else {}) if key.startswith(name + "_")),
         key=lambda key: int(key.rsplit("_", 1)[1]),
@@ -79,9 +79,10 @@ def _loss(axes: Axes, train: Rows, name: str, label: str) -> None:
         axes.plot(
             *_smooth(x, y), color=colour, label=text, marker=marker, linewidth=1.2 + 0.6 * last
         )
+    _line(axes, val, name, f"layer {len(aux)}, validation", "black", "--")
     _log_scale(axes)
     _title(axes, label)
-    if aux:
+    if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(frameon=False, fontsize=8)
 
 
@@ -178,10 +179,11 @@ def _optimizer(axes: Axes, train: Rows) -> None:
     _title(axes, f"{gradient}learning rate{unit} (red)")
 
 
-def _line(axes: Axes, rows: Rows, name: str, label: str, colour: str) -> None:
+def _line(axes: Axes, rows: Rows, name: str, label: str, colour: str, linestyle: str = "-") -> None:
     x, y = _series(rows, name)
     if len(y):
-        axes.plot(x, y, color=colour, label=label, marker="." if len(y) <= 40 else None)
+        marker = "." if len(y) <= 40 else None
+        axes.plot(x, y, linestyle, color=colour, label=label, marker=marker)
 
 
 def _marker(y: np.ndarray) -> str | None:
