@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +52,13 @@ def evaluate(
     amp: torch.dtype | None = None,
     observe: Observer | None = None,
     measure: Observer | None = None,
+    results: Path | None = None,
 ) -> dict[str, Any]:
     """Return COCO figures of a model, and ``per_class``: class name -> AP, on every process.
 
     Each process runs its share of the batches; the figures equal those of a single process.
-    ``observe``, ``measure``: see ``detect``.
+    ``observe``, ``measure``: see ``detect``. ``results``: a file for all detections in COCO's
+    format of results, which its tools read: ``image_id``, ``category_id``, ``bbox`` and ``score``.
 
     Raises:
         ImportError: pycocotools is not installed; raised before the model runs.
@@ -73,6 +77,8 @@ def evaluate(
     row: dict[str, Any] = {}
     if processes.rank() == 0:
         detections = merge_detections(parts, len(dataset))
+        if results is not None:
+            results.write_text(json.dumps(_coco_results(detections, dataset.category_ids)))
         figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
         names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
         per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
@@ -212,6 +218,24 @@ def coco_metrics(
         values = values[values > -1]
         per_category[int(category)] = float(values.mean()) if values.size else -1.0
     return figures, per_category
+
+
+def _coco_results(
+    detections: dict[int, dict[str, Tensor]], category_ids: list[int]
+) -> list[dict[str, Any]]:
+    """Return detections as COCO's format of results has them, with boxes [x, y, width, height]."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(score, 6),
+        }
+        for image_id, found in detections.items()
+        for score, label, (x1, y1, x2, y2) in zip(
+            *(found[name].tolist() for name in ("scores", "labels", "boxes")), strict=True
+        )
+    ]
 
 
 def _check_detections(

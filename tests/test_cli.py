@@ -258,6 +258,32 @@ class TestEval:
         assert figures["AP"] == best["AP"] and figures["per_class"] == best["per_class"]
         assert figures["AR_100"] == best["AR_100"] > 0  # something is found at all
 
+    def test_detections_that_pycocotools_reads(self, run, coco_files, tmp_path):
+        """The figures of the file are those that were printed."""
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        images, truth = coco_files
+        out, found = tmp_path / "new" / "eval.json", tmp_path / "new" / "detections.json"
+        command = ["eval", str(run), "--data", f"coco:{images}:{truth}", "--device", "cpu"]
+        assert main([*command, "--out", str(out), "--detections", str(found)]) == 0
+        coco = COCO(truth)
+        assert len(json.loads(found.read_text())) == 60 * len(coco.imgs)
+        evaluation = COCOeval(coco, coco.loadRes(str(found)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        figures = json.loads(out.read_text())
+        assert (
+            figures["AR_100"] == pytest.approx(evaluation.stats[8], abs=0.01) and figures["AR_100"]
+        )
+        assert figures["AP"] == pytest.approx(evaluation.stats[0], abs=0.01)
+
+    @pytest.mark.parametrize("option", ["--out", "--detections"])
+    def test_a_folder_as_file(self, run, tmp_path, capsys, option):
+        assert main(["eval", str(run), option, str(tmp_path)]) == 2
+        assert f"{option} is {tmp_path}, a folder, expected a file" in capsys.readouterr().err
+
     def test_a_runs_best_checkpoint(self, run, voc_folder, tmp_path, capsys, monkeypatch):
         """Each command says which file it takes, the best one, and only resuming takes the last."""
         copy = shutil.copytree(run, tmp_path / "copy")

@@ -630,8 +630,8 @@ def test_of_queries_that_cost_the_same_the_first_is_matched(n):
 
 
 def test_a_sum_of_exponentials_too_large_for_a_float():
-    """Of logits that each have one: 7000 times e^79."""
-    outputs, targets = predictions(1, 20, k=7000), targets_of([5], k=7000)
+    """Of logits that each have one: 20000 times e^79."""
+    outputs, targets = predictions(1, 20, k=20_000), targets_of([5], k=20_000)
     outputs["pred_logits"] = (outputs["pred_logits"].clamp(-0.9, 0.9) * 64).round() / 64
     shifted = {**outputs, "pred_logits": outputs["pred_logits"] + 79}
     matcher = FastMatcher(1e5, 1, 1)

@@ -40,15 +40,23 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_amp(parser)
     add_device(parser)
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write the figures here")
+    parser.add_argument(
+        "--detections",
+        type=Path,
+        metavar="JSON",
+        help="also write all detections here, in COCO's format of results",
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    if args.out is not None and args.out.is_dir():
-        raise ValueError(f"--out is {args.out}, a folder, expected a file")
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)  # an error is worth it before the work
+    for name in ("out", "detections"):  # an error is worth it before the work
+        file = getattr(args, name)
+        if file is not None and file.is_dir():
+            raise ValueError(f"--{name} is {file}, a folder, expected a file")
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
@@ -64,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size or config.batch_size,
         default_workers(device) if args.workers is None else args.workers,
         amp_dtype(args.amp or config.amp, device),
+        results=args.detections,
     )
     if main:
         print("\n" + format_metrics(row, row["per_class"], dataset.boxes_per_class()))
