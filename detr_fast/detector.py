@@ -12,6 +12,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from detr_fast.data.images import read_image, to_pixels
 from detr_fast.evaluation import detect_batch
+from detr_fast.faults import PredictionError
 from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, load_model, load_trained
 from detr_fast.training.recipes import eval_recipe
@@ -77,6 +78,7 @@ class Detector:
 
         Raises:
             DataError: a picture that cannot be read; the message names the file.
+            PredictionError: the model finds scores or boxes that are not finite.
             ValueError: a tensor that is not such pixels.
         """
         if isinstance(picture, Tensor):
@@ -106,6 +108,9 @@ class Detector:
     ) -> dict[str, Tensor]:
         """Return what a call returns, for the picture of ``size`` (H, W) that was prepared."""
         (found,) = detect_batch(self.model, images, None, torch.tensor([size]), self.amp, threshold)
+        for name in ("scores", "boxes"):
+            if not found[name].isfinite().all():
+                raise PredictionError(f"one of the detections' {name} is not finite")
         order = found["scores"].argsort(descending=True)
         found = {name: values[order] for name, values in found.items()}
         return found | {"boxes": clip_boxes_to_image(found["boxes"], size)}

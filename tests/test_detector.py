@@ -235,6 +235,16 @@ class TestCommands:
             assert COCO_CLASSES[found["category_id"]] == found["category"]
         assert "wrote" in capsys.readouterr().out
 
+    def test_a_model_of_nan_is_said(self, published, picture, tmp_path, capsys):
+        state = torch.load(published, weights_only=True)["model"]
+        state["class_embed.bias"][3] = torch.nan
+        broken, out = tmp_path / "broken.pth", tmp_path / "out"
+        torch.save(state, broken)
+        command = ["predict", str(broken), str(picture), "--out", str(out), "--device", "cpu"]
+        assert main(command) == 2
+        assert f"{picture}: one of the detections' scores is not finite" in capsys.readouterr().err
+        assert json.loads((out / "detections.json").read_text()) == []
+
     def test_attention(self, published, picture, tmp_path):
         command = ["visualize", "attention", str(published), str(picture), "--out", str(tmp_path)]
         assert main([*command, "--threshold", "0", "--device", "cpu"]) == 0

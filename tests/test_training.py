@@ -118,7 +118,8 @@ def test_several_processes_agree_at_every_slow_step_whether_to_stop(
     trainer = small_trainer(tmp_path, epochs=1, log_every=3)
     monkeypatch.setattr(LogInterval, "step_seconds", lambda *_: seconds)
     two = SimpleNamespace(world_size=lambda: 2)  # for the loop alone
-    monkeypatch.setattr("detr_fast.training.engine.processes", two)
+    for module in ("engine", "run_state"):
+        monkeypatch.setattr(f"detr_fast.training.{module}.processes", two)
     steps = []
 
     def any_rank(*flags):
@@ -265,7 +266,7 @@ def test_metrics_beyond_the_checkpoint_are_dropped(tmp_path):
     trainer = small_trainer(tmp_path, epochs=1)
     trainer.run()
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 999, "epoch": 1}\n[1]\n{"kind": "tra')
+        file.write('{"kind": "train", "step": 999, "epoch": 1, "loss": 2}\n{"kind": "tra')
     small_trainer(tmp_path, load_checkpoint(tmp_path), epochs=1).run()
     assert all(row["step"] <= 6 for row in train_rows(tmp_path))
 
@@ -343,7 +344,8 @@ def test_the_seed_decides_the_weights(tmp_path):
 
 def _be_rank_of_two(monkeypatch, rank: int) -> None:
     two = SimpleNamespace(rank=lambda: rank, world_size=lambda: 2)
-    monkeypatch.setattr("detr_fast.training.engine.processes", two)
+    for module in ("engine", "run_state"):
+        monkeypatch.setattr(f"detr_fast.training.{module}.processes", two)
 
 
 def test_processes_start_alike_and_drop_differently(tmp_path, monkeypatch):

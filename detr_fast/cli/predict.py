@@ -18,6 +18,7 @@ from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.cli.folders import new_folder
 from detr_fast.data import DataError, read_image
 from detr_fast.detector import Detector
+from detr_fast.faults import PredictionError
 from detr_fast.training import distributed
 from detr_fast.training.memory import is_out_of_memory
 from detr_fast.visualize import draw_detections, scaled
@@ -112,9 +113,11 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _naming(file: Path, device: torch.device) -> Iterator[None]:
-    """Turn running out of memory into an error of this image."""
+    """Turn predictions that are not finite, and too little memory, into errors of this image."""
     try:
         yield
+    except PredictionError as error:
+        raise DataError(f"{file}: {error}") from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detr_fast.models import MODELS
 from detr_fast.models.weights import CheckpointError, read_weights
@@ -134,18 +134,3 @@ def misfit_means(what: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(f"{what}: {error}") from error
-
-
-def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of torch's default generators of the CPU and of the device."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Restore the generators to what ``rng_state`` returned."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -23,17 +23,10 @@ from detr_fast.data import (
 from detr_fast.faults import PredictionError, check_faults
 from detr_fast.losses import SetCriterion
 from detr_fast.models import MODELS
-from detr_fast.models.weights import CheckpointError
 from detr_fast.precision import amp_dtype
 from detr_fast.training import distributed
 from detr_fast.training.averaging import WeightAverage
-from detr_fast.training.checkpoint import (
-    copy_checkpoint,
-    misfit_means,
-    rng_state,
-    save_checkpoint,
-    set_rng_state,
-)
+from detr_fast.training.checkpoint import copy_checkpoint, save_checkpoint
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.datasets import check_same_classes
 from detr_fast.training.evaluation_losses import EvaluationLosses
@@ -46,13 +39,15 @@ from detr_fast.training.loader import TrainLoader, default_workers
 from detr_fast.training.logs import ProgressBar, RunLog
 from detr_fast.training.memory import is_out_of_memory, out_of_memory_advice
 from detr_fast.training.optimizer import make_optimizer
-from detr_fast.training.schedule import make_scheduler, set_step
+from detr_fast.training.run_state import restore, rng_state, run_state
+from detr_fast.training.schedule import make_scheduler
 from detr_fast.training.signals import StopSignals
 from detr_fast.training.step import TrainStep, ignore
 
 SAVE_MINUTES = 30.0
 PATIENCE = 10.0  # seconds between logs, from which on processes agree at every step on stopping
-_DIVERGED = "the training diverged; try a lower learning rate. Checkpoints are from earlier steps"
+_DIVERGED = "the training diverged; try a lower learning rate"
+_EARLIER = f"{_DIVERGED}. Checkpoints are from earlier steps"
 
 
 class Interrupted(Exception):
@@ -165,7 +160,7 @@ class Trainer:
         self.images_seen, self.seconds = 0, 0.0
         torch.manual_seed(hash((config.seed, processes.rank())))  # dropout differs by process
         if checkpoint is not None:
-            self._load(checkpoint)
+            restore(self, checkpoint)
         self.parallel = distributed.parallel(self.model, device)
         self.train_step = TrainStep(
             self.parallel,
@@ -398,7 +393,7 @@ class Trainer:
     def _check_finite(self, means: dict[str, float]) -> None:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(means[name]):
-                raise ValueError(f"{name} is {means[name]} by step {self.step}: {_DIVERGED}")
+                raise ValueError(f"{name} is {means[name]} by step {self.step}: {_EARLIER}")
 
     def _finish_epoch(self, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         """Evaluate the epoch just trained, and save a checkpoint."""
@@ -435,8 +430,11 @@ class Trainer:
                 f"{self.config.batch_size}; the epoch's training is saved, and resuming the run "
                 "begins with this evaluation: free some memory first"
             ) from error
-        except ValueError as error:
-            raise ValueError(f"evaluation of epoch {epoch}: {_explained(error)}") from error
+        except PredictionError as error:
+            raise ValueError(
+                f"evaluation of epoch {epoch}: {error}: {_DIVERGED}. last.pt has these weights; a "
+                "best.pt is from an earlier epoch"
+            ) from error
         row |= losses.finish() | self.watch.finish()
         seconds = time.perf_counter() - started
         row |= {"seconds": round(seconds, 2), "train_seconds": round(self.seconds, 1)}
@@ -459,53 +457,9 @@ class Trainer:
         rng = processes.gather(rng_state(self.device))
         if not self.is_main:
             return
-        save_checkpoint(
-            self.run_dir / name,
-            {
-                "model": self.model.state_dict(),
-                "ema": None if self.ema is None else self.ema.module.state_dict(),
-                "ema_updates": 0 if self.ema is None else self.ema.updates,
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "evaluation_due": self.evaluation_due,
-                "steps_per_epoch": self.steps_per_epoch,
-                "rng": rng,
-                "best_ap": self.best_ap,
-                "images_seen": self.images_seen,
-                "seconds": self.seconds,
-                "matching": self.watch.state(),
-                "config": self.config.to_dict(),
-                "model_args": self.model_args,
-                "class_names": list(self.train_set.class_names),
-                "category_ids": list(self.train_set.category_ids),
-            },
-        )
-
-    def _load(self, checkpoint: dict[str, Any]) -> None:
-        then = len(checkpoint["rng"]), checkpoint["steps_per_epoch"]
-        now = processes.world_size(), self.steps_per_epoch
-        if then != now:
-            raise CheckpointError(
-                f"{self.run_dir} ran in {then[0]} processes with {then[1]} steps per epoch, here "
-                f"it would be {now[0]} and {now[1]}: resume with the same data and processes"
-            )
-        with misfit_means(
-            f"{self.run_dir} cannot be resumed, its weights fit no model of this version"
-        ):
-            self.model.load_state_dict(checkpoint["model"])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(checkpoint["ema"])
-                self.ema.updates = checkpoint["ema_updates"]
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.step = checkpoint["step"]
-        self.evaluation_due = checkpoint["evaluation_due"]
-        set_step(self.scheduler, self.step)
-        self.best_ap = checkpoint["best_ap"]
-        self.watch = MatchingInstability(self.criterion.matcher, checkpoint["matching"])
-        self.images_seen, self.seconds = checkpoint["images_seen"], checkpoint["seconds"]
-        set_rng_state(checkpoint["rng"][processes.rank()], self.device)
+        save_checkpoint(self.run_dir / name, run_state(self, rng))
 
 
 def _explained(error: ValueError) -> str:
     """Return an error's message, and what its cause is where predictions are at fault."""
-    return f"{error}: {_DIVERGED}" if isinstance(error, PredictionError) else str(error)
+    return f"{error}: {_EARLIER}" if isinstance(error, PredictionError) else str(error)
