@@ -613,7 +613,7 @@ class TestErrors:
         ids=["GPU", "CPU", "Python"],
     )
     def test_out_of_memory_outside_of_training(self, capsys, run, monkeypatch, error):
-        def fail(*_):
+        def fail(*_, **__):
             raise error
 
         monkeypatch.setattr("detr_fast.cli.evaluate.evaluate", fail)
@@ -649,7 +649,7 @@ class TestErrors:
         assert "torch.compile failed: leave out --compile (TorchDynamoException: No work" in said
 
     def test_a_fault_of_the_program_is_shown_whole(self, run, monkeypatch):
-        def fail(*_):
+        def fail(*_, **__):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
         monkeypatch.setattr("detr_fast.cli.evaluate.evaluate", fail)

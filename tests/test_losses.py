@@ -186,6 +186,10 @@ def test_boxes_in_pixels_are_named(matcher):
     assert SetCriterion(K, matcher())(outputs, targets)["loss"].isfinite()
 
 
+@pytest.mark.skipif(
+    torch.__version__ < torch.torch_version.TorchVersion("2.5"),
+    reason="this torch does not compile the criterion as one graph",
+)
 @pytest.mark.parametrize("pack", [list, PackedTargets.pack])
 def test_boxes_of_compiled_code_are_not_read(pack):
     outputs, targets = predictions(1, 1, 5), some_targets([2])
