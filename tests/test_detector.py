@@ -19,7 +19,6 @@ from detr_fast.models.weights import CheckpointError
 from detr_fast.training import load_trained
 from detr_fast.training.published import COCO_CLASSES
 
-
 needs_options = pytest.mark.skipif(
     not hasattr(torch.serialization, "safe_globals"), reason="this torch reads no Namespace safely"
 )
