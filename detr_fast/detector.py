@@ -79,8 +79,10 @@ class Detector:
         Raises:
             DataError: a picture that cannot be read; the message names the file.
             PredictionError: the model finds scores or boxes that are not finite.
-            ValueError: a tensor that is not such pixels.
+            ValueError: a tensor that is not such pixels, or a threshold that is not in 0..1.
         """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}, expected a score, 0..1")
         if isinstance(picture, Tensor):
             pixels = picture
             if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:

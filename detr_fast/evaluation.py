@@ -16,6 +16,7 @@ from detr_fast import processes
 from detr_fast.data import Batch, DetectionDataset, Prefetcher
 from detr_fast.data.loader import make_eval_loader
 from detr_fast.faults import PredictionError
+from detr_fast.files import written_whole
 from detr_fast.models import PostProcess
 from detr_fast.precision import autocast
 
@@ -77,12 +78,14 @@ def evaluate(
     row: dict[str, Any] = {}
     if processes.rank() == 0:
         detections = merge_detections(parts, len(dataset))
-        if results is not None:
-            results.write_text(json.dumps(_coco_results(detections, dataset.category_ids)))
         figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
         names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
         per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
         row = {**figures, "per_class": per_class}
+        if results is not None:
+            rows = _coco_results(detections, dataset.category_ids)
+            with written_whole(results) as temporary:
+                temporary.write_text(json.dumps(rows))
     return processes.broadcast(row)
 
 
@@ -228,8 +231,8 @@ def _coco_results(
         {
             "image_id": image_id,
             "category_id": category_ids[label],
-            "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
-            "score": round(score, 6),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],  # not rounded: AP would be another
+            "score": score,
         }
         for image_id, found in detections.items()
         for score, label, (x1, y1, x2, y2) in zip(

@@ -274,10 +274,23 @@ class TestEval:
         evaluation.accumulate()
         evaluation.summarize()
         figures = json.loads(out.read_text())
-        assert (
-            figures["AR_100"] == pytest.approx(evaluation.stats[8], abs=0.01) and figures["AR_100"]
-        )
-        assert figures["AP"] == pytest.approx(evaluation.stats[0], abs=0.01)
+        assert figures["AR_100"] == pytest.approx(evaluation.stats[8]) and figures["AR_100"]
+        assert figures["AP"] == pytest.approx(evaluation.stats[0])
+
+    def test_no_file_of_detections_after_an_error(self, run, tmp_path):
+        copy, found = shutil.copytree(run, tmp_path / "copy"), tmp_path / "found.json"
+        state = torch.load(copy / "best.pt", weights_only=True)
+        (state["ema"] or state["model"])["class_embed.bias"][0] = torch.nan
+        (copy / "best.pt").unlink()
+        torch.save(state, copy / "best.pt")
+        assert main(["eval", str(copy), "--detections", str(found), "--device", "cpu"]) == 2
+        assert not found.exists()
+
+    def test_one_file_for_both(self, run, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        both = ["--out", "a.json", "--detections", str(tmp_path / "a.json")]
+        assert main(["eval", str(run), *both, "--device", "cpu"]) == 2
+        assert "--out and --detections are both a.json" in capsys.readouterr().err
 
     @pytest.mark.parametrize("option", ["--out", "--detections"])
     def test_a_folder_as_file(self, run, tmp_path, capsys, option):

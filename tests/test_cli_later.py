@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_a_damaged_row_is_left_out_and_said(run, damage):
         assert len(read_metrics(path)) == len(rows) - 1
     with pytest.warns(UserWarning, match="1 line is no row of metrics"):
         assert main(["visualize", "curves", str(run)]) == 0
+
+
+def test_blank_and_cut_lines_are_nobodys_damage(run):
+    path = run / "metrics.jsonl"
+    rows, text = read_metrics(path), path.read_text()
+    last = text.splitlines()[-1]
+    cut = last[: last.index("}") + 1]  # after the figures of the classes
+    path.write_text(f"\n{text}\n{cut}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_metrics(path) == rows
 
 
 def test_resuming_keeps_lines_that_are_not_its_rows(run):

@@ -14,7 +14,7 @@ from benchmarks.baselines.published_detr import PublishedDETR
 from detr_fast.cli import main
 from detr_fast.data import DataError, read_image
 from detr_fast.detector import Detector
-from detr_fast.models import detr_resnet18
+from detr_fast.models import detr_resnet18, detr_resnet50
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import load_trained
 from detr_fast.training.published import COCO_CLASSES
@@ -98,6 +98,12 @@ def test_other_tensors_are_refused(detector, tensor: Tensor, said):
         detector(tensor)
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 50, float("nan")])
+def test_a_threshold_that_is_no_score(detector, picture, threshold):
+    with pytest.raises(ValueError, match=r"threshold is .* expected a score"):
+        detector(picture, threshold)
+
+
 def test_pictures_that_cannot_be_read_are_named(detector, tmp_path):
     with pytest.raises(DataError, match=r"gone\.png: no such image file"):
         detector(tmp_path / "gone.png")
@@ -120,6 +126,7 @@ class TestPublishedCheckpoint:
         [
             ("detr-r50-e632da11.pth", {}, "resnet50"),
             ("detr-r50-dc5-f0fb7ef5.pth", {}, "resnet50_dc5"),
+            ("detr-r50-1adc5e02.pth", {}, "resnet50"),  # hexadecimal digits
             pytest.param("checkpoint.pth", {"dilation": True}, "resnet50_dc5", marks=needs_options),
             pytest.param(
                 "checkpoint-dc5.pth", {"dilation": False}, "resnet50", marks=needs_options
@@ -127,14 +134,16 @@ class TestPublishedCheckpoint:
         ],
     )
     def test_a_dilated_stage(self, tmp_path, name, options, model):
-        state = {"model": detr_state("resnet50")}
+        state = {"model": zeros()}
         if options:
             state["args"] = argparse.Namespace(**options)
         torch.save(state, tmp_path / name)
         assert load_trained(tmp_path / name)["config"]["model"] == model
 
-    @needs_options
-    def test_the_sizes_of_its_options(self, tmp_path):
+    @pytest.mark.parametrize(
+        "kind", [dict, pytest.param(argparse.Namespace, marks=needs_options)], ids=str
+    )
+    def test_the_sizes_of_its_options(self, tmp_path, kind):
         options = {"hidden_dim": 64, "nheads": 4, "enc_layers": 1, "dec_layers": 2}
         options["dim_feedforward"] = 32
         model = detr_resnet18(
@@ -147,7 +156,7 @@ class TestPublishedCheckpoint:
             dim_feedforward=32,
             position_encoding="learned",
         )
-        state = {"model": model.state_dict(), "args": argparse.Namespace(**options)}
+        state = {"model": model.state_dict(), "args": kind(**options)}
         torch.save(state, tmp_path / "small.pth")
         detector = Detector.load(tmp_path / "small.pth", "cpu")
         assert detector.class_names == ["class 0", "class 1"]
@@ -168,6 +177,29 @@ class TestPublishedCheckpoint:
         with pytest.raises(CheckpointError, match=f"other.pth .*{said}"):
             load_trained(tmp_path / "other.pth")
 
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"args": [4]}, "args is a list, expected options"),
+            ({"args": {"enc_layers": 5}}, r"encoder.layers.5.\S+ is \[.*\], expected missing"),
+            ({"args": {"nheads": 7}}, "no resnet50 has its options: .*divisible"),
+        ],
+    )
+    def test_options_that_do_not_fit_are_named(self, tmp_path, change, said):
+        torch.save({"model": zeros(), **change}, tmp_path / "other.pth")
+        with pytest.raises(CheckpointError, match=rf"other\.pth.*{said}") as error:
+            load_trained(tmp_path / "other.pth")
+        assert len(str(error.value)) < 300
+
+    def test_weights_of_another_model_are_refused(self, tmp_path):
+        """Of Conditional DETR, say, whose names are nearly the same."""
+        state = zeros(num_classes=90, num_queries=300)
+        del state["transformer.decoder.layers.0.self_attn.in_proj_weight"]
+        torch.save({"model": state}, tmp_path / "other.pth")
+        said = r"other\.pth is not of a published DETR: .*self_attn.in_proj_weight is missing"
+        with pytest.raises(CheckpointError, match=said):
+            load_trained(tmp_path / "other.pth")
+
     def test_an_unknown_backbone_is_refused(self, published, tmp_path):
         state = torch.load(published, weights_only=True)["model"]
         state = {name: value for name, value in state.items() if ".layer3.1." not in name}
@@ -176,17 +208,11 @@ class TestPublishedCheckpoint:
             load_trained(tmp_path / "other.pth")
 
 
-def detr_state(name: str) -> dict[str, Tensor]:
-    """The first weights of each of the blocks; enough to tell models apart."""
-    blocks = {"resnet50": 6}[name]
-    return {
-        "class_embed.weight": torch.zeros(92, 256),
-        "query_embed.weight": torch.zeros(100, 256),
-        **{
-            f"backbone.0.body.layer3.{k}.conv3.weight": torch.zeros(1, 1, 1, 1)
-            for k in range(blocks)
-        },
-    }
+def zeros(**options) -> dict[str, Tensor]:
+    """Weights of a ResNet-50's DETR that take no memory."""
+    with torch.device("meta"):
+        state = detr_resnet50(**options).state_dict()
+    return {name: torch.zeros(1).expand(tensor.shape) for name, tensor in state.items()}
 
 
 class TestCommands:
@@ -251,6 +277,9 @@ class TestCommands:
         assert main(command) == 2
         assert f"{picture}: one of the detections' scores is not finite" in capsys.readouterr().err
         assert json.loads((out / "detections.json").read_text()) == []
+        command = ["visualize", "attention", str(broken), str(picture), "--out", str(out)]
+        assert main([*command, "--device", "cpu"]) == 2
+        assert f"{picture}: the scores of 100 of 100 queries are NaN" in capsys.readouterr().err
 
     def test_attention(self, published, picture, tmp_path):
         command = ["visualize", "attention", str(published), str(picture), "--out", str(tmp_path)]

@@ -57,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} is {file}, a folder, expected a file")
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
+    files = [file.resolve() for file in (args.out, args.detections) if file is not None]
+    if len(files) > len(set(files)):
+        raise ValueError(f"--out and --detections are both {args.out}")
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 from detr_fast.data import DetectionDataset, Prefetcher, collate, denormalize, to_device
 from detr_fast.data.loader import make_loader
 from detr_fast.evaluation import detect_batch
-from detr_fast.training.files import written_whole
+from detr_fast.files import written_whole
 from detr_fast.visualize import draw_detections, image_grid, scaled
 
 IMAGES = 12  # of a grid

@@ -16,9 +16,9 @@ from detr_fast.cli.checkpoints import load_best_checkpoint
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset
 from detr_fast.evaluation import METRICS, detect_batch
+from detr_fast.files import written_whole
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_data
-from detr_fast.training.files import written_whole
 from detr_fast.training.logs import read_metrics
 from detr_fast.visualize import (
     collect_predictions,

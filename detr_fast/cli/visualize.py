@@ -21,6 +21,7 @@ from detr_fast.cli.arguments import (
 from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
 from detr_fast.cli.pictures import as_picture, batches, save_picture
 from detr_fast.data import DetectionDataset, read_image
+from detr_fast.faults import PredictionError
 from detr_fast.precision import amp_dtype, autocast
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_val_data
@@ -139,6 +140,8 @@ def _attention(args: argparse.Namespace) -> None:
             )
         except NoDetection as error:  # which the encoder's picture does not need
             nothing = error
+        except PredictionError as error:
+            raise ValueError(f"{args.image}: {error}") from error
         one = "mean" if head == "each" else head
         encoder = plot_encoder_attention(model, inputs, picture, args.point, head=one)
     _save(args.out, {f"{args.image.stem}-encoder": encoder})

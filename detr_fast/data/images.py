@@ -231,7 +231,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
 def _reason(error: Exception, path: str | Path) -> str:
     """Return Pillow's message, without the path that our message already starts with."""
     if isinstance(error, UnidentifiedImageError):
-        empty = Path(path).stat().st_size == 0
+        empty = Path(path).is_file() and Path(path).stat().st_size == 0
         return "the file is empty" if empty else "not in a format that Pillow reads"
     text = str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")
     return text or type(error).__name__

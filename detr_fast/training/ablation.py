@@ -18,9 +18,9 @@ from torchvision.ops import batched_nms
 from detr_fast.data import DetectionDataset
 from detr_fast.data.loader import make_eval_loader
 from detr_fast.evaluation import coco_metrics, detect
+from detr_fast.files import written_whole
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.engine import Trainer
-from detr_fast.training.files import written_whole
 from detr_fast.training.lock import LOCK, FolderLock
 from detr_fast.training.logs import read_metrics, read_rows
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from detr_fast.files import written_whole
 from detr_fast.models import MODELS
 from detr_fast.models.weights import CheckpointError, read_weights
 from detr_fast.training.config import TrainConfig
-from detr_fast.training.files import written_whole
 from detr_fast.training.memory import is_out_of_memory
 from detr_fast.training.published import published_checkpoint
 

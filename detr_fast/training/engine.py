@@ -21,6 +21,7 @@ from detr_fast.data import (
     is_worker_lost,
 )
 from detr_fast.faults import PredictionError, check_faults
+from detr_fast.files import written_whole
 from detr_fast.losses import SetCriterion
 from detr_fast.models import MODELS
 from detr_fast.precision import amp_dtype
@@ -30,7 +31,6 @@ from detr_fast.training.checkpoint import copy_checkpoint, save_checkpoint
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.datasets import check_same_classes
 from detr_fast.training.evaluation_losses import EvaluationLosses
-from detr_fast.training.files import written_whole
 from detr_fast.training.graph import GraphedStep, ShapeMismatch, cuda_graph_obstacle
 from detr_fast.training.initial import load_initial
 from detr_fast.training.instability import MatchingInstability

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from detr_fast.evaluation import METRICS
-from detr_fast.training.files import written_whole
+from detr_fast.files import written_whole
 from detr_fast.wording import counted
 
 # What a row of each kind has at least.
@@ -22,11 +22,8 @@ _NUMBERS = {
 def read_rows(path: Path) -> Iterator[Any]:
     """Yield the values of a file of JSON lines, if it exists, without a line cut off by a crash."""
     for line in _lines(path):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        yield row
+        if (row := _parsed(line)) is not None:
+            yield row
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -35,8 +32,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Lines that a person has damaged are left out, and a warning says so; a last line that a crash
     has cut off is left out without one.
     """
-    rows = [_metrics_row(line) for line in _lines(path)]
-    damaged = [number for number, row in enumerate(rows, 1) if row is None]
+    lines = _lines(path)
+    rows = [_metrics_row(line) for line in lines]
+    damaged = [n for n, line in enumerate(lines, 1) if line.strip() and rows[n - 1] is None]
     if damaged:
         warnings.warn(
             f"{path}: {counted(len(damaged), 'line is no row', 'lines are no rows')} of metrics "
@@ -50,17 +48,22 @@ def _lines(path: Path) -> list[str]:
     """Return a file's lines, without a last one that a crash has cut off."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = text.splitlines()
-    if lines and not text.endswith(("\n", "}")):
+    if lines and not text.endswith("\n") and _parsed(lines[-1]) is None:
         lines.pop()
     return lines
 
 
-def _metrics_row(line: str) -> dict[str, Any] | None:
-    """Return what a line of a metrics file says; None if it is not a row of one."""
+def _parsed(line: str) -> Any:
+    """Return the value of a line of JSON; None if it is not one."""
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except json.JSONDecodeError:
         return None
+
+
+def _metrics_row(line: str) -> dict[str, Any] | None:
+    """Return what a line of a metrics file says; None if it is not a row of one."""
+    row = _parsed(line)
     is_row = (
         isinstance(row, dict)
         and row.get("kind") in ("train", "val")

@@ -1,13 +1,15 @@
 """Checkpoints of the published DETR code, as those of a run that began with their weights."""
 
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from detr_fast.models import MODELS
-from detr_fast.models.weights import CheckpointError, weights_in
+from detr_fast.models.weights import CheckpointError, weights_in, without_counters
 from detr_fast.training.config import TrainConfig
 
 # The labels of the published weights are COCO's category ids, of which some are not used.
@@ -60,7 +62,11 @@ def published_checkpoint(file: Path, state: dict[str, Any]) -> dict[str, Any]:
                 f"{file} is neither a checkpoint of detr_fast training nor of a published DETR: it "
                 f"has no {name}"
             )
-    options = vars(state["args"]) if isinstance(state.get("args"), Namespace) else {}
+    options = state.get("args") or {}
+    if isinstance(options, Namespace):
+        options = vars(options)
+    if not isinstance(options, dict):
+        raise CheckpointError(f"{file}: args is a {type(options).__name__}, expected options")
     classes = len(weights["class_embed.weight"]) - 1  # without "no object"
     config = TrainConfig.create(
         data="",
@@ -69,23 +75,44 @@ def published_checkpoint(file: Path, state: dict[str, Any]) -> dict[str, Any]:
         init_from=str(file),
         position_encoding="learned" if _LEARNED_POSITIONS in weights else "sine",
     )
+    model_args = config.model_args(classes)
+    model_args |= {ours: options[theirs] for theirs, ours in _SIZES.items() if theirs in options}
+    _check_fit(file, weights, config.model, model_args)
     known = classes == len(COCO_CLASSES)
     return {
         "model": weights,
         "ema": None,
         "config": config.to_dict(),
-        "model_args": config.model_args(classes)
-        | {ours: options[theirs] for theirs, ours in _SIZES.items() if theirs in options},
+        "model_args": model_args,
         "class_names": list(COCO_CLASSES) if known else [f"class {k}" for k in range(classes)],
         "category_ids": list(range(classes)),
     }
+
+
+def _check_fit(file: Path, weights: dict[str, Any], model: str, model_args: dict[str, Any]) -> None:
+    """Raise CheckpointError, with the first tensor, unless the weights are those of the model."""
+    try:
+        with torch.device("meta"):
+            expected = without_counters(MODELS[model](**model_args).state_dict())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: no {model} has its options: {error}") from error
+    for name in sorted(expected.keys() | weights.keys()):
+        there, here = (
+            list(state[name].shape) if name in state else "missing" for state in (weights, expected)
+        )
+        if there != here:
+            raise CheckpointError(
+                f"{file} is not of a published DETR: {name} is {there}, expected {here} in {model}"
+            )
 
 
 def _model_name(file: Path, weights: dict[str, Any], options: dict[str, Any]) -> str:
     body = "backbone.0.body"
     blocks = {name.split(".")[4] for name in weights if name.startswith(f"{body}.layer3.")}
     bottleneck = f"{body}.layer3.0.conv3.weight" in weights
-    dilated = options.get("dilation", "dc5" in file.name.lower())
+    # A word of its own: the names of published files end in hexadecimal digits.
+    named = re.search(r"(?<![0-9a-z])dc5(?![0-9a-z])", file.name.lower()) is not None
+    dilated = options.get("dilation", named)
     name = _RESNETS.get((len(blocks), bottleneck), "") + ("_dc5" if dilated else "")
     if name not in MODELS:
         raise CheckpointError(

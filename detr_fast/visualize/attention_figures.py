@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from detr_fast.faults import PredictionError
 from detr_fast.models import PostProcess
 from detr_fast.visualize.attention import AttentionRecord, record_attention
 from detr_fast.visualize.figures import (
@@ -55,8 +56,8 @@ def plot_decoder_attention(
 
     Raises:
         NoDetection: a ValueError: no detection above the threshold.
-        ValueError: no such layer or head, ``most`` below 1, all layers and each head at once, or a
-            score of NaN.
+        PredictionError: a score of NaN.
+        ValueError: no such layer or head, ``most`` below 1, or all layers and each head at once.
     """
     if most < 1:
         raise ValueError(f"most is {most}, expected at least 1")
@@ -69,7 +70,7 @@ def plot_decoder_attention(
     height, width = picture.height, picture.width
     result = PostProcess()(outputs, torch.tensor([[height, width]], device=image.device))[0]
     if broken := int(result["scores"].isnan().sum()):
-        raise ValueError(f"the scores of {broken} of {len(result['scores'])} queries are NaN")
+        raise PredictionError(f"the scores of {broken} of {len(result['scores'])} queries are NaN")
     scores, order = result["scores"].sort(descending=True)
     queries = order[scores >= threshold][:most]
     if not len(queries):
