@@ -11,8 +11,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from detr_fast.data.images import read_image, to_pixels
-from detr_fast.evaluation import detect_batch
-from detr_fast.faults import PredictionError
+from detr_fast.evaluation import check_finite, detect_batch
 from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, load_model, load_trained
 from detr_fast.training.recipes import eval_recipe
@@ -110,9 +109,7 @@ class Detector:
     ) -> dict[str, Tensor]:
         """Return what a call returns, for the picture of ``size`` (H, W) that was prepared."""
         (found,) = detect_batch(self.model, images, None, torch.tensor([size]), self.amp, threshold)
-        for name in ("scores", "boxes"):
-            if not found[name].isfinite().all():
-                raise PredictionError(f"one of the detections' {name} is not finite")
+        check_finite(found)
         order = found["scores"].argsort(descending=True)
         found = {name: values[order] for name, values in found.items()}
         return found | {"boxes": clip_boxes_to_image(found["boxes"], size)}

@@ -251,9 +251,14 @@ def _check_detections(
             f"image {image_id}: a detection has the label {label}, but the data has {classes} "
             f"classes (0..{classes - 1})"
         )
-    for name in ("scores", "boxes"):  # COCOeval would count a box of NaN as a match
+    check_finite(result, f"image {image_id}: ")  # COCOeval would count a box of NaN as a match
+
+
+def check_finite(result: dict[str, Tensor], place: str = "") -> None:
+    """Raise PredictionError, its message beginning with ``place``, for detections of NaN or inf."""
+    for name in ("scores", "boxes"):
         if not result[name].isfinite().all():
-            raise PredictionError(f"image {image_id}: one of the detections' {name} is not finite")
+            raise PredictionError(f"{place}one of the detections' {name} is not finite")
 
 
 def import_cocoeval() -> ModuleType:

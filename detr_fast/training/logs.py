@@ -34,7 +34,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     lines = _lines(path)
     rows = [_metrics_row(line) for line in lines]
-    damaged = [n for n, line in enumerate(lines, 1) if line.strip() and rows[n - 1] is None]
+    damaged = [
+        number
+        for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1)
+        if row is None and line.strip()
+    ]
     if damaged:
         warnings.warn(
             f"{path}: {counted(len(damaged), 'line is no row', 'lines are no rows')} of metrics "
