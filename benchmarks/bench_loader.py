@@ -43,6 +43,7 @@ from detr_fast.data import (
     small_train,
     to_device,
 )
+from detr_fast.data.encoded import collate_encoded
 from detr_fast.data.loader import make_loader
 from detr_fast.training.loader import EpochBatches, SeededDataset
 
@@ -108,7 +109,9 @@ def ours(
     loader = make_loader(
         SeededDataset(data, seed=0, encoded=form.encoded),
         workers,
-        collate_fn=list if form.encoded else functools.partial(collate, pack=form.packed),
+        collate_fn=collate_encoded
+        if form.encoded
+        else functools.partial(collate, pack=form.packed),
         batch_sampler=batches,
         pin_memory=device.type == "cuda" and form.pinned and not form.encoded,
         persistent_workers=workers > 0 and form.persistent,

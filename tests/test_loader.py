@@ -1,10 +1,12 @@
 """From files to batches on a device: scaled decoding, image cache, uint8 batches, prefetching."""
 
+import gc
 import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from devices import NoWait, needs_cuda
 from PIL import Image
 from shared_data import BCCD, TINY_COCO, needs_bccd, needs_tiny_coco
+from torchvision.tv_tensors import BoundingBoxes
 
 from detr_fast.cli import main
 from detr_fast.data import (
@@ -27,11 +30,13 @@ from detr_fast.data import (
     detr_eval,
     detr_train,
     fixed_eval,
+    is_worker_lost,
     small_train,
     to_device,
 )
 from detr_fast.data.cache import ImageCache, available_memory
 from detr_fast.data.images import ImageFile, read_image, read_scaled
+from detr_fast.data.loader import make_eval_loader, make_loader
 from detr_fast.packing import PackedTargets
 from detr_fast.training import TrainConfig, Trainer
 from detr_fast.training.datasets import open_data
@@ -393,3 +398,95 @@ def test_a_worker_that_is_stuck_ends_with_the_main_process(tmp_path):
     )
     assert done.returncode == 0 and done.stdout == "main process ends\n", done.stderr
     assert time.monotonic() - begin < 50  # torch gives it 5 s
+
+
+def lost(kind, text):
+    raise kind(text)
+
+
+class Lost:
+    """What cannot be received: its worker's connection ends, as of one that is killed just then."""
+
+    def __init__(self, kind, text=""):
+        self.kind, self.text = kind, text
+
+    def __reduce__(self):
+        return lost, (self.kind, self.text)
+
+
+@pytest.mark.parametrize("kind", [EOFError, ConnectionResetError, ConnectionRefusedError])
+def test_a_worker_that_is_gone_before_its_death_is_known(kind):
+    loader = make_loader([Lost(kind)], 1, collate_fn=lambda batch: batch[0])
+    with pytest.raises(RuntimeError, match=kind.__name__) as raised:
+        list(loader)
+    assert is_worker_lost(raised.value) and isinstance(raised.value.__cause__, kind)
+
+
+class Unreadable:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise EOFError("of the data set")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_sets_own_error_is_not_a_lost_worker(workers):
+    with pytest.raises(EOFError, match="of the data set") as raised:
+        list(make_loader(Unreadable(), workers))
+    assert not is_worker_lost(raised.value)
+
+
+def pairs(rows):
+    """An image and its target per row of ``rows``, of several kinds of tensors."""
+    for row in rows:
+        boxes = BoundingBoxes(row[None, :4], format="XYXY", canvas_size=(9, 9))
+        whole = torch.arange(8).float()
+        target = {
+            "boxes": boxes,
+            "no boxes": boxes[:0],
+            "part": whole[2:4],
+            "rest": whole.view(2, 4).T,
+        }
+        yield row, target | {"id": torch.tensor(int(row[0])), "bf16": row[:3].bfloat16()}
+
+
+def test_small_tensors_come_by_value_and_large_ones_shared():
+    """A worker's tensors equal this process's; few of them need an open file of their own."""
+    data = list(pairs(torch.rand(64, 5)))
+    data[-1][1]["large"] = torch.rand(64 * 1024)
+    loaders = [make_loader(data, workers, list, batch_size=8) for workers in (0, 1)]
+    expected, found = (list(loader) for loader in loaders)
+    for batch, batch_found in zip(expected, found, strict=True):
+        for (image, target), (image_found, target_found) in zip(batch, batch_found, strict=True):
+            assert torch.equal(image, image_found) and target.keys() == target_found.keys()
+            for name, value in target.items():
+                assert type(value) is type(target_found[name]), name
+                assert value.dtype == target_found[name].dtype, name
+                assert torch.equal(value, target_found[name]), name
+            image_found += 1  # writable
+    shared = [t.is_shared() for _, target in found[-1] for t in target.values()]
+    assert sum(shared) == 1 and found[-1][-1][1]["large"].is_shared()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files with Linux's /proc")
+def test_batches_from_workers_keep_few_files_open(tmp_path):
+    """torch keeps one open for each shared tensor; 1024 are what a process may open, mostly."""
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    record = Record(0, tmp_path / "a.png", 300, 200, np.ones((1, 4)), np.array([0]))
+    data = DetectionDataset([replace(record, image_id=k) for k in range(64)], ["x"], [1])
+    evaluated = DetectionDataset(data.records, ["x"], [1], fixed_eval((64, 64)))
+    loaders = {
+        4: make_eval_loader(evaluated, 16, workers=1),  # the images of each batch
+        2: TrainLoader(data, 32, seed=1, workers=1, encoded=True).epoch(0),
+    }
+    for batches, loader in loaders.items():
+        gc.collect()  # what earlier tests left
+        before, held = opened(), list(loader)
+        assert len(held) == len(opened() - before) == batches
+
+
+def opened():
+    """The memory that this process shares with workers."""
+    links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    return {link for link in links if "torch_" in link}

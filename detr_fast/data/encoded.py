@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from detr_fast.data.augment import Target
@@ -42,6 +43,21 @@ def read_encoded(dataset: DetectionDataset, index: int, seed: int) -> Encoded:
         return Encoded(image.as_subclass(Tensor), None, target, seed)
     data = image.read_jpeg()
     return Encoded(image.read()[0] if data is None else data, Path(image.path), target, seed)
+
+
+def collate_encoded(batch: Sequence[Encoded]) -> list[Encoded]:
+    """Return the batch; from a worker with all data in one memory, since it sends each on its own.
+
+    For ``DataLoader(collate_fn=collate_encoded)``.
+    """
+    if get_worker_info() is None:
+        return list(batch)
+    sizes = [item.data.numel() for item in batch]
+    parts = torch.cat([item.data.flatten() for item in batch]).split(sizes)
+    return [
+        item._replace(data=part.view(item.data.shape))
+        for item, part in zip(batch, parts, strict=True)
+    ]
 
 
 class DeviceDecoder:

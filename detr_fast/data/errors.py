@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 _WORKER_PREFIX = "Caught "
+# How torch's errors start when a worker, or the thread that receives from the workers, is gone.
+_WORKER_LOST = ("DataLoader worker ", "Pin memory thread exited unexpectedly")
 
 
 class DataError(ValueError):
@@ -40,7 +42,14 @@ def clean_message(error: BaseException) -> str:
 def is_worker_lost(error: BaseException) -> bool:
     """Return whether a DataLoader raised ``error`` because a worker is gone, without an error of
     its own: killed, mostly for lack of memory."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    return isinstance(error, RuntimeError) and str(error).startswith(_WORKER_LOST)
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Return whether the other end of a connection is gone; not if a worker met ``error``."""
+    return isinstance(error, (EOFError, ConnectionError)) and not str(error).startswith(
+        _WORKER_PREFIX
+    )
 
 
 def _line_from_worker(text: str) -> str | None:

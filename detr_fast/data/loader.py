@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detr_fast.data.collate import collate
-
-_GRACE = 60  # seconds that a worker lives on after SIGTERM
+from detr_fast.data.errors import is_connection_lost
+from detr_fast.data.worker import prepare_worker
 
 
 class EvalBatches(Sampler[list[int]]):
@@ -37,17 +32,35 @@ class EvalBatches(Sampler[list[int]]):
         return iter(self.batches)
 
 
+class _Loader(DataLoader):
+    """A DataLoader that always says so when a worker is gone, see ``is_worker_lost``.
+
+    A batch is fetched over a connection to its worker. The kernel closes those of a process that
+    it kills before it reports the death, and in between torch passes on the connection's error.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except (EOFError, ConnectionError) as error:
+            if self.num_workers and is_connection_lost(error):
+                raise RuntimeError(
+                    f"DataLoader worker closed its connection: {type(error).__name__}"
+                ) from error
+            raise
+
+
 def make_loader(
     dataset: Dataset, workers: int, collate_fn: Callable = collate, **options: Any
 ) -> DataLoader:
-    """Return a DataLoader (with ``options``) whose workers leave signals to the main process."""
-    return DataLoader(
+    """Return a DataLoader (with ``options``) whose workers are as ``prepare_worker`` says."""
+    return _Loader(
         dataset,
         num_workers=workers,
         # The cache needs workers that inherit its memory; Python 3.14 starts them differently.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=collate_fn,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # else it would draw from the generator of training
         **options,
     )
@@ -64,28 +77,3 @@ def make_eval_loader(
     """Return a loader of one process's batches in an evaluation, see :class:`EvalBatches`."""
     batches = EvalBatches(len(dataset), batch_size, rank, world_size)
     return make_loader(dataset, workers, batch_sampler=batches, pin_memory=pin_memory)
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C, and the SIGTERM of a scheduler whose time is up, reach all processes. The main process
-    # decides what happens, and needs its workers until the end of the step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_the_end, daemon=True).start()
-    torch.set_num_threads(1)
-
-
-def _await_the_end() -> None:
-    """End this worker when the main process says so; some time after anybody else did.
-
-    In a thread, which also ends a worker that is stuck in a call.
-    """
-    end = math.inf
-    while True:
-        left = min(end - time.monotonic(), threading.TIMEOUT_MAX)
-        sent = signal.sigtimedwait({signal.SIGTERM}, max(left, 0))
-        if time.monotonic() >= end or (sent is not None and sent.si_pid == os.getppid()):
-            os._exit(0)
-        if sent is not None:
-            end = min(end, time.monotonic() + _GRACE)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detr_fast.data import DetectionDataset, Encoded, collate
-from detr_fast.data.encoded import read_encoded
+from detr_fast.data.encoded import collate_encoded, read_encoded
 from detr_fast.data.loader import make_loader
 from detr_fast.training import distributed
 
@@ -111,7 +111,7 @@ class TrainLoader:
         self.loader = make_loader(
             SeededDataset(dataset, seed, encoded),
             workers,
-            collate_fn=list if encoded else padded,
+            collate_fn=collate_encoded if encoded else padded,
             pin_memory=pin_memory and not encoded,  # boxes would lose their type
             batch_sampler=self.batches,
             persistent_workers=workers > 0,
