@@ -26,8 +26,15 @@ def test_attention(run, voc_folder, tmp_path, capsys):
     assert main([*options, "--threshold", "0", "--most", "2"]) == 0
     names = {f"{image.stem}-{kind}.png" for kind in ("decoder", "encoder")}
     assert {path.name for path in tmp_path.iterdir()} == names
+    assert main([*options, "--threshold", "0", "--layer", "all"]) == 0
+
+
+@pytest.mark.parametrize("run", ["learned"], indirect=True)
+def test_options_of_attention(run, voc_folder, tmp_path, capsys):
+    image = sorted((voc_folder / "JPEGImages").iterdir())[0]
+    options = ["visualize", "attention", str(run), str(image), "--out", str(tmp_path)]
+    options += ["--most", "2"]
     for extra in (
-        ["--layer", "all"],
         ["--head", "each"],
         ["--head", "0", "--layer", "1"],
         ["--point", "10,20", "--point", "30,5.5"],
