@@ -17,6 +17,7 @@ from detr_fast.data import Batch, DetectionDataset, Prefetcher
 from detr_fast.data.loader import make_eval_loader
 from detr_fast.faults import PredictionError
 from detr_fast.files import written_whole
+from detr_fast.garbage import uncollected
 from detr_fast.models import PostProcess
 from detr_fast.precision import autocast
 
@@ -207,7 +208,8 @@ def coco_metrics(
         for image_id, result in detections.items()
     ]
     results = np.concatenate(rows) if rows else np.empty((0, 7))
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
+    # pycocotools prints each step.
+    with contextlib.redirect_stdout(io.StringIO()), uncollected():
         evaluation = cocoeval.COCOeval(truth, _load_results(truth, results), iouType="bbox")
         evaluation.params.imgIds = sorted(detections)
         evaluation.evaluate()

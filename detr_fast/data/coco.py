@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -14,6 +13,7 @@ import numpy as np
 
 from detr_fast.data.dataset import DetectionDataset, Record, Transforms, fit_boxes
 from detr_fast.data.errors import DataError
+from detr_fast.garbage import uncollected
 
 _LARGEST = 2**53  # pycocotools keeps ids and sizes in float64
 _LARGEST_AREA = 1e10  # pycocotools ignores objects beyond
@@ -61,12 +61,14 @@ class CocoDetection(DetectionDataset):
         folder, file = Path(images), Path(annotations)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such image folder")
-        content = _read_json(file)
-        category_ids, class_names = _categories(file, content, classes)
-        records = _records(file, folder, content)
-        dropped, clipped = _fill(
-            file, content, records, category_ids, class_names, classes is not None, boxes
-        )
+        with uncollected():
+            content = _read_json(file)
+            category_ids, class_names = _categories(file, content, classes)
+            records = _records(file, folder, content)
+            dropped, clipped = _fill(
+                file, content, records, category_ids, class_names, classes is not None, boxes
+            )
+            del content  # else it would be searched after all
         super().__init__(
             list(records.values()),
             class_names,
@@ -79,8 +81,6 @@ class CocoDetection(DetectionDataset):
 
 
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
-    collecting = gc.isenabled()
-    gc.disable()  # it would search all that has been read, again and again: a third of the time
     try:
         with open(file, encoding="utf-8-sig") as stream:  # a byte order mark is allowed
             content = json.load(stream)
@@ -88,9 +88,6 @@ def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
         raise DataError(f"{file}: no such annotation file") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not json, or not text
         raise DataError(f"{file}: cannot read the annotations ({error})") from None
-    finally:
-        if collecting:
-            gc.enable()
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{file}: not a COCO detection file, it has no list '{key}'")
