@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from devices import why_not_here
-from torch import Tensor
-from torchvision.io import write_jpeg
+from torchvision.transforms.functional import to_pil_image
 
 from detr_fast.data import Shapes
 
@@ -40,7 +39,7 @@ def _write_images(folder: Path, shapes: Shapes) -> None:
     folder.mkdir(parents=True)
     for index in range(len(shapes)):
         image, _ = shapes[index]
-        write_jpeg(image.as_subclass(Tensor), str(folder / f"{index}.jpg"), quality=95)
+        to_pil_image(image).save(folder / f"{index}.jpg", quality=95)
 
 
 @pytest.fixture(scope="session")

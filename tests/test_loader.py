@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -327,6 +328,27 @@ class TestDeviceDecoder:
         loader = TrainLoader(data, 5, seed=1, workers=0, encoded=True)
         with pytest.raises(DataError, match=r"plain\.jpg: cannot read the image"):
             list(Prefetcher(CPU, DeviceDecoder(data.transforms, CPU)).batches(loader.epoch(0)))
+
+    @pytest.mark.parametrize("module", ["absent", "too old", "broken"])
+    def test_without_torchcodec_torchvision_decodes(self, monkeypatch, module):
+        if module == "broken":  # as with another torch than the one it is for
+            finder = type("Finder", (), {"find_spec": staticmethod(self.broken)})
+            monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+            for name in [name for name in sys.modules if name.split(".")[0] == "torchcodec"]:
+                monkeypatch.delitem(sys.modules, name)
+        else:
+            codec = None if module == "absent" else ModuleType("torchcodec.decoders")
+            monkeypatch.setitem(sys.modules, "torchcodec", codec and ModuleType("torchcodec"))
+            monkeypatch.setitem(sys.modules, "torchcodec.decoders", codec)
+        assert DeviceDecoder(small_train((64, 64)), CPU).library == "torchvision"
+        monkeypatch.setitem(sys.modules, "torchvision.io", ModuleType("torchvision.io"))
+        with pytest.raises(ImportError, match=r"no JPEG files any more.*: pip install torchcodec"):
+            DeviceDecoder(small_train((64, 64)), CPU)
+
+    @staticmethod
+    def broken(name, *_):
+        if name == "torchcodec":
+            raise RuntimeError("Could not load libtorchcodec.")
 
     def test_from_workers(self, tmp_path):
         data = DetectionDataset(self.files(tmp_path), ["x"], [1], small_train((200, 320)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from detr_fast.data.augment import Target
 from detr_fast.data.collate import Batch, collate
@@ -64,28 +64,35 @@ class DeviceDecoder:
     """Makes a batch of encoded images: decodes, transforms and pads them on a device.
 
     Random transforms depend on each image's ``seed``, not on the state of torch's generator. Pixels
-    differ by rounding from those that Pillow decodes.
+    differ by rounding from those that Pillow decodes. TorchCodec (0.16 or newer) decodes where it
+    is installed, else torchvision, which will not do so for ever: its decoders are deprecated.
 
     Args:
         recipe: the transforms.
         device: where to do this. On a GPU nvJPEG decodes the whole batch at once.
         pad_to_multiple: as for ``collate``.
 
+    Attributes:
+        library: the name of the one that decodes.
+
     Raises:
-        ValueError: this torchvision cannot decode JPEG files on ``device``.
+        ImportError: there is neither of the two.
+        ValueError: it cannot decode JPEG files on ``device``.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, pad_to_multiple: int = 1) -> None:
         self.recipe = recipe
         self.device = device
         self.pad_to_multiple = pad_to_multiple
+        self._decode_jpeg, self.library = _find_decoder()
         file = io.BytesIO()
         Image.new("RGB", (16, 16)).save(file, "JPEG")
+        image = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
         try:
-            decode_jpeg(torch.frombuffer(file.getbuffer(), dtype=torch.uint8), device=device)
+            self._decode_jpeg([image], device=device)
         except RuntimeError as error:
             raise ValueError(
-                f"torchvision cannot decode JPEG files on {device}: {error}"
+                f"{self.library} cannot decode JPEG files on {device}: {error}"
             ) from error
 
     def __call__(self, batch: Sequence[Encoded]) -> Batch:
@@ -107,13 +114,11 @@ class DeviceDecoder:
         if not files:
             return [item.data.to(self.device, non_blocking=True) for item in batch]
         if self.device.type == "cuda":
-            # torchvision decodes on a separate stream, which does not wait for this one: the memory
+            # It is decoded on a separate stream, which does not wait for this one: the memory
             # that it writes may still be read here, as the images of the previous batch.
             torch.cuda.current_stream(self.device).synchronize()
         try:
-            decoded = decode_jpeg(
-                [item.data for item in files], ImageReadMode.RGB, device=self.device
-            )
+            decoded = self._decode_jpeg([item.data for item in files], device=self.device)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError:  # it names no file: Pillow decodes each, or names the bad one
@@ -123,3 +128,24 @@ class DeviceDecoder:
             next(rest) if item.data.ndim == 1 else item.data.to(self.device, non_blocking=True)
             for item in batch
         ]
+
+
+def _find_decoder() -> tuple[Callable[..., list[Tensor]], str]:
+    """Return a function that decodes a list of JPEG files to RGB on a ``device``, and whose it is.
+
+    Raises:
+        ImportError: there is none.
+    """
+    try:
+        from torchcodec.decoders import decode_jpeg
+
+        return functools.partial(decode_jpeg, mode="RGB"), "torchcodec"
+    except (ImportError, OSError, RuntimeError):  # not installed, too old, or not for this torch
+        pass
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError as error:
+        raise ImportError(
+            f"torchvision decodes no JPEG files any more ({error}): pip install torchcodec"
+        ) from error
+    return functools.partial(decode_jpeg, mode=ImageReadMode.RGB), "torchvision"
