@@ -38,7 +38,7 @@ from benchmarks.gpu_profile import waits, waits_and_kernels
 from benchmarks.gpu_timing import Problem, bandwidth, rows_of
 from benchmarks.harness import environment_info, read_csv, write_csv
 from detr_fast import FastMatcher, PackedTargets
-from detr_fast.packing import Matches
+from detr_fast.matching import Matches
 from detr_fast.reference import matching_cost
 
 MATCHING_SIZES = ((2, 100, 91, 20), (16, 100, 91, 20), (16, 300, 91, 100), (16, 900, 91, 100))

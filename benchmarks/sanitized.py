@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.cases import FAMILIES, Case, make
 from detr_fast import FastMatcher, PackedTargets, check_faults, linear_sum_assignment, ops
-from detr_fast.packing import Matches
+from detr_fast.matching import Matches
 
 SIZES = ((2, 40, 5, 9), (2, 330, 5, 20), (1, 6, 5, 15))  # B, N, K, M
 LARGE = (1, 1400, 5, 60)  # whose costs are too many for a block's shared memory

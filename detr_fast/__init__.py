@@ -13,9 +13,8 @@ except ImportError as error:
 
 from detr_fast import switches
 from detr_fast.faults import PredictionError, check_faults
-from detr_fast.matching import FastMatcher
+from detr_fast.matching import FastMatcher, Matches, PackedTargets
 from detr_fast.ops import linear_sum_assignment
-from detr_fast.packing import Matches, PackedTargets
 
 switches.check()
 

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_fast import processes
-from detr_fast.matching import FastMatcher
+from detr_fast.matching import FastMatcher, Matches, PackedTargets
 from detr_fast.ops import box_losses, target_classes
 from detr_fast.ops.matched import BOX_LOSSES
-from detr_fast.packing import Matches, PackedTargets
 
 # A centre or side above it is in pixels: no crop or zoom takes a box that far out of its image.
 _MOST_NORMALISED = 10.0

@@ -55,6 +55,7 @@ from test_cuda import (
     test_the_largest_costs_that_differ,
 )
 from test_matching_cuda import (
+    MATCHER,
     test_dtypes_and_layouts,
     test_options_arrive,
     test_same_as_the_reference,
@@ -71,11 +72,10 @@ from detr_fast import (
     faults,
     info,
     linear_sum_assignment,
-    matching_cuda,
-    matching_packed,
     ops,
 )
 from detr_fast.losses import SetCriterion
+from detr_fast.matching import cuda, placed
 from detr_fast.ops import matched, pairwise
 
 SHAPES = [(1, 1), (5, 9), (40, 40), (20, 300), (30, 70), (70, 30), (3, 900)]
@@ -105,9 +105,9 @@ def gpu(emulated, monkeypatch):
         monkeypatch.setattr(module, "kernel_for", lambda op, _: (getattr(emulated, op), (0, 0)))
     monkeypatch.setattr(torch.Tensor, "data_ptr", emulated.data_ptr)
     monkeypatch.setattr(torch.Tensor, "cuda", to_gpu)
-    matching_cuda._workspace.cache_clear()
+    cuda._workspace.cache_clear()
     yield emulated
-    matching_cuda._workspace.cache_clear()
+    cuda._workspace.cache_clear()
     faults._slots.clear()
 
 
@@ -125,7 +125,7 @@ class Kernels:
 @pytest.fixture
 def kernels(gpu, monkeypatch):
     """Predictions on the CPU count as the GPU's."""
-    monkeypatch.setattr("detr_fast.matching._uses_packed_path", lambda layers: True)
+    monkeypatch.setattr(f"{MATCHER}._uses_packed_path", lambda layers: True)
     return Kernels(gpu)
 
 
@@ -302,8 +302,8 @@ def waits(gpu, monkeypatch):
     What allocates is told of the CPU, where the tensors are.
     """
     found, before = [], gpu.launches()
-    read_layers, read_targets = matching_packed.read_layers, matching_packed.read_targets
-    launch = matching_cuda.launch
+    read_layers, read_targets = placed.read_layers, placed.read_targets
+    launch = cuda.launch
 
     def as_kind(tensors, kind):
         return [tensor.as_subclass(kind) for tensor in tensors]
@@ -315,22 +315,20 @@ def waits(gpu, monkeypatch):
         assert device == torch.device("cuda", 0)
         found.append(gpu.launches() - before)
 
-    for module, name, value in (
+    for name, value in (
         (
-            matching_packed,
-            "read_layers",
+            f"{MATCHER}.read_layers",
             lambda *given: tuple(as_kind(part, OnGpu0) for part in read_layers(*given)),
         ),
         (
-            matching_packed,
-            "read_targets",
+            f"{MATCHER}.read_targets",
             lambda targets, images, device, real: read_targets(
                 targets, images, torch.device("cpu"), real
             ),
         ),
-        (matching_cuda, "launch", launch_here),
+        ("detr_fast.matching.cuda.launch", launch_here),
     ):
-        monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
@@ -450,7 +448,7 @@ def test_the_whole_criterion(capacity, kernels, monkeypatch):
                 layer[name].requires_grad_()
         with monkeypatch.context() as patch:
             if not on_gpu_now:
-                patch.setattr("detr_fast.matching._uses_packed_path", lambda layers: False)
+                patch.setattr(f"{MATCHER}._uses_packed_path", lambda layers: False)
                 for module in (matched, pairwise):
                     patch.setattr(module, "kernel_for", lambda op, _: (getattr(_C, op), ()))
             given = targets if capacity is None else PackedTargets.pack(targets, capacity)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from devices import needs_cuda
 from interop_cases import K, assert_same, batch
-from test_matching_cuda import Kernels, code, tensor_at
+from test_matching_cuda import MATCHER, Kernels, code, tensor_at
 
-from detr_fast import _C, FastMatcher, check_faults, faults, matching, matching_cuda
+from detr_fast import _C, FastMatcher, check_faults, faults
 from detr_fast.interop.matchers import dfine, dino, huggingface, rfdetr, rtdetr, ultralytics
+from detr_fast.matching import cuda
 
 WEIGHTS = {"cost_class": 2, "cost_bbox": 5, "cost_giou": 2}
 
@@ -94,8 +95,8 @@ def kernels(monkeypatch):
         pytest.skip("built without CUDA kernels")
     stand_in = ReportingKernels()
     monkeypatch.setattr(_C, "cuda", SimpleNamespace(match=stand_in.match))
-    monkeypatch.setattr(matching_cuda, "_workspace", lambda device, rows, cols: 64)
-    monkeypatch.setattr(matching, "_uses_packed_path", lambda layers: True)
+    monkeypatch.setattr(cuda, "_workspace", lambda device, rows, cols: 64)
+    monkeypatch.setattr(f"{MATCHER}._uses_packed_path", lambda layers: True)
     yield stand_in
     faults._slots.clear()
 
@@ -118,7 +119,7 @@ def test_stand_in_gives_the_same(name, kernels, monkeypatch):
     call, matcher, fills = MATCHERS[name]
     for outputs, targets in cases():
         with monkeypatch.context() as context:
-            context.setattr(matching, "_uses_packed_path", lambda layers: False)
+            context.setattr(f"{MATCHER}._uses_packed_path", lambda layers: False)
             spoilt = outputs["pred_logits"].isnan().any()
             expected = None if spoilt and not fills else call(matcher)(outputs, targets)
         calls = kernels.calls

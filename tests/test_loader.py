@@ -38,7 +38,7 @@ from detr_fast.data import (
 from detr_fast.data.cache import ImageCache, available_memory
 from detr_fast.data.images import ImageFile, read_image, read_scaled
 from detr_fast.data.loader import make_eval_loader, make_loader
-from detr_fast.packing import PackedTargets
+from detr_fast.matching import PackedTargets
 from detr_fast.training import TrainConfig, Trainer
 from detr_fast.training.datasets import open_data
 from detr_fast.training.loader import TrainLoader

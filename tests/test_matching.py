@@ -11,7 +11,8 @@ from matching_cases import CASES, K, assert_same, predictions, targets_of
 from torchvision import tv_tensors
 from torchvision.ops import box_convert, generalized_box_iou
 
-from detr_fast import FastMatcher, PackedTargets, matching_cpu, matching_input, reference
+from detr_fast import FastMatcher, PackedTargets, reference
+from detr_fast.matching import cpu, input
 
 
 def total(cost, match) -> float:
@@ -119,8 +120,8 @@ def test_layers_in_one_call_equal_layers_one_by_one():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_layers_call_compiled_code_once_and_read_in_place(monkeypatch, dtype):
     calls = []
-    compiled = matching_cpu._C.match
-    monkeypatch.setattr(matching_cpu._C, "match", lambda **k: calls.append(k) or compiled(**k))
+    compiled = cpu._C.match
+    monkeypatch.setattr(cpu._C, "match", lambda **k: calls.append(k) or compiled(**k))
     layers = [predictions(2, 10, seed=seed, dtype=dtype) for seed in range(4)]
     targets = targets_of([2, 3])
     FastMatcher().match_layers(layers, targets)
@@ -462,7 +463,7 @@ def test_packing_for_one_transfer_keeps_values_and_shapes():
         torch.empty(0, 4),
         torch.rand(1, 5, 3),
     ]
-    for ours, original in zip(matching_input.pack_and_copy(tensors), tensors, strict=True):
+    for ours, original in zip(input.pack_and_copy(tensors), tensors, strict=True):
         assert ours.dtype == original.dtype and torch.equal(ours, original)
         assert ours.data_ptr() != original.data_ptr() or original.numel() == 0
 

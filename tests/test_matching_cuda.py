@@ -8,9 +8,11 @@ import pytest
 import torch
 from matching_cases import CASES, assert_same, predictions, targets_of
 
-from detr_fast import _C, FastMatcher, PackedTargets, faults, matching, matching_cuda, reference
+from detr_fast import _C, FastMatcher, PackedTargets, faults, reference
+from detr_fast.matching import cuda
 from detr_fast.ops.library import current_stream
 
+MATCHER = "detr_fast.matching.matcher"  # the module
 pytestmark = pytest.mark.skipif(_C.cuda_version is None, reason="built without CUDA kernels")
 
 
@@ -89,10 +91,10 @@ def kernels(monkeypatch):
     stand_in = Kernels()
     monkeypatch.setattr(_C.cuda, "match", stand_in.match)
     monkeypatch.setattr(_C.cuda, "assignment_workspace", lambda device, rows, cols: 64)
-    matching_cuda._workspace.cache_clear()
-    monkeypatch.setattr(matching, "_uses_packed_path", lambda layers: True)
+    cuda._workspace.cache_clear()
+    monkeypatch.setattr(f"{MATCHER}._uses_packed_path", lambda layers: True)
     yield stand_in
-    matching_cuda._workspace.cache_clear()
+    cuda._workspace.cache_clear()
     faults._slots.clear()
 
 

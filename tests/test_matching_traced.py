@@ -5,8 +5,9 @@ import torch
 from matching_cases import assert_same, predictions, targets_of
 from torch._dynamo.testing import CompileCounter
 
-from detr_fast import FastMatcher, PackedTargets, faults, matching_traced
-from detr_fast.matching_packed import read_layers, read_targets
+from detr_fast import FastMatcher, PackedTargets, faults
+from detr_fast.matching import traced
+from detr_fast.matching.placed import read_layers, read_targets
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +143,6 @@ def test_the_operator_is_registered_right(capacity) -> None:
 
     with Record():
         pairs = given.counts is not None
-        matching_traced.match(logits, boxes, given, matcher._options(), pairs)
+        traced.match(logits, boxes, given, matcher._options(), pairs)
     ((function, args),) = [(f, a) for f, a in called if f is operator.default]
     torch.library.opcheck(function, args)

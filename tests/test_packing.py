@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from detr_fast import FastMatcher, PackedTargets
-from detr_fast.matching_packed import read_targets
+from detr_fast.matching.placed import read_targets
 
 
 def assert_equal(packed, targets) -> None:

@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detr_fast import FastMatcher, PackedTargets, losses, packing
+from detr_fast import FastMatcher, PackedTargets, losses
 from detr_fast.losses import SetCriterion
+from detr_fast.matching import packing
 from detr_fast.models import detr_resnet18
 
 COUNTS = [5, 0, 11]

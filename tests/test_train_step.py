@@ -15,9 +15,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from benchmarks.baselines.published_criterion import PublishedCriterion, published_step
 from benchmarks.baselines.published_detr import PublishedDETR
 from detr_fast.losses import SetCriterion
+from detr_fast.matching import PackedTargets
 from detr_fast.models import detr_resnet18, detr_tiny
 from detr_fast.models.resnet import block_forward, conv_norm
-from detr_fast.packing import PackedTargets
 from detr_fast.training.graph import GraphedStep
 from detr_fast.training.optimizer import gradient_norm, make_optimizer
 from detr_fast.training.step import TrainStep, pack_to_capacity, pad_to_bucket

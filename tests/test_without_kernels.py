@@ -8,8 +8,8 @@ from devices import OnGpu
 from matching_cases import assert_same, predictions, targets_of
 
 from detr_fast import _C, FastMatcher, linear_sum_assignment
-from detr_fast.matching_packed import read_layers, read_targets
-from detr_fast.matching_traced import _kernel
+from detr_fast.matching.placed import read_layers, read_targets
+from detr_fast.matching.traced import _kernel
 from detr_fast.ops import library, pairwise
 
 

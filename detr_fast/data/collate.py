@@ -8,8 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from detr_fast.data.augment import Target
+from detr_fast.matching import PackedTargets
 from detr_fast.models.padding import pad_images
-from detr_fast.packing import PackedTargets
 
 
 class Batch(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 from detr_fast.data.collate import Batch
 from detr_fast.data.encoded import DeviceDecoder, Encoded
 from detr_fast.data.transforms import normalize
-from detr_fast.packing import PackedTargets
+from detr_fast.matching import PackedTargets
 
 
 class Prefetcher:

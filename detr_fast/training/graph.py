@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detr_fast import _C, faults
 from detr_fast.data import Batch
-from detr_fast.packing import PackedTargets
+from detr_fast.matching import PackedTargets
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.step import TrainStep, ignore, pack_to_capacity
 

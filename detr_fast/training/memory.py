@@ -6,7 +6,7 @@ import torch
 
 from detr_fast import processes
 from detr_fast.data import Batch
-from detr_fast.packing import PackedTargets
+from detr_fast.matching import PackedTargets
 from detr_fast.training.step import TrainStep
 
 SMALLER = "use smaller images, a smaller model or --checkpointing"

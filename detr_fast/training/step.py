@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_fast.data import Batch, to_device
-from detr_fast.packing import PackedTargets
+from detr_fast.matching import PackedTargets
 from detr_fast.precision import autocast
 from detr_fast.training import distributed
 from detr_fast.training.optimizer import FusedAdamW

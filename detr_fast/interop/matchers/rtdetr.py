@@ -12,7 +12,7 @@ from detr_fast.interop.matchers.shared import (
     place,
 )
 from detr_fast.matching import Pairs
-from detr_fast.matching_options import WEIGHTS
+from detr_fast.matching.options import WEIGHTS
 
 
 class HungarianMatcher(Matcher):

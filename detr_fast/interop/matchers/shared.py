@@ -10,7 +10,7 @@ from torchvision.ops import box_convert
 
 from detr_fast import FastMatcher, PredictionError, linear_sum_assignment, reference
 from detr_fast.matching import Pairs
-from detr_fast.matching_input import check_layers, check_targets
+from detr_fast.matching.input import check_layers, check_targets
 
 Outputs = Mapping[str, Tensor]
 Targets = Sequence[Mapping[str, Tensor]]

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from detr_fast.matching_input import check_targets
+from detr_fast.matching.input import check_targets
 
 
 @dataclass(frozen=True, eq=False)

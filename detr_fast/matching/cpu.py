@@ -7,8 +7,8 @@ from torch import Tensor
 
 from detr_fast import _C
 from detr_fast.faults import Fault
-from detr_fast.matching_input import MatchingInput, read
-from detr_fast.matching_options import CostOptions
+from detr_fast.matching.input import MatchingInput, read
+from detr_fast.matching.options import CostOptions
 
 _CPU = torch.device("cpu")
 

@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from detr_fast import faults, matching_cpu, matching_cuda, matching_packed, matching_traced
-from detr_fast.matching_options import CostOptions, MatcherOptions
+from detr_fast import faults
+from detr_fast.matching import cpu, cuda, traced
+from detr_fast.matching.options import CostOptions, MatcherOptions
+from detr_fast.matching.packing import Matches, PackedTargets
+from detr_fast.matching.placed import PlacedTargets, read_layers, read_targets
 from detr_fast.ops.library import compute_dtype, has_kernels
-from detr_fast.packing import Matches, PackedTargets
 
 Pairs = list[tuple[Tensor, Tensor]]  # one (query indices, target indices) per image
 Targets = PackedTargets | Sequence[Mapping[str, Tensor]]
@@ -189,7 +191,7 @@ class FastMatcher(nn.Module):
             packed = packed.to(layers[0]["pred_logits"].device)
             query_index, _, _ = self._solve_packed(layers, packed, pairs=False)
             return Matches(query_index, packed)
-        query_index, _ = matching_cpu.solve_packed(
+        query_index, _ = cpu.solve_packed(
             layers, packed.unpack(), len(packed.labels), self._options()
         )
         device = layers[0]["pred_logits"].device
@@ -235,7 +237,7 @@ class FastMatcher(nn.Module):
         else:
             if isinstance(targets, PackedTargets):
                 targets = targets.unpack()
-            index, sizes = matching_cpu.solve(layers, targets, self._options())
+            index, sizes = cpu.solve(layers, targets, self._options())
             if not self._indices_on_cpu():
                 index = index.to(layers[0]["pred_logits"].device)
         # For each layer and image the queries, then the targets. This split is "unsafe" only for
@@ -249,17 +251,17 @@ class FastMatcher(nn.Module):
 
     def _solve_packed(
         self, layers: Sequence[Mapping[str, Tensor]], targets: Targets, pairs: bool
-    ) -> tuple[Tensor, Tensor, matching_packed.PlacedTargets]:  # from launch, and its targets
-        logits, boxes = matching_packed.read_layers(layers)
+    ) -> tuple[Tensor, Tensor, PlacedTargets]:  # from launch, and its targets
+        logits, boxes = read_layers(layers)
         device = logits[0].device
         real = compute_dtype(boxes[0].dtype)
-        placed = matching_packed.read_targets(targets, len(logits[0]), device, real)
+        placed = read_targets(targets, len(logits[0]), device, real)
         options = self._options()
         if _is_traced():
-            query_index, index = matching_traced.match(logits, boxes, placed, options, pairs)
+            query_index, index = traced.match(logits, boxes, placed, options, pairs)
         else:
-            query_index, index = matching_cuda.launch(logits, boxes, placed, options)
-        if self.validate == "sync" and not matching_cuda.is_deferred(device):
+            query_index, index = cuda.launch(logits, boxes, placed, options)
+        if self.validate == "sync" and not cuda.is_deferred(device):
             faults.check_faults(device)
         return query_index, index, placed
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from detr_fast import _C
 from detr_fast.faults import fault_slots, raise_pending
-from detr_fast.matching_options import CostOptions
-from detr_fast.matching_packed import PlacedTargets
+from detr_fast.matching.options import CostOptions
+from detr_fast.matching.placed import PlacedTargets
 from detr_fast.ops.library import DTYPES, current_stream
 
 

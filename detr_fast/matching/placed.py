@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from detr_fast.faults import layer_name
-from detr_fast.matching_input import check_layers, check_targets, same_dtype
-from detr_fast.packing import PackedTargets
+from detr_fast.matching.input import check_layers, check_targets, same_dtype
+from detr_fast.matching.packing import PackedTargets
 
 
 class PlacedTargets(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detr_fast import matching_cpu, matching_cuda
-from detr_fast.matching_options import CostOptions
-from detr_fast.matching_packed import PlacedTargets
+from detr_fast.matching import cpu, cuda
+from detr_fast.matching.options import CostOptions
+from detr_fast.matching.placed import PlacedTargets
 from detr_fast.ops.library import register
 
 
@@ -18,7 +18,7 @@ def match(
     targets: PlacedTargets,
     options: CostOptions,
     pairs: bool,  # whether they are wanted, for which counts must be known
-) -> tuple[Tensor, Tensor]:  # as matching_cuda.launch
+) -> tuple[Tensor, Tensor]:  # as cuda.launch
     """Call the operator."""
     # With the counts, what is traced is for one pattern of images with more targets than queries.
     counts = targets.counts if pairs else None
@@ -59,7 +59,7 @@ def _kernel(
     labels, target_boxes = labels.contiguous(), target_boxes.contiguous()
     offsets = None if offsets is None else offsets.contiguous()
     targets = PlacedTargets(labels, target_boxes, counts, offsets, most)
-    solve = matching_cuda.launch if labels.is_cuda else _match_on_cpu
+    solve = cuda.launch if labels.is_cuda else _match_on_cpu
     return solve(logits, boxes, targets, options)
 
 
@@ -68,7 +68,7 @@ def _match_on_cpu(
     boxes: list[Tensor],
     targets: PlacedTargets,
     options: CostOptions,
-) -> tuple[Tensor, Tensor]:  # as matching_cuda.launch
+) -> tuple[Tensor, Tensor]:  # as cuda.launch
     counts = targets.offsets.diff().tolist() if targets.counts is None else targets.counts
     total = sum(counts)
     images = [
@@ -80,7 +80,7 @@ def _match_on_cpu(
         )
     ]
     layers = [{"pred_logits": x, "pred_boxes": y} for x, y in zip(logits, boxes, strict=True)]
-    query_index, pairs = matching_cpu.solve_packed(layers, images, len(targets.labels), options)
+    query_index, pairs = cpu.solve_packed(layers, images, len(targets.labels), options)
     return query_index, pairs if targets.counts is not None else pairs.new_empty(0)
 
 
