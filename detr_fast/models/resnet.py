@@ -120,14 +120,16 @@ def is_stock(module: nn.Module) -> bool:
     Hooks, other types (of pruning, quantisation, adapters), a bias or a replaced ``forward`` take
     effect only where each module is called.
     """
-    return all(
-        type(part) in _STOCK
-        and not (part._forward_hooks or part._forward_pre_hooks)
-        and not (part._backward_hooks or part._backward_pre_hooks)
-        and "forward" not in part.__dict__
-        and not (type(part) is nn.Conv2d and part.bias is not None)
+    others = [  # a list: the compiler of some versions of torch stops at ``all``
+        part
         for part in module.modules()
-    )
+        if type(part) not in _STOCK
+        or (part._forward_hooks or part._forward_pre_hooks)
+        or (part._backward_hooks or part._backward_pre_hooks)
+        or "forward" in part.__dict__
+        or (type(part) is nn.Conv2d and part.bias is not None)
+    ]
+    return not others
 
 
 def resnet_forward(
@@ -140,7 +142,7 @@ def resnet_forward(
     Args:
         checkpointing: keep only each block's input, and recompute the rest for gradients.
     """
-    if not all(map(is_stock, body.values())):
+    if [part for part in body.values() if not is_stock(part)]:
         return _module_by_module(body, x, checkpointing)
     # ReLU after the pooling: the same result, from a quarter of the largest map.
     x = F.relu(body["maxpool"](conv_norm(x, body["conv1"], body["bn1"])), inplace=True)
