@@ -1,5 +1,5 @@
 // detr_fast._C, except its submodule cuda. Only bindings*.cpp use Python. The callers
-// (detr_fast/ops, detr_fast/matching_cpu.py, detr_fast/matching_cuda.py) own all memory, check
+// (detr_fast/ops, detr_fast/matching/cpu.py, detr_fast/matching/cuda.py) own all memory, check
 // shapes and values, and turn the returned status into an exception; addresses are plain integers.
 // The GIL is released during computation.
 #include "bindings.h"

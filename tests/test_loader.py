@@ -2,10 +2,13 @@
 
 import gc
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from multiprocessing.connection import Client
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +39,7 @@ from detr_fast.data import (
     to_device,
 )
 from detr_fast.data.cache import ImageCache, available_memory
+from detr_fast.data.errors import LostWorker
 from detr_fast.data.images import ImageFile, read_image, read_scaled
 from detr_fast.data.loader import make_eval_loader, make_loader
 from detr_fast.matching import PackedTargets
@@ -329,26 +333,40 @@ class TestDeviceDecoder:
         with pytest.raises(DataError, match=r"plain\.jpg: cannot read the image"):
             list(Prefetcher(CPU, DeviceDecoder(data.transforms, CPU)).batches(loader.epoch(0)))
 
-    @pytest.mark.parametrize("module", ["absent", "too old", "broken"])
-    def test_without_torchcodec_torchvision_decodes(self, monkeypatch, module):
-        if module == "broken":  # as with another torch than the one it is for
+    @pytest.mark.parametrize("fault", ["absent", "too old", "broken", "not for the device"])
+    def test_without_torchcodec_torchvision_decodes(self, monkeypatch, fault):
+        if fault == "broken":  # as with another torch than the one it is for
             finder = type("Finder", (), {"find_spec": staticmethod(self.broken)})
             monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
             for name in [name for name in sys.modules if name.split(".")[0] == "torchcodec"]:
                 monkeypatch.delitem(sys.modules, name)
         else:
-            codec = None if module == "absent" else ModuleType("torchcodec.decoders")
+            codec = None if fault == "absent" else ModuleType("torchcodec.decoders")
+            if fault == "not for the device":
+                codec.decode_jpeg = self.unsupported
             monkeypatch.setitem(sys.modules, "torchcodec", codec and ModuleType("torchcodec"))
             monkeypatch.setitem(sys.modules, "torchcodec.decoders", codec)
         assert DeviceDecoder(small_train((64, 64)), CPU).library == "torchvision"
         monkeypatch.setitem(sys.modules, "torchvision.io", ModuleType("torchvision.io"))
-        with pytest.raises(ImportError, match=r"no JPEG files any more.*: pip install torchcodec"):
+        with pytest.raises(ValueError, match=r"on cpu \(torchcodec: .+; torchvision: .+\)"):
             DeviceDecoder(small_train((64, 64)), CPU)
 
     @staticmethod
     def broken(name, *_):
         if name == "torchcodec":
             raise RuntimeError("Could not load libtorchcodec.")
+
+    @staticmethod
+    def unsupported(images, mode, device):
+        raise ValueError(f"Unsupported device: {device}")
+
+    def test_torchcodec_decodes_where_it_is_installed(self, monkeypatch):
+        codec = ModuleType("torchcodec.decoders")
+        codec.decode_jpeg = lambda images, mode, device: [mode for _ in images]
+        monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", codec)
+        decoder = DeviceDecoder(small_train((64, 64)), CPU)
+        assert decoder.library == "torchcodec" and decoder._decode_jpeg([0], device=CPU) == ["RGB"]
 
     def test_from_workers(self, tmp_path):
         data = DetectionDataset(self.files(tmp_path), ["x"], [1], small_train((200, 320)))
@@ -422,41 +440,92 @@ def test_a_worker_that_is_stuck_ends_with_the_main_process(tmp_path):
     assert time.monotonic() - begin < 50  # torch gives it 5 s
 
 
-def lost(kind, text):
-    raise kind(text)
+class Shared:
+    """What is fetched over a connection, at a place where nobody answers, or hangs up at once."""
 
-
-class Lost:
-    """What cannot be received: its worker's connection ends, as of one that is killed just then."""
-
-    def __init__(self, kind, text=""):
-        self.kind, self.text = kind, text
+    def __init__(self, place):
+        self.place = place
 
     def __reduce__(self):
-        return lost, (self.kind, self.text)
+        return Client, (self.place, None, b"key")  # as torch opens one for each shared tensor
 
 
-@pytest.mark.parametrize("kind", [EOFError, ConnectionResetError, ConnectionRefusedError])
-def test_a_worker_that_is_gone_before_its_death_is_known(kind):
-    loader = make_loader([Lost(kind)], 1, collate_fn=lambda batch: batch[0])
-    with pytest.raises(RuntimeError, match=kind.__name__) as raised:
-        list(loader)
-    assert is_worker_lost(raised.value) and isinstance(raised.value.__cause__, kind)
+@pytest.fixture(params=["nobody", "hangs up"])
+def place(request, tmp_path):
+    """The place of a worker that is killed, before its death is known."""
+    place = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(place)
+        if request.param == "nobody":
+            yield place
+            return
+        server.listen()
+        thread = threading.Thread(target=lambda: server.accept()[0].close())
+        thread.start()
+        yield place
+        thread.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the test's sockets are Linux's")
+def test_a_worker_that_is_gone_before_its_death_is_known(place):
+    loader = make_loader([Shared(place)], 1, collate_fn=lambda batch: batch[0])
+    with pytest.raises(LostWorker, match="closed its connection") as raised:
+        next(Prefetcher(CPU).batches(loader))
+    assert is_worker_lost(raised.value)
+    assert isinstance(raised.value.__cause__, (EOFError, ConnectionRefusedError))
 
 
 class Unreadable:
+    def __init__(self, error):
+        self.error = error
+
     def __len__(self):
         return 1
 
     def __getitem__(self, index):
-        raise EOFError("of the data set")
+        raise self.error("of the data set")
+
+
+class Server(ConnectionError):
+    def __str__(self):
+        return f"server: {super().__str__()}"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_data_sets_own_error_is_not_a_lost_worker(workers):
-    with pytest.raises(EOFError, match="of the data set") as raised:
-        list(make_loader(Unreadable(), workers))
+@pytest.mark.parametrize("kind", [EOFError, ConnectionResetError, Server])
+def test_a_data_sets_own_error_is_not_a_lost_worker(workers, kind):
+    with pytest.raises(kind, match="of the data set") as raised:
+        next(Prefetcher(CPU).batches(make_loader(Unreadable(kind), workers)))
     assert not is_worker_lost(raised.value)
+
+
+def test_a_samplers_own_error_is_not_a_lost_worker():
+    class Sampler:
+        def __iter__(self):
+            yield from ([0], [0])  # requested as the loader starts
+            raise ConnectionResetError("of the sampler")
+
+    loader = make_loader([0], 1, list, batch_sampler=Sampler())
+    with pytest.raises(ConnectionResetError, match="of the sampler"):
+        next(Prefetcher(CPU).batches(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loop_may_go_on_after_an_error(tmp_path, workers):
+    paths = [photo(tmp_path / f"{k}.png", 30, 40) for k in range(4)]
+    paths[1].write_bytes(b"no image")
+    records = [Record(k, path, 40, 30) for k, path in enumerate(paths)]
+    data = DetectionDataset(records, ["x"], [1], small_train(None))
+    batches, seen, bad = iter(TrainLoader(data, 1, seed=0, workers=workers).epoch(0)), 0, 0
+    while True:
+        try:
+            next(batches)
+            seen += 1
+        except DataError:
+            bad += 1
+        except StopIteration:
+            break
+    assert (seen, bad) == (3, 1)
 
 
 def pairs(rows):

@@ -29,6 +29,10 @@ def without_a_driver(monkeypatch) -> Iterator[None]:
     torch._dynamo.reset()
     monkeypatch.setattr(packing, "_page_locked", lambda tensor: tensor)
     with FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            torch.zeros(1, device="cpu").to("cuda")
+        except RuntimeError as error:  # of torch 2.8
+            pytest.skip(f"this torch needs a driver for it: {str(error).splitlines()[0]}")
         yield
 
 

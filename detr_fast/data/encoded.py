@@ -65,7 +65,7 @@ class DeviceDecoder:
 
     Random transforms depend on each image's ``seed``, not on the state of torch's generator. Pixels
     differ by rounding from those that Pillow decodes. TorchCodec (0.16 or newer) decodes where it
-    is installed, else torchvision, which will not do so for ever: its decoders are deprecated.
+    is installed and can, else torchvision, whose decoders are deprecated.
 
     Args:
         recipe: the transforms.
@@ -76,24 +76,14 @@ class DeviceDecoder:
         library: the name of the one that decodes.
 
     Raises:
-        ImportError: there is neither of the two.
-        ValueError: it cannot decode JPEG files on ``device``.
+        ValueError: neither can decode JPEG files on ``device``.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, pad_to_multiple: int = 1) -> None:
         self.recipe = recipe
         self.device = device
         self.pad_to_multiple = pad_to_multiple
-        self._decode_jpeg, self.library = _find_decoder()
-        file = io.BytesIO()
-        Image.new("RGB", (16, 16)).save(file, "JPEG")
-        image = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
-        try:
-            self._decode_jpeg([image], device=device)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.library} cannot decode JPEG files on {device}: {error}"
-            ) from error
+        self.library, self._decode_jpeg = _find_decoder(device)
 
     def __call__(self, batch: Sequence[Encoded]) -> Batch:
         """Return the batch as ``collate`` makes it, targets packed, images on the device.
@@ -130,22 +120,34 @@ class DeviceDecoder:
         ]
 
 
-def _find_decoder() -> tuple[Callable[..., list[Tensor]], str]:
-    """Return a function that decodes a list of JPEG files to RGB on a ``device``, and whose it is.
+def _find_decoder(device: torch.device) -> tuple[str, Callable[..., list[Tensor]]]:
+    """Return the name of a library, and its function from a list of JPEG files to RGB images.
 
     Raises:
-        ImportError: there is none.
+        ValueError: there is none that works on the device.
     """
-    try:
-        from torchcodec.decoders import decode_jpeg
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    image = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+    faults = []
+    for library, find in {"torchcodec": _torchcodec, "torchvision": _torchvision}.items():
+        try:  # it may be missing, too old, for another torch, or built without the device
+            decode = find()
+            decode([image], device=device)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            faults.append(f"{library}: {[*str(error).splitlines(), type(error).__name__][0]}")
+        else:
+            return library, decode
+    raise ValueError(f"no library decodes JPEG files on {device} ({'; '.join(faults)})")
 
-        return functools.partial(decode_jpeg, mode="RGB"), "torchcodec"
-    except (ImportError, OSError, RuntimeError):  # not installed, too old, or not for this torch
-        pass
-    try:
-        from torchvision.io import ImageReadMode, decode_jpeg
-    except ImportError as error:
-        raise ImportError(
-            f"torchvision decodes no JPEG files any more ({error}): pip install torchcodec"
-        ) from error
-    return functools.partial(decode_jpeg, mode=ImageReadMode.RGB), "torchvision"
+
+def _torchcodec() -> Callable[..., list[Tensor]]:
+    from torchcodec.decoders import decode_jpeg
+
+    return functools.partial(decode_jpeg, mode="RGB")
+
+
+def _torchvision() -> Callable[..., list[Tensor]]:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return functools.partial(decode_jpeg, mode=ImageReadMode.RGB)

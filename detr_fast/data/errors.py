@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _WORKER_PREFIX = "Caught "
 # How torch's errors start when a worker, or the thread that receives from the workers, is gone.
-_WORKER_LOST = ("DataLoader worker ", "Pin memory thread exited unexpectedly")
+_WORKER_LOST = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
 
 
 class DataError(ValueError):
@@ -21,6 +21,10 @@ class DataError(ValueError):
         original = _line_from_worker(text)
         self.worker_traceback: str | None = None if original is None else text
         super().__init__(_one_line(text if original is None else original))
+
+
+class LostWorker(RuntimeError):
+    """A DataLoader worker is gone, and torch does not know yet."""
 
 
 def clean_message(error: BaseException) -> str:
@@ -42,14 +46,17 @@ def clean_message(error: BaseException) -> str:
 def is_worker_lost(error: BaseException) -> bool:
     """Return whether a DataLoader raised ``error`` because a worker is gone, without an error of
     its own: killed, mostly for lack of memory."""
-    return isinstance(error, RuntimeError) and str(error).startswith(_WORKER_LOST)
+    torchs = isinstance(error, RuntimeError) and str(error).startswith(_WORKER_LOST)
+    return torchs or isinstance(error, LostWorker)
 
 
-def is_connection_lost(error: BaseException) -> bool:
-    """Return whether the other end of a connection is gone; not if a worker met ``error``."""
-    return isinstance(error, (EOFError, ConnectionError)) and not str(error).startswith(
-        _WORKER_PREFIX
-    )
+def is_connection_lost(error: EOFError | ConnectionError) -> bool:
+    """Return whether a connection to a process of this one's raised ``error``: not a data set or a
+    sampler, nor torch, which raises again what a worker has met."""
+    place = error.__traceback__
+    while place.tb_next is not None:
+        place = place.tb_next
+    return place.tb_frame.f_globals.get("__name__") == "multiprocessing.connection"
 
 
 def _line_from_worker(text: str) -> str | None:

@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detr_fast.data.collate import collate
-from detr_fast.data.errors import is_connection_lost
 from detr_fast.data.worker import prepare_worker
 
 
@@ -32,29 +31,11 @@ class EvalBatches(Sampler[list[int]]):
         return iter(self.batches)
 
 
-class _Loader(DataLoader):
-    """A DataLoader that always says so when a worker is gone, see ``is_worker_lost``.
-
-    A batch is fetched over a connection to its worker. The kernel closes those of a process that
-    it kills before it reports the death, and in between torch passes on the connection's error.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from super().__iter__()
-        except (EOFError, ConnectionError) as error:
-            if self.num_workers and is_connection_lost(error):
-                raise RuntimeError(
-                    f"DataLoader worker closed its connection: {type(error).__name__}"
-                ) from error
-            raise
-
-
 def make_loader(
     dataset: Dataset, workers: int, collate_fn: Callable = collate, **options: Any
 ) -> DataLoader:
     """Return a DataLoader (with ``options``) whose workers are as ``prepare_worker`` says."""
-    return _Loader(
+    return DataLoader(
         dataset,
         num_workers=workers,
         # The cache needs workers that inherit its memory; Python 3.14 starts them differently.

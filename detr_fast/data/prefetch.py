@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detr_fast.data.collate import Batch
 from detr_fast.data.encoded import DeviceDecoder, Encoded
+from detr_fast.data.errors import LostWorker, is_connection_lost
 from detr_fast.data.transforms import normalize
 from detr_fast.matching import PackedTargets
 
@@ -46,7 +47,14 @@ class Prefetcher:
         while True:
             started = time.perf_counter()
             # Requested after the caller has queued its step, so the GPU has work meanwhile.
-            batch = next(source, None)
+            try:
+                batch = next(source, None)
+            except (EOFError, ConnectionError) as error:
+                # The kernel closes a killed worker's connections, and only then reports its death.
+                if is_connection_lost(error):
+                    kind = type(error).__name__
+                    raise LostWorker(f"DataLoader worker closed its connection ({kind})") from error
+                raise
             if batch is not None:
                 batch = self._ready(batch)
             self.data_seconds += time.perf_counter() - started

@@ -108,10 +108,10 @@ def block_forward(
     return F.relu(out + x, inplace=True)
 
 
-_STOCK = {
+_STOCK = (
     *(nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, nn.ReLU),
     *(nn.MaxPool2d, BasicBlock, Bottleneck),
-}
+)
 
 
 def is_stock(module: nn.Module) -> bool:
@@ -120,7 +120,8 @@ def is_stock(module: nn.Module) -> bool:
     Hooks, other types (of pruning, quantisation, adapters), a bias or a replaced ``forward`` take
     effect only where each module is called.
     """
-    others = [  # a list: the compiler of some versions of torch stops at ``all``
+    # Lists: some versions of torch.compile stop at ``all``, or at classes in a set.
+    others = [
         part
         for part in module.modules()
         if type(part) not in _STOCK
