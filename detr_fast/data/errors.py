@@ -1,4 +1,4 @@
-"""The error that bad data raises: one line, naming the file and the entry, also from a worker."""
+"""What is wrong with data on disk, in one line, also from a worker; whether a worker is gone."""
 
 from __future__ import annotations
 
