@@ -102,8 +102,14 @@ def ours(
 ) -> Callable[[], Iterator[Batch]]:
     """A function whose result is one pass over the images."""
     transforms = recipe(set_, normalize=not form.uint8)
+    labels = range(1 + max(int(record.labels.max(initial=0)) for record in records))
     data = DetectionDataset(
-        records, [], [], transforms, cache_images=form.cache, scaled_decoding=form.scaled
+        records,
+        [str(label) for label in labels],
+        labels,
+        transforms,
+        cache_images=form.cache,
+        scaled_decoding=form.scaled,
     )
     batches = EpochBatches(len(records), batch_size, seed=0, rank=0, world_size=1)
     loader = make_loader(

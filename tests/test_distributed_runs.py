@@ -1,5 +1,6 @@
 """Training in several processes: the curve of one, images without objects, a process that dies."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -38,8 +39,8 @@ class SomeBoxes(Shapes):
 
     def _load(self, index: int):
         pixels, record = super()._load(index)
-        record.boxes, record.labels = record.boxes[: self.most], record.labels[: self.most]
-        return pixels, record
+        boxes, labels = record.boxes[: self.most], record.labels[: self.most]
+        return pixels, dataclasses.replace(record, boxes=boxes, labels=labels)
 
 
 TINY = {"model": "tiny", "backbone_weights": None}
@@ -135,16 +136,30 @@ def two_processes(tmp_path_factory) -> Path:
 
 
 class TestCurve:
-    @pytest.mark.parametrize("name", ["halves", "quarters"])
-    def test_of_two_processes_is_that_of_one_with_the_double_batch(self, two_processes, name):
-        """With as many boxes in each image; the class loss is averaged by each process alone."""
-        alone = prepare(two_processes / f"alone-{name}", two_processes / "weights.pt", most=1)
+    @pytest.mark.parametrize(
+        "name, options",
+        [("halves", {"batch_size": 8}), ("quarters", {"batch_size": 2, "accumulate": 4})],
+    )
+    def test_of_two_processes_is_that_of_one_with_the_double_batch(
+        self, two_processes, name, options
+    ):
+        """With as many boxes in each image; the class loss is averaged by each process alone.
+
+        One process with quarters as well, and on one thread: otherwise other kernels are taken,
+        whose results differ by 1e-7, and where that moves a ReLU's input across zero, gradients by
+        5e-5.
+        """
+        run = two_processes / f"alone-{name}"
+        alone = prepare(run, two_processes / "weights.pt", most=1, **options)
         start = {key: value.clone() for key, value in alone.model.state_dict().items()}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         alone.run()
-        expected, found = rows(two_processes / f"alone-{name}"), rows(two_processes / name)
+        torch.set_num_threads(threads)
+        expected, found = rows(run), rows(two_processes / name)
         assert len(expected) == len(found) == 4
-        # Batches of other sizes take other convolution kernels. AdamW divides their rounding by
-        # itself, 1e-7 of the gradient, so that after two steps some weights differ, and gradients.
+        # AdamW divides rounding by itself, so that after two steps some weights differ, and
+        # gradients.
         for one, two in list(zip(expected, found, strict=True))[:2]:
             assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
         for one, two in zip(expected, found, strict=True):
@@ -159,7 +174,7 @@ class TestCurve:
             apart += (value - model[key]).double().square().sum().item()
             moved += (value - start[key]).double().square().sum().item()
         print(f"{name}: {(apart / moved) ** 0.5:.1e} of the way apart")
-        assert apart**0.5 < (0.01 if name == "halves" else 0.1) * moved**0.5
+        assert apart**0.5 < 0.01 * moved**0.5
 
     def test_box_losses_agree_whatever_the_numbers_of_boxes(self, two_processes):
         run = two_processes / "alone-many"

@@ -2,11 +2,12 @@
 
 from detr_fast.data.coco import CocoDetection
 from detr_fast.data.collate import Batch, collate
-from detr_fast.data.dataset import DetectionDataset, Record
+from detr_fast.data.dataset import DetectionDataset
 from detr_fast.data.encoded import DeviceDecoder, Encoded
 from detr_fast.data.errors import DataError, clean_message, is_worker_lost
 from detr_fast.data.images import read_image
 from detr_fast.data.prefetch import Prefetcher, to_device
+from detr_fast.data.records import Record, Records
 from detr_fast.data.shapes import Shapes
 from detr_fast.data.sources import open_dataset
 from detr_fast.data.transforms import (
@@ -34,6 +35,7 @@ __all__ = [
     "Prefetcher",
     "Recipe",
     "Record",
+    "Records",
     "Shapes",
     "VocDetection",
     "clean_message",

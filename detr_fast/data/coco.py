@@ -6,13 +6,15 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detr_fast.data.dataset import DetectionDataset, Record, Transforms, fit_boxes
+from detr_fast.data.dataset import DetectionDataset, Transforms, fit_boxes
 from detr_fast.data.errors import DataError
+from detr_fast.data.records import Records, box_areas
 from detr_fast.garbage import uncollected
 
 _LARGEST = 2**53  # pycocotools keeps ids and sizes in float64
@@ -64,13 +66,13 @@ class CocoDetection(DetectionDataset):
         with uncollected():
             content = _read_json(file)
             category_ids, class_names = _categories(file, content, classes)
-            records = _records(file, folder, content)
-            dropped, clipped = _fill(
-                file, content, records, category_ids, class_names, classes is not None, boxes
+            listed = _images(file, folder, content)
+            records, dropped, clipped = _records(
+                file, content, listed, category_ids, class_names, classes is not None, boxes
             )
             del content  # else it would be searched after all
         super().__init__(
-            list(records.values()),
+            records,
             class_names,
             category_ids,
             transforms,
@@ -83,7 +85,7 @@ class CocoDetection(DetectionDataset):
 def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         with open(file, encoding="utf-8-sig") as stream:  # a byte order mark is allowed
-            content = json.load(stream)
+            content = json.load(stream, object_hook=_without_outlines)
     except FileNotFoundError:
         raise DataError(f"{file}: no such annotation file") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not json, or not text
@@ -95,6 +97,12 @@ def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
             if not isinstance(entry, dict):
                 raise DataError(f"{file}: {key}[{position}] is not an object")
     return content
+
+
+def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
+    """Drop what nobody asks for and takes most of the memory, as soon as it is read."""
+    entry.pop("segmentation", None)
+    return entry
 
 
 def _require(file: Path, entry: Mapping[str, Any], key: str, place: str) -> Any:
@@ -156,12 +164,18 @@ def _categories(
     return ids, list(classes)
 
 
-def _records(
-    file: Path, folder: Path, content: dict[str, list[dict[str, Any]]]
-) -> dict[int, Record]:
-    """Return a record without boxes for each image, by image id."""
-    records: dict[int, Record] = {}
-    listings: dict[Path, set[str]] = {}  # one directory read instead of a stat for each image
+@dataclass
+class _Images:
+    """The images that a file lists, in its order."""
+
+    positions: dict[int, int]  # by image id
+    paths: list[str]
+    sizes: list[tuple[int, int]]  # (width, height)
+
+
+def _images(file: Path, folder: Path, content: dict[str, list[dict[str, Any]]]) -> _Images:
+    images = _Images({}, [], [])
+    listings: dict[str, set[str]] = {}  # one directory read instead of a stat for each image
     for position, entry in enumerate(content["images"]):
         place = f"images[{position}]"
         image_id = _require_int(file, entry, "id", place)
@@ -170,44 +184,45 @@ def _records(
         height = _require_int(file, entry, "height", place)
         if width < 1 or height < 1:
             raise DataError(f"{file}: {place} ({name}) has the size {width} x {height}")
-        if image_id in records:
+        if image_id in images.positions:
             raise DataError(f"{file}: {place} repeats the image id {image_id}")
-        path = folder / name
-        if path.parent not in listings:
-            present = path.parent.is_dir()
-            listings[path.parent] = set(os.listdir(path.parent)) if present else set()
-        if path.name not in listings[path.parent]:
+        path = os.path.join(folder, name)
+        parent, base = os.path.split(path)
+        if parent not in listings:
+            listings[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else set()
+        if base not in listings[parent]:
             raise DataError(f"{path}: no such image file, but {place} of {file} names it")
-        records[image_id] = Record(image_id, path, width, height)
-    return records
+        images.positions[image_id] = position
+        images.paths.append(path)
+        images.sizes.append((width, height))
+    return images
 
 
-def _fill(
+def _records(
     file: Path,
     content: dict[str, list[dict[str, Any]]],
-    records: dict[int, Record],
+    images: _Images,
     category_ids: list[int],
     class_names: list[str],
     classes_given: bool,
     outside: str,
-) -> tuple[dict[str, int], int]:
-    """Check all annotations and set each record's boxes.
+) -> tuple[Records, dict[str, int], int]:
+    """Check all annotations, and return them by image.
 
-    Return the numbers of dropped annotations, and how many boxes were clipped.
+    Also return the numbers of dropped annotations, and how many boxes were clipped.
     """
     annotations = content["annotations"]
     count = len(annotations)
     label_of = {category: label for label, category in enumerate(category_ids)}
     names = {int(entry["id"]): entry["name"] for entry in content["categories"]}
-    boxes = np.zeros((count, 4))
-    sizes = np.zeros((count, 2), dtype=np.int64)
-    areas, labels = np.zeros(count), np.zeros(count, dtype=np.int64)
-    image_ids, crowd = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
+    sizes = np.array(images.sizes, dtype=np.int64).reshape(-1, 2)
+    boxes, areas = np.zeros((count, 4)), np.zeros(count)
+    image_of, labels = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    crowd = np.zeros(count, dtype=bool)
     for position, entry in enumerate(annotations):
         place = f"annotation {entry['id']}" if "id" in entry else f"annotations[{position}]"
         image_id = _require_int(file, entry, "image_id", place)
-        record = records.get(image_id)
-        if record is None:
+        if image_id not in images.positions:
             raise DataError(f"{file}: {place} belongs to the unknown image id {image_id}")
         category = _require_int(file, entry, "category_id", place)
         if category not in label_of:
@@ -219,9 +234,8 @@ def _fill(
         if not _is_box(box):
             raise DataError(f"{file}: {place} has bbox {box!r:.100}, expected 4 numbers")
         boxes[position] = [_to_float(value) for value in box]
-        sizes[position] = record.width, record.height
         labels[position] = label_of[category]
-        image_ids[position] = image_id
+        image_of[position] = images.positions[image_id]
         iscrowd = entry.get("iscrowd", 0)
         if iscrowd not in (0, 1):  # "0" would count as true
             raise DataError(f"{file}: {place} has 'iscrowd' {iscrowd!r}, expected 0 or 1")
@@ -238,21 +252,20 @@ def _fill(
     def name(k: int) -> str:
         entry = annotations[k]
         box = ", ".join(f"{v:g}" for v in written[k])
-        image = records[entry["image_id"]].path.name
+        image = os.path.basename(images.paths[image_of[k]])
         return f"annotation {entry.get('id', k)}: box [{box}] (x, y, w, h) of {image}"
 
-    boxes, clipped = fit_boxes(boxes, sizes, outside, file, name)
-    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    areas = np.where(areas >= 0, areas, box_areas)  # some write -1 if they do not know it
-    zero = (box_areas <= 0) & ~crowd
-    order = np.argsort(image_ids, kind="stable")
-    present, starts = np.unique(image_ids[order], return_index=True)
-    for image_id, rows in zip(present, np.split(order, starts[1:]), strict=False):
-        record = records[int(image_id)]
-        objects, crowds = rows[~crowd[rows] & ~zero[rows]], rows[crowd[rows]]
-        record.boxes, record.labels, record.areas = boxes[objects], labels[objects], areas[objects]
-        record.crowd_boxes, record.crowd_labels = boxes[crowds], labels[crowds]
-    return {"crowd": int(crowd.sum()), "zero_area": int(zero.sum())}, clipped
+    boxes, clipped = fit_boxes(boxes, sizes[image_of], outside, file, name)
+    extents = box_areas(boxes)
+    areas = np.where(areas >= 0, areas, extents)  # some write -1 if they do not know it
+    zero = (extents <= 0) & ~crowd
+    records = Records(
+        np.array(list(images.positions), dtype=np.int64),
+        images.paths,
+        sizes,
+        *(column[~zero] for column in (image_of, boxes, labels, areas, crowd)),
+    )
+    return records, {"crowd": int(crowd.sum()), "zero_area": int(zero.sum())}, clipped
 
 
 def _is_box(value: Any) -> bool:

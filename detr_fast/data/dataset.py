@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from detr_fast.data.augment import Target
 from detr_fast.data.cache import ImageCache
 from detr_fast.data.errors import DataError
 from detr_fast.data.images import ImageFile, read_image
+from detr_fast.data.records import Record, Records, box_areas
 from detr_fast.data.transforms import Recipe
 from detr_fast.wording import counted
 
@@ -29,25 +29,6 @@ Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
 MAX_OVERHANG = 1.0  # boxes up to this many pixels outside are clipped: rounding, not an error
 BOXES = ("error", "clip")  # what to do with boxes that reach further
 _SHOWN = 5  # how many of them an error message lists
-
-
-def _no_boxes() -> np.ndarray:
-    return np.zeros((0, 4), dtype=np.float64)
-
-
-@dataclass(slots=True)
-class Record:
-    """One image and what is known about it. Boxes are xyxy in pixels of the original image."""
-
-    image_id: int
-    path: Path | None  # None: the image is generated
-    width: int
-    height: int
-    boxes: np.ndarray = field(default_factory=_no_boxes)  # float64 [M, 4]
-    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # int64 [M]
-    areas: np.ndarray | None = None  # float64 [M], of the object's outline; None: the box's area
-    crowd_boxes: np.ndarray = field(default_factory=_no_boxes)  # float64 [C, 4]
-    crowd_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [C]
 
 
 class DetectionDataset(Dataset):
@@ -80,13 +61,14 @@ class DetectionDataset(Dataset):
             in one step. Takes effect only if ``transforms`` are a :class:`Recipe`.
 
     Raises:
+        ValueError: a record's label is no class, or its boxes and labels differ in number.
         DataError: from ``dataset[i]``, when the image cannot be read or its size is not the one
             that its annotations were made for. One line, also from a DataLoader worker.
     """
 
     def __init__(
         self,
-        records: Sequence[Record],
+        records: Iterable[Record],
         class_names: Sequence[str],
         category_ids: Sequence[int],
         transforms: Transforms | None = None,
@@ -99,7 +81,8 @@ class DetectionDataset(Dataset):
     ) -> None:
         if len(class_names) != len(category_ids):
             raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
-        self.records = list(records)
+        self.records = records if isinstance(records, Records) else Records.pack(records)
+        self.records.check_labels(len(class_names))
         self.class_names = list(class_names)
         self.category_ids = [int(c) for c in category_ids]
         self.transforms = transforms
@@ -112,7 +95,7 @@ class DetectionDataset(Dataset):
             useful = (
                 transforms.useful_size if isinstance(transforms, Recipe) else lambda *size: size
             )
-            sizes = [useful(record.height, record.width) for record in self.records]
+            sizes = [useful(height, width) for width, height in self.records.sizes.tolist()]
             self.cache = ImageCache(sizes, cache_limit)
 
     def __len__(self) -> int:
@@ -154,6 +137,10 @@ class DetectionDataset(Dataset):
         """Return the annotations of one image, without decoding it."""
         return self.records[index]
 
+    def _all_records(self) -> Records:
+        """Return the annotations of all images; a source that generates images overrides this."""
+        return self.records
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that begins; only generated data uses it."""
 
@@ -169,13 +156,8 @@ class DetectionDataset(Dataset):
 
     @functools.cached_property
     def _object_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        per_image = np.zeros(len(self), dtype=np.int64)
-        per_class = np.zeros(len(self.class_names), dtype=np.int64)
-        for index in range(len(self)):
-            labels = self.record(index).labels
-            per_image[index] = len(labels)
-            np.add.at(per_class, labels, 1)
-        return per_image, per_class
+        records = self._all_records()
+        return records.object_counts, records.count_labels(len(self.class_names))
 
     def boxes_per_class(self) -> dict[str, int]:
         """Return class name -> number of boxes."""
@@ -275,8 +257,7 @@ def _to_coco(dataset: DetectionDataset) -> Any:
     from pycocotools.coco import COCO
 
     images, annotations = [], []
-    for index in range(len(dataset)):
-        record = dataset.record(index)
+    for record in dataset._all_records():
         images.append(
             {
                 "id": record.image_id,
@@ -287,9 +268,7 @@ def _to_coco(dataset: DetectionDataset) -> Any:
         )
         boxes = np.concatenate([record.boxes, record.crowd_boxes])
         labels = np.concatenate([record.labels, record.crowd_labels])
-        box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        if record.areas is not None:
-            box_areas[: len(record.areas)] = record.areas
+        areas = np.concatenate([record.areas, box_areas(record.crowd_boxes)])
         for k, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
             annotations.append(
                 {
@@ -297,7 +276,7 @@ def _to_coco(dataset: DetectionDataset) -> Any:
                     "image_id": record.image_id,
                     "category_id": dataset.category_ids[int(labels[k])],
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": float(box_areas[k]),
+                    "area": float(areas[k]),
                     "iscrowd": int(k >= len(record.boxes)),
                 }
             )

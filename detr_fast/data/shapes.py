@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_fast.data.dataset import DetectionDataset, Record, Transforms
+from detr_fast.data.dataset import DetectionDataset, Transforms
 from detr_fast.data.errors import DataError
+from detr_fast.data.records import Record, Records
 
 CLASS_NAMES = ("circle", "square", "triangle")
 
@@ -75,6 +76,9 @@ class Shapes(DetectionDataset):
 
     def record(self, index: int) -> Record:
         return self._load(index)[1]
+
+    def _all_records(self) -> Records:
+        return Records.pack(map(self.record, range(len(self))))
 
     def _load(self, index: int) -> tuple[Tensor, Record]:
         # A plain set and each epoch of a fresh one have separate streams: 0 and 1 + epoch.

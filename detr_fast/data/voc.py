@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from detr_fast.data.dataset import DetectionDataset, Record, Transforms, fit_boxes
+from detr_fast.data.dataset import DetectionDataset, Transforms, fit_boxes
 from detr_fast.data.errors import DataError
 from detr_fast.data.images import image_size
+from detr_fast.data.records import Records, box_areas
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # the first has priority
@@ -76,12 +77,8 @@ class VocDetection(DetectionDataset):
                     f"{root / 'JPEGImages' / name}.jpg: no such image file, but the split "
                     f"'{split}' lists it"
                 )
-        records = [
-            _record(index, files[name], annotation, class_names)
-            for index, (name, annotation) in enumerate(zip(names, parsed, strict=True))
-        ]
-        clipped = _fit(root, records, parsed, boxes, origin)
-        zero_area = sum(map(_drop_zero_area, records))
+        paths = [files[name] for name in names]
+        records, zero_area, clipped = _records(root, paths, parsed, class_names, boxes, origin)
         super().__init__(
             records,
             class_names,
@@ -204,57 +201,57 @@ def _stated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
     return (height, width) if height > 0 and width > 0 else None
 
 
-def _record(index: int, image: Path, annotation: _Annotation, class_names: list[str]) -> Record:
-    """Return the record of one image, its boxes as they are written."""
-    file, objects = annotation.file, annotation.objects
-    height, width = image_size(image, stated=annotation.size)
-    if annotation.size not in (None, (height, width)):
-        raise DataError(
-            f"{file}: its <size> says {annotation.size[1]} x {annotation.size[0]}, but "
-            f"{image.name} is {width} x {height}"
-        )
-    for k, obj in enumerate(objects):
-        if obj.name not in class_names:
-            raise DataError(
-                f"{file}: object[{k}] has the unknown category '{obj.name}' (the classes asked "
-                f"for are {', '.join(class_names)})"
-            )
-    boxes = np.array([obj.box for obj in objects], dtype=np.float64).reshape(-1, 4)
-    labels = np.array([class_names.index(obj.name) for obj in objects], dtype=np.int64)
-    return Record(index, image, width, height, boxes, labels)
-
-
-def _fit(
+def _records(
     root: Path,
-    records: list[Record],
+    images: list[Path],
     annotations: list[_Annotation],
+    class_names: list[str],
     outside: str,
     origin: int,
-) -> int:
-    """Check all boxes and cut them to their images; return the count of ``fit_boxes``."""
-    counts = [len(record.boxes) for record in records]
-    places = [(i, k) for i, count in enumerate(counts) for k in range(count)]
-    written = np.concatenate([record.boxes for record in records])
-    sizes = np.repeat([(record.width, record.height) for record in records], counts, axis=0)
+) -> tuple[Records, int, int]:
+    """Check all objects, and return them by image; how many had no area, how many were clipped."""
+    label_of = {name: label for label, name in enumerate(class_names)}
+    places = [(i, k) for i, a in enumerate(annotations) for k in range(len(a.objects))]
+    objects = [obj for annotation in annotations for obj in annotation.objects]
+    for (i, k), obj in zip(places, objects, strict=True):
+        if obj.name not in label_of:
+            raise DataError(
+                f"{annotations[i].file}: object[{k}] has the unknown category '{obj.name}' (the "
+                f"classes asked for are {', '.join(class_names)})"
+            )
+    shapes = [_size(image, a) for image, a in zip(images, annotations, strict=True)]
+    sizes = np.array([(width, height) for height, width in shapes], dtype=np.int64)
+    image_of = np.array([i for i, _ in places], dtype=np.int64)
+    labels = np.array([label_of[obj.name] for obj in objects], dtype=np.int64)
+    written = np.array([obj.box for obj in objects], dtype=np.float64).reshape(-1, 4)
 
     def name(place: int) -> str:
         i, k = places[place]
-        file = annotations[i].file.relative_to(root)
         box = ", ".join(f"{v:g}" for v in written[place])
         return (
-            f"{file}: object[{k}] ({annotations[i].objects[k].name}): box [{box}] "
-            f"(xmin, ymin, xmax, ymax) of {records[i].path.name}"
+            f"{annotations[i].file.relative_to(root)}: object[{k}] ({objects[place].name}): box "
+            f"[{box}] (xmin, ymin, xmax, ymax) of {images[i].name}"
         )
 
     edges = written - np.array([origin, origin, 0, 0])
-    boxes, clipped = fit_boxes(edges, sizes, outside, root, name)
-    for record, part in zip(records, np.split(boxes, np.cumsum(counts)[:-1]), strict=True):
-        record.boxes = part
-    return clipped
+    boxes, clipped = fit_boxes(edges, sizes[image_of], outside, root, name)
+    areas = box_areas(boxes)
+    kept = areas > 0
+    records = Records(
+        np.arange(len(images)),
+        map(str, images),
+        sizes,
+        *(column[kept] for column in (image_of, boxes, labels, areas, np.zeros_like(kept))),
+    )
+    return records, int((~kept).sum()), clipped
 
 
-def _drop_zero_area(record: Record) -> int:
-    """Remove boxes without area; return how many there were."""
-    keep = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
-    record.boxes, record.labels = record.boxes[keep], record.labels[keep]
-    return int((~keep).sum())
+def _size(image: Path, annotation: _Annotation) -> tuple[int, int]:
+    """Return (height, width) of a picture, after a look at what its annotation says."""
+    height, width = image_size(image, stated=annotation.size)
+    if annotation.size not in (None, (height, width)):
+        raise DataError(
+            f"{annotation.file}: its <size> says {annotation.size[1]} x {annotation.size[0]}, but "
+            f"{image.name} is {width} x {height}"
+        )
+    return height, width
