@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from detr_fast import processes
 from detr_fast.data import Batch, DetectionDataset, Prefetcher
@@ -55,12 +56,14 @@ def evaluate(
     observe: Observer | None = None,
     measure: Observer | None = None,
     results: Path | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Return COCO figures of a model, and ``per_class``: class name -> AP, on every process.
 
     Each process runs its share of the batches; the figures equal those of a single process.
     ``observe``, ``measure``: see ``detect``. ``results``: a file for all detections in COCO's
     format of results, which its tools read: ``image_id``, ``category_id``, ``bbox`` and ``score``.
+    ``progress``: show a bar on a terminal, of this process's batches.
 
     Raises:
         ImportError: pycocotools is not installed; raised before the model runs.
@@ -75,7 +78,9 @@ def evaluate(
         processes.world_size(),
         pin_memory=device.type == "cuda",
     )
-    parts = processes.gather(detect(model, loader, device, amp, observe, measure))
+    hidden = None if progress else True  # None: where there is no terminal
+    with tqdm(loader, "evaluation", unit="batch", leave=False, disable=hidden) as batches:
+        parts = processes.gather(detect(model, batches, device, amp, observe, measure))
     row: dict[str, Any] = {}
     if processes.rank() == 0:
         detections = merge_detections(parts, len(dataset))

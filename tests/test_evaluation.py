@@ -1,5 +1,6 @@
 """COCO evaluation: figures, classes, crowds, and images without anything found."""
 
+import io
 import subprocess
 import sys
 
@@ -166,6 +167,22 @@ def test_how_the_model_is_run(shapes, amp):
     images, mask, _ = to_device(collate([shapes[0]]), cpu)
     detect_batch(model, images, mask, torch.ones(1, 2), amp)
     assert seen == [(False, False, amp or torch.float32)] * 3
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("progress", [True, False])
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_progress_on_a_terminal(monkeypatch, progress, stream):
+    shapes = Shapes(6, image_size=64, seed=3, transforms=fixed_eval((64, 64)))
+    monkeypatch.setattr("sys.stderr", stream())
+    evaluate(Oracle(shapes), shapes, "cpu", batch_size=4, progress=progress)
+    shown = sys.stderr.getvalue()
+    assert ("evaluation:" in shown and "/2 [" in shown) == (progress and stream is Terminal)
+    assert shown == "" or shown.endswith("\r")  # the bar is gone
 
 
 def test_a_broken_model_is_an_error_and_not_an_ap_of_0(shapes):

@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         default_workers(device) if args.workers is None else args.workers,
         amp_dtype(args.amp or config.amp, device),
         results=args.detections,
+        progress=main,
     )
     if main:
         print("\n" + format_metrics(row, row["per_class"], dataset.boxes_per_class()))

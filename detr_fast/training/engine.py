@@ -421,6 +421,7 @@ class Trainer:
                 self.amp,
                 self.watch.observe,
                 losses.add,
+                progress=not self.quiet,
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
