@@ -1,6 +1,7 @@
 """The command line, end to end, as a user calls it; and what it says when something is wrong."""
 
 import argparse
+import functools
 import inspect
 import json
 import os
@@ -114,8 +115,10 @@ class TestTrain:
     def test_resnet_with_the_published_recipe(self, coco_files, tmp_path, monkeypatch):
         """The paper's model and transforms, shrunk to run here."""
         from detr_fast.data import transforms
+        from detr_fast.training import recipes
 
         monkeypatch.setattr(transforms, "_SHORT_SIDES", (64, 96))
+        monkeypatch.setattr(recipes, "detr_eval", functools.partial(transforms.detr_eval, 96))
         images, truth = coco_files
         spec = f"coco:{images}:{truth}"
         options = ["--model", "resnet18", "--backbone-weights", "none", "--recipe", "detr"]
