@@ -32,7 +32,9 @@ def test_the_best_epoch_is_written_once(tmp_path, monkeypatch):
     """Its two names are one file, until the next epoch's checkpoint takes one of them."""
     figures = iter([0.3, 0.2, 0.25, 0.4])
     row = {"AP50": 0.5, "AP75": 0.5, "per_class": {}}
-    monkeypatch.setattr("detr_fast.evaluation.evaluate", lambda *_: {"AP": next(figures), **row})
+    monkeypatch.setattr(
+        "detr_fast.evaluation.evaluate", lambda *_, **__: {"AP": next(figures), **row}
+    )
     last, best = tmp_path / "last.pt", tmp_path / "best.pt"
     for epochs, same, steps in ((1, True, (6, 6)), (3, False, (18, 6)), (4, True, (24, 24))):
         checkpoint = load_checkpoint(tmp_path) if last.exists() else None
@@ -43,7 +45,7 @@ def test_the_best_epoch_is_written_once(tmp_path, monkeypatch):
 
 def test_of_equal_epochs_the_last_is_the_best(tmp_path, monkeypatch):
     row = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, "per_class": {}}
-    monkeypatch.setattr("detr_fast.evaluation.evaluate", lambda *_: dict(row))
+    monkeypatch.setattr("detr_fast.evaluation.evaluate", lambda *_, **__: dict(row))
     small_trainer(tmp_path, epochs=2).run()
     assert load_checkpoint(tmp_path / "best.pt")["step"] == 12
 

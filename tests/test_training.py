@@ -316,7 +316,7 @@ def test_rates_fall_and_evaluations_come_when_they_should(tmp_path, monkeypatch)
     given = []
     row = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, "per_class": {}}
     monkeypatch.setattr(
-        "detr_fast.evaluation.evaluate", lambda *args: given.append(args) or dict(row)
+        "detr_fast.evaluation.evaluate", lambda *args, **_: given.append(args) or dict(row)
     )
     options = {"lr": 1e-3, "lr_drop": 0.5, "eval_every": 4, "amp": "bf16"}
     trainer = small_trainer(tmp_path, epochs=10, batch_size=24, **options)
