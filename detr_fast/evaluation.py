@@ -3,7 +3,8 @@
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from detr_fast import processes
@@ -78,21 +80,35 @@ def evaluate(
         processes.world_size(),
         pin_memory=device.type == "cuda",
     )
-    hidden = None if progress else True  # None: where there is no terminal
-    with tqdm(loader, "evaluation", unit="batch", leave=False, disable=hidden) as batches:
-        parts = processes.gather(detect(model, batches, device, amp, observe, measure))
     row: dict[str, Any] = {}
-    if processes.rank() == 0:
-        detections = merge_detections(parts, len(dataset))
-        figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
-        names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-        per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
-        row = {**figures, "per_class": per_class}
-        if results is not None:
-            rows = _coco_results(detections, dataset.category_ids)
-            with written_whole(results) as temporary:
-                temporary.write_text(json.dumps(rows))
+    with _shown(loader) if progress else contextlib.nullcontext(loader) as batches:
+        parts = processes.gather(detect(model, batches, device, amp, observe, measure))
+        if processes.rank() == 0:
+            detections = merge_detections(parts, len(dataset))
+            figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
+            names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+            per_class = {names[c]: ap for c, ap in per_category.items() if c in names}
+            row = {**figures, "per_class": per_class}
+            if results is not None:
+                rows = _coco_results(detections, dataset.category_ids)
+                with written_whole(results) as temporary:
+                    temporary.write_text(json.dumps(rows))
     return processes.broadcast(row)
+
+
+@contextlib.contextmanager
+def _shown(loader: DataLoader) -> Iterator[Iterator[Batch]]:
+    """Give the loader's batches, and show how many are done, until the context ends."""
+    hidden = True if sys.stderr is None else None  # None: where it is not a terminal
+    options = {"unit": "batch", "leave": False, "disable": hidden}
+    with tqdm(desc="evaluation", total=len(loader), **options) as bar:
+
+        def counted() -> Iterator[Batch]:
+            for batch in loader:
+                yield batch
+                bar.update()
+
+        yield counted()
 
 
 @torch.no_grad()

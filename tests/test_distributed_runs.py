@@ -154,8 +154,10 @@ class TestCurve:
         start = {key: value.clone() for key, value in alone.model.state_dict().items()}
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        alone.run()
-        torch.set_num_threads(threads)
+        try:
+            alone.run()
+        finally:
+            torch.set_num_threads(threads)
         expected, found = rows(run), rows(two_processes / name)
         assert len(expected) == len(found) == 4
         # AdamW divides rounding by itself, so that after two steps some weights differ, and

@@ -30,8 +30,8 @@ def truth_as_detections(dataset: Shapes) -> dict[int, dict[str, Tensor]]:
         record = dataset.record(index)
         found[record.image_id] = {
             "scores": torch.ones(len(record.labels)),
-            "labels": torch.as_tensor(record.labels),
-            "boxes": torch.as_tensor(record.boxes, dtype=torch.float32),
+            "labels": torch.tensor(record.labels),
+            "boxes": torch.tensor(record.boxes, dtype=torch.float32),
         }
     return found
 
@@ -183,6 +183,12 @@ def test_progress_on_a_terminal(monkeypatch, progress, stream):
     shown = sys.stderr.getvalue()
     assert ("evaluation:" in shown and "/2 [" in shown) == (progress and stream is Terminal)
     assert shown == "" or shown.endswith("\r")  # the bar is gone
+
+
+def test_no_progress_without_standard_error(monkeypatch):
+    shapes = Shapes(3, image_size=64, seed=3, transforms=fixed_eval((64, 64)))
+    monkeypatch.setattr("sys.stderr", None)
+    assert evaluate(Oracle(shapes), shapes, "cpu", batch_size=4, progress=True)["AP"] > 0.9
 
 
 def test_a_broken_model_is_an_error_and_not_an_ap_of_0(shapes):

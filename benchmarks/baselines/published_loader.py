@@ -32,7 +32,7 @@ class PublishedDataset(Dataset):
         record = self.records[index]
         image = Image.open(record.path).convert("RGB")
         boxes = torch.as_tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)
-        labels = torch.as_tensor(record.labels)
+        labels = torch.tensor(record.labels)
         area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         if random.random() < 0.5:
             image = F.hflip(image)

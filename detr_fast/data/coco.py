@@ -100,7 +100,7 @@ def _read_json(file: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
-    """Drop what nobody asks for and takes most of the memory, as soon as it is read."""
+    """Return an object of the file without what nobody asks for and takes most of the memory."""
     entry.pop("segmentation", None)
     return entry
 
@@ -191,7 +191,7 @@ def _images(file: Path, folder: Path, content: dict[str, list[dict[str, Any]]]) 
         if parent not in listings:
             listings[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else set()
         if base not in listings[parent]:
-            raise DataError(f"{path}: no such image file, but {place} of {file} names it")
+            raise DataError(f"{Path(path)}: no such image file, but {place} of {file} names it")
         images.positions[image_id] = position
         images.paths.append(path)
         images.sizes.append((width, height))
@@ -256,9 +256,8 @@ def _records(
         return f"annotation {entry.get('id', k)}: box [{box}] (x, y, w, h) of {image}"
 
     boxes, clipped = fit_boxes(boxes, sizes[image_of], outside, file, name)
-    extents = box_areas(boxes)
-    areas = np.where(areas >= 0, areas, extents)  # some write -1 if they do not know it
-    zero = (extents <= 0) & ~crowd
+    areas = np.where(areas >= 0, areas, math.nan)  # some write -1 if they do not know it
+    zero = (box_areas(boxes) <= 0) & ~crowd
     records = Records(
         np.array(list(images.positions), dtype=np.int64),
         images.paths,

@@ -61,7 +61,7 @@ class DetectionDataset(Dataset):
             in one step. Takes effect only if ``transforms`` are a :class:`Recipe`.
 
     Raises:
-        ValueError: a record's label is no class, or its boxes and labels differ in number.
+        ValueError: a record's label is no class, or as :meth:`Records.pack`.
         DataError: from ``dataset[i]``, when the image cannot be read or its size is not the one
             that its annotations were made for. One line, also from a DataLoader worker.
     """
@@ -138,8 +138,10 @@ class DetectionDataset(Dataset):
         return self.records[index]
 
     def _all_records(self) -> Records:
-        """Return the annotations of all images; a source that generates images overrides this."""
-        return self.records
+        """Return what ``record`` does for all images."""
+        if type(self).record is DetectionDataset.record:
+            return self.records
+        return Records.pack(map(self.record, range(len(self))))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that begins; only generated data uses it."""

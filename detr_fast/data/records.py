@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -39,10 +40,7 @@ class Records(Sequence[Record]):
 
     A list of them would be millions of objects, and reading an object of Python's writes to it: its
     references are counted in it. So each process that a DataLoader forks would come to have a copy
-    of its own of them all. These arrays stay shared.
-
-    Attributes: ``image_ids`` and ``sizes`` as below; ``object_counts``, int64 [images], how many
-    boxes of each image are not crowd regions.
+    of its own of them all. These arrays stay shared. They cannot be written to.
 
     Args:
         image_ids: int64 [images].
@@ -52,8 +50,12 @@ class Records(Sequence[Record]):
             their order.
         boxes: float64 [T, 4] xyxy.
         labels: int64 [T].
-        areas: float64 [T], of the objects' outlines.
+        areas: float64 [T], of the objects' outlines; NaN: the box's area.
         crowd: bool [T], which of the boxes are crowd regions.
+
+    Attributes:
+        image_ids, sizes: as given.
+        object_counts: int64 [images], how many boxes of each image are not crowd regions.
     """
 
     def __init__(
@@ -72,42 +74,33 @@ class Records(Sequence[Record]):
         self._path_ends = np.cumsum([0, *map(len, encoded)])
         self.image_ids, self.sizes = image_ids, sizes
         order = np.lexsort((crowd, image_of))  # image by image, its objects before its crowds
-        self._boxes, self._labels, self._areas = boxes[order], labels[order], areas[order]
-        self._crowd = crowd[order]
+        self._boxes, self._labels, self._crowd = boxes[order], labels[order], crowd[order]
+        self._areas = np.where(np.isnan(areas), box_areas(boxes), areas)[order]
         self._ends = np.cumsum([0, *np.bincount(image_of, minlength=len(image_ids))])
         self.object_counts = np.bincount(image_of[~crowd], minlength=len(image_ids))
+        self._protect()
 
     @classmethod
     def pack(cls, records: Iterable[Record]) -> Records:
-        """Return ``records`` as arrays; areas that are not known become those of the boxes.
+        """Return copies of ``records``.
 
         Raises:
-            ValueError: a record whose boxes, labels and areas differ in number.
+            ValueError: naming the image, if its id, size or a label is not a whole number, or its
+                arrays do not fit each other.
         """
-        records = list(records)
-        for record in records:
-            objects = {len(a) for a in (record.boxes, record.labels, record.areas) if a is not None}
-            crowds = {len(record.crowd_boxes), len(record.crowd_labels)}
-            if len(objects) > 1 or len(crowds) > 1:
-                raise ValueError(
-                    f"image {record.image_id}: boxes, labels and areas differ in number"
-                )
-        boxes = [part for record in records for part in (record.boxes, record.crowd_boxes)]
-        labels = [part for record in records for part in (record.labels, record.crowd_labels)]
-        areas = [area for record in records for area in (record.areas, None)]
-        known = [
-            box_areas(part) if area is None else area
-            for part, area in zip(boxes, areas, strict=True)
-        ]
-        source = np.repeat(np.arange(len(boxes)), [len(part) for part in boxes])
+        records = [_checked(record) for record in records]
+        boxes = [part for r in records for part in (r.boxes, r.crowd_boxes)]
+        labels = [part for r in records for part in (r.labels, r.crowd_labels)]
+        areas = [part for r in records for part in (r.areas, np.full(len(r.crowd_labels), np.nan))]
+        source = np.repeat(np.arange(len(labels)), [len(part) for part in labels])
         return cls(
-            np.array([record.image_id for record in records], dtype=np.int64),
-            ["" if record.path is None else str(record.path) for record in records],
+            np.array([r.image_id for r in records], dtype=np.int64),
+            ["" if r.path is None else os.fsdecode(r.path) for r in records],
             np.array([(r.width, r.height) for r in records], dtype=np.int64).reshape(-1, 2),
             source // 2,
             np.concatenate([_no_boxes(), *boxes]),
-            np.concatenate([_no_labels(), *labels], dtype=np.int64),
-            np.concatenate([np.zeros(0), *known]),
+            np.concatenate([_no_labels(), *labels]),
+            np.concatenate([np.zeros(0), *areas]),
             source % 2 == 1,
         )
 
@@ -117,11 +110,13 @@ class Records(Sequence[Record]):
     @overload
     def __getitem__(self, index: int) -> Record: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+    def __getitem__(self, index: slice) -> Records: ...
+    def __getitem__(self, index: int | slice) -> Record | Records:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # raises IndexError
+            return Records.pack(self[i] for i in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} records")
+        index %= len(self)
         name = self._paths[self._path_ends[index] : self._path_ends[index + 1]]
         width, height = self.sizes[index].tolist()
         start, end = self._ends[index], self._ends[index + 1]
@@ -137,6 +132,15 @@ class Records(Sequence[Record]):
             self._boxes[middle:end],
             self._labels[middle:end],
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._protect()  # a pickled array can be written to
+
+    def _protect(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
 
     def check_labels(self, num_classes: int) -> None:
         """Check that all labels are 0..num_classes-1.
@@ -155,6 +159,35 @@ class Records(Sequence[Record]):
     def count_labels(self, num_classes: int) -> np.ndarray:
         """Return how many objects of each class there are, int64 [num_classes]."""
         return np.bincount(self._labels[~self._crowd], minlength=num_classes)
+
+
+def _checked(record: Record) -> Record:
+    """Return a record whose arrays have their types; areas that are not known are NaN."""
+    try:
+        numbers = map(operator.index, (record.image_id, record.width, record.height))
+        image_id, width, height = map(np.int64, numbers)
+        boxes, labels, areas = _columns(record.boxes, record.labels, record.areas)
+        crowd_boxes, crowd_labels, _ = _columns(record.crowd_boxes, record.crowd_labels, None)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"image {record.image_id}: {error}") from error
+    return Record(
+        image_id, record.path, width, height, boxes, labels, areas, crowd_boxes, crowd_labels
+    )
+
+
+def _columns(boxes: Any, labels: Any, areas: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels, boxes = np.asarray(labels), np.asarray(boxes, dtype=np.float64)
+    count = labels.size
+    boxes = boxes if boxes.size else _no_boxes()
+    areas = np.full(count, np.nan) if areas is None else np.asarray(areas, dtype=np.float64)
+    if (boxes.shape, labels.shape, areas.shape) != ((count, 4), (count,), (count,)):
+        raise ValueError(
+            f"boxes {list(boxes.shape)}, labels {list(labels.shape)} and areas "
+            f"{list(areas.shape)} do not fit each other"
+        )
+    if count and labels.dtype.kind not in "iu":
+        raise ValueError(f"labels are {labels.dtype}, expected whole numbers")
+    return boxes, labels.astype(np.int64), areas
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:

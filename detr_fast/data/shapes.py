@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detr_fast.data.dataset import DetectionDataset, Transforms
 from detr_fast.data.errors import DataError
-from detr_fast.data.records import Record, Records
+from detr_fast.data.records import Record
 
 CLASS_NAMES = ("circle", "square", "triangle")
 
@@ -76,9 +76,6 @@ class Shapes(DetectionDataset):
 
     def record(self, index: int) -> Record:
         return self._load(index)[1]
-
-    def _all_records(self) -> Records:
-        return Records.pack(map(self.record, range(len(self))))
 
     def _load(self, index: int) -> tuple[Tensor, Record]:
         # A plain set and each epoch of a fresh one have separate streams: 0 and 1 + epoch.

@@ -13,7 +13,7 @@ import numpy as np
 from detr_fast.data.dataset import DetectionDataset, Transforms, fit_boxes
 from detr_fast.data.errors import DataError
 from detr_fast.data.images import image_size
-from detr_fast.data.records import Records, box_areas
+from detr_fast.data.records import Records
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # the first has priority
@@ -209,7 +209,7 @@ def _records(
     outside: str,
     origin: int,
 ) -> tuple[Records, int, int]:
-    """Check all objects, and return them by image; how many had no area, how many were clipped."""
+    """Check all objects; return those with area, how many have none, and how many were clipped."""
     label_of = {name: label for label, name in enumerate(class_names)}
     places = [(i, k) for i, a in enumerate(annotations) for k in range(len(a.objects))]
     objects = [obj for annotation in annotations for obj in annotation.objects]
@@ -235,13 +235,13 @@ def _records(
 
     edges = written - np.array([origin, origin, 0, 0])
     boxes, clipped = fit_boxes(edges, sizes[image_of], outside, root, name)
-    areas = box_areas(boxes)
-    kept = areas > 0
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    unknown, crowd = np.full(len(boxes), np.nan), np.zeros(len(boxes), dtype=bool)
     records = Records(
         np.arange(len(images)),
         map(str, images),
         sizes,
-        *(column[kept] for column in (image_of, boxes, labels, areas, np.zeros_like(kept))),
+        *(column[kept] for column in (image_of, boxes, labels, unknown, crowd)),
     )
     return records, int((~kept).sum()), clipped
 
