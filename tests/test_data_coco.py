@@ -68,6 +68,14 @@ def perfect_detections(dataset):
     return found
 
 
+@pytest.mark.parametrize("where, images", [("images", "."), (".", "images")])
+def test_relative_folders(tmp_path, monkeypatch, where, images):
+    _, file = coco_file(tmp_path)
+    monkeypatch.chdir(tmp_path / where)
+    data = CocoDetection(images, file)
+    assert len(data) == 2 and data[0][0].shape == (3, 30, 40)
+
+
 @needs_tiny_coco
 @pytest.mark.parametrize(
     "split, images, boxes, empty", [("train", 13, 73, set()), ("val", 20, 109, {226111, 58636})]

@@ -186,12 +186,13 @@ def _images(file: Path, folder: Path, content: dict[str, list[dict[str, Any]]]) 
             raise DataError(f"{file}: {place} ({name}) has the size {width} x {height}")
         if image_id in images.positions:
             raise DataError(f"{file}: {place} repeats the image id {image_id}")
-        path = os.path.join(folder, name)
+        path = str(folder / name)
         parent, base = os.path.split(path)
         if parent not in listings:
-            listings[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else set()
+            inside = parent or os.curdir
+            listings[parent] = set(os.listdir(inside)) if os.path.isdir(inside) else set()
         if base not in listings[parent]:
-            raise DataError(f"{Path(path)}: no such image file, but {place} of {file} names it")
+            raise DataError(f"{path}: no such image file, but {place} of {file} names it")
         images.positions[image_id] = position
         images.paths.append(path)
         images.sizes.append((width, height))
