@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import json
 import pickle
 import sys
 import tracemalloc
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_data_coco import annotation, coco_file
 
 from detr_fast.data import CocoDetection, DetectionDataset, Record, Records
 
@@ -158,37 +158,16 @@ def test_label_without_class(label: int, crowd: bool) -> None:
         DetectionDataset(records, ["a", "b"], [1, 2])
 
 
-def _write_coco(folder: Path, images: int) -> tuple[Path, Path]:
-    (folder / "images").mkdir()
-    entries, annotations = [], []
-    for k in range(images):
-        (folder / "images" / f"{k}.jpg").touch()
-        entries.append({"id": 10 * k, "file_name": f"{k}.jpg", "width": 64, "height": 48})
-        for _ in range(3):
-            annotations.append(
-                {
-                    "id": len(annotations),
-                    "image_id": 10 * k,
-                    "category_id": 1,
-                    "bbox": [1.5, 2.5, 30.5, 20.5],
-                    "iscrowd": 0,
-                    "area": 5.5,
-                    "segmentation": [[x + 0.5 for x in range(200)]],
-                }
-            )
-    content = {
-        "images": entries,
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "x"}],
-    }
-    file = folder / "train.json"
-    file.write_text(json.dumps(content))
-    return folder / "images", file
-
-
 def test_memory_of_a_coco_file(tmp_path: Path) -> None:
     """No objects stay per image, nor are all outlines in memory while the file is read."""
-    images, file = _write_coco(tmp_path, 1000)
+    size, outline = {"width": 40, "height": 30}, [x + 0.5 for x in range(200)]
+    images, file = coco_file(
+        tmp_path,
+        images=[{"id": k, "file_name": "a.png", **size} for k in range(1000)],
+        annotations=[
+            annotation(id=k, image_id=k // 3, segmentation=[outline]) for k in range(3000)
+        ],
+    )
     CocoDetection(images, file)  # what is kept once for all
     gc.collect()
     before = sys.getallocatedblocks()

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from detr_fast.data import DetectionDataset
+from detr_fast.data.records import box_areas
 from detr_fast.visualize.figures import PALETTE, new_figure, open_axes, plain, to_image
 
 
@@ -53,6 +54,5 @@ def _relative_sides(dataset: DetectionDataset) -> np.ndarray:
     parts = []
     for index in range(len(dataset)):
         record = dataset.record(index)
-        x1, y1, x2, y2 = record.boxes.T
-        parts.append(np.sqrt((x2 - x1) * (y2 - y1) / (record.width * record.height)))
+        parts.append(np.sqrt(box_areas(record.boxes) / (record.width * record.height)))
     return np.concatenate(parts) if parts else np.zeros(0)
