@@ -21,6 +21,7 @@ import torch
 
 import detr_fast
 from benchmarks.checkout import commit
+from detr_fast.files import written_whole
 
 Variant = Callable[[], object]
 
@@ -131,7 +132,7 @@ def environment_info(seed: int, packages: Mapping[str, str] | None = None) -> di
 
 
 def write_csv(path: Path | None, rows: list[dict]) -> None:
-    """Writes all rows under one header, by way of a temporary file: never half a file.
+    """Writes all rows under one header; never half a file.
 
     A row need not have all values that others have. Nothing without a path, as ``--out`` is by
     default, or without a row.
@@ -139,13 +140,11 @@ def write_csv(path: Path | None, rows: list[dict]) -> None:
     if path is None or not rows:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("w", newline="") as file:
+    with written_whole(path) as temporary, temporary.open("w", newline="") as file:
         names = dict.fromkeys(name for row in rows for name in row)
         writer = csv.DictWriter(file, fieldnames=list(names), restval="")
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)
     print(f"wrote {path}")
 
 

@@ -27,7 +27,7 @@ from detr_fast.precision import autocast
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-Observer = Callable[[dict[str, Any], list[dict[str, Any]]], None]  # called with outputs, targets
+Observer = Callable[[dict[str, Any], list[dict[str, Any]]], object]  # called with outputs, targets
 METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
@@ -56,16 +56,15 @@ def evaluate(
     workers: int = 0,
     amp: torch.dtype | None = None,
     observe: Observer | None = None,
-    measure: Observer | None = None,
     results: Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Return COCO figures of a model, and ``per_class``: class name -> AP, on every process.
 
     Each process runs its share of the batches; the figures equal those of a single process.
-    ``observe``, ``measure``: see ``detect``. ``results``: a file for all detections in COCO's
-    format of results, which its tools read: ``image_id``, ``category_id``, ``bbox`` and ``score``.
-    ``progress``: show a bar on a terminal, of this process's batches.
+    ``observe``: see ``detect``. ``results``: a file for all detections in COCO's format of results,
+    which its tools read: ``image_id``, ``category_id``, ``bbox`` and ``score``. ``progress``: show
+    a bar on a terminal, of this process's batches.
 
     Raises:
         ImportError: pycocotools is not installed; raised before the model runs.
@@ -82,7 +81,7 @@ def evaluate(
     )
     row: dict[str, Any] = {}
     with _shown(loader) if progress else contextlib.nullcontext(loader) as batches:
-        parts = processes.gather(detect(model, batches, device, amp, observe, measure))
+        parts = processes.gather(detect(model, batches, device, amp, observe))
         if processes.rank() == 0:
             detections = merge_detections(parts, len(dataset))
             figures, per_category = coco_metrics(dataset.coco, detections, dataset.category_ids)
@@ -118,25 +117,21 @@ def detect(
     device: torch.device,
     amp: torch.dtype | None = None,
     observe: Observer | None = None,
-    measure: Observer | None = None,
 ) -> dict[int, dict[str, Tensor]]:
     """Detect in every image of a loader; return image id -> scores, labels, boxes xyxy.
 
     Boxes are in the pixels of the original images. Leaves the model in evaluation mode.
-    ``observe``, if given, is called with each batch's logits and boxes, on the CPU, and targets;
-    ``measure`` with all that the model returned, where it is, and targets.
+    ``observe``, if given, is called with all that the model returned for a batch, where it is, and
+    the targets.
     """
     model.eval()
     detections: dict[int, dict[str, Tensor]] = {}
     for images, mask, targets in Prefetcher(device).batches(loader):
         original = torch.stack([target["orig_size"] for target in targets])
         outputs = _outputs(model, images, mask, amp)
-        if measure is not None:
-            measure(outputs, targets)  # queued before the copies make the host wait
-        outputs = _on_cpu(outputs)
         if observe is not None:
-            observe(outputs, targets)
-        results = PostProcess()(outputs, original)
+            observe(outputs, targets)  # queued before the copies make the host wait
+        results = PostProcess()(_on_cpu(outputs), original)
         for target, result in zip(targets, results, strict=True):
             detections[int(target["image_id"])] = result
     return detections

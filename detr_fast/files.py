@@ -10,11 +10,12 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a path to write to, which then replaces ``path``: a reader sees the old file or the
     new one, never half of it. After an error the old one is unchanged, and nothing else is left.
+    Of processes that write the same file, the last to end has its content kept.
 
     Raises:
         OSError: the file cannot be written, as on a full disk; names ``path``.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -126,19 +126,19 @@ class SetCriterion(nn.Module):
     @torch.no_grad()
     def sums(
         self, outputs: dict, targets: Sequence[dict[str, Tensor]] | PackedTargets
-    ) -> tuple[Tensor, Tensor]:  # [3, L] each
+    ) -> tuple[Tensor, Tensor, Matches]:
         """Return a batch's class, L1 and GIoU losses before their division, and their divisors.
 
-        The quotients of both, each summed over batches first, are the losses of all images in one
-        batch; :meth:`total_and_parts` names them. Processes exchange nothing here, so they may have
-        different numbers of batches.
+        Both are [3, L], and followed by the matches. The quotients of the two, each summed over
+        batches first, are the losses of all images in one batch; :meth:`total_and_parts` names
+        them. Processes exchange nothing here, so they may have different numbers of batches.
 
         Args, Raises: as in :meth:`forward`.
         """
         _, matches, classes, losses = self._compare(outputs, targets)
         weight = self._class_weight(classes)
         num_boxes = matches.targets.offsets[-1].float().expand_as(weight)
-        return torch.stack(losses), torch.stack([weight, num_boxes, num_boxes])
+        return torch.stack(losses), torch.stack([weight, num_boxes, num_boxes]), matches
 
     def total_and_parts(
         self,

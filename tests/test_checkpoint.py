@@ -1,6 +1,9 @@
 """Checkpoints: what is in them, when they are written, and errors in reading and writing."""
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,10 +88,33 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_full_disk_is_named(tmp_path, size):
     path = tmp_path / "last.pt"
     path.write_bytes(b"old")
-    path.with_name("last.pt.tmp").symlink_to("/dev/full")
+    path.with_name(f"last.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*last\.pt'"):
         save_checkpoint(path, {"weights": torch.zeros(size)})
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_processes_that_write_the_same_file(tmp_path):
+    """Each writes half of its content, then both the rest: never is one's half the file."""
+    path = tmp_path / "report.html"
+    script = (
+        "import sys; from pathlib import Path; from detr_fast.files import written_whole\n"
+        "with written_whole(Path(sys.argv[1])) as temporary, temporary.open('w') as file:\n"
+        "    file.write(sys.argv[2] * 5); file.flush()\n"
+        "    print(flush=True); input(); file.write(sys.argv[2] * 5)\n"
+    )
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = {
+        letter: subprocess.Popen([sys.executable, "-c", script, str(path), letter], **options)
+        for letter in "ab"
+    }
+    for writer in writers.values():
+        writer.stdout.readline()
+    assert not path.exists()
+    for letter, writer in writers.items():
+        writer.communicate("\n")
+        assert writer.returncode == 0 and path.read_text() == 10 * letter
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_errors_name_the_file(tmp_path):

@@ -122,7 +122,7 @@ def validation_losses(name: str) -> dict[str, float]:
     torch.manual_seed(0)
     model, losses = detr_tiny(3, num_queries=8), EvaluationLosses(SetCriterion(3))
     loader = make_eval_loader(data, batch_size, 0, processes.rank(), processes.world_size())
-    detect(model, loader, torch.device("cpu"), measure=losses.add)
+    detect(model, loader, torch.device("cpu"), observe=losses.add)
     return losses.finish()
 
 

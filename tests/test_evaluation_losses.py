@@ -56,7 +56,7 @@ def test_whatever_the_batch_size(batch_size, aux_loss):
         3, FastMatcher(2, 1, 1), eos_coef=0.4, weight_class=3, weight_bbox=0.5, weight_giou=7
     )
     losses = EvaluationLosses(criterion)
-    evaluate(model, data, "cpu", batch_size, measure=losses.add)
+    evaluate(model, data, "cpu", batch_size, observe=losses.add)
     matcher = reference.HungarianMatcher(2, 1, 1)
     expected = in_one_batch(model, data, 3, 0.4, (3, 0.5, 7), matcher)
     assert losses.finish() == pytest.approx(expected, rel=1e-5)
@@ -67,7 +67,7 @@ def test_without_any_object():
     model, data = detr_tiny(num_classes=3, num_queries=5), SomeEmpty(4, every=1)
     for eos_coef in (0.1, 0):
         losses = EvaluationLosses(SetCriterion(3, eos_coef=eos_coef))
-        evaluate(model, data, "cpu", 3, measure=losses.add)
+        evaluate(model, data, "cpu", 3, observe=losses.add)
         found = losses.finish()
         assert found["loss_bbox"] == found["loss_giou"] == 0
         assert found["loss_ce"] > 0 if eos_coef else found["loss"] == 0

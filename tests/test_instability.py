@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from detr_fast import FastMatcher
 from detr_fast.data import Shapes
 from detr_fast.losses import SetCriterion
 from detr_fast.reference import HungarianMatcher
 from detr_fast.training import TrainConfig, Trainer, load_checkpoint
+from detr_fast.training.evaluation_losses import EvaluationLosses
 from detr_fast.training.instability import MatchingInstability
 from detr_fast.training.recipes import eval_recipe, train_recipe
 
@@ -79,14 +79,27 @@ def test_without_targets_everything_is_zero():
     assert losses["rematched_0"] == 0 and losses["no_object_matched"] == 0
 
 
+def add(watch: MatchingInstability, layer, targets) -> None:
+    """Match a batch as an evaluation does, and add it to the record."""
+    watch.add(EvaluationLosses(SetCriterion(3)).add(layer, targets).query_index[-1], targets)
+
+
+@pytest.mark.parametrize("n", [7, 2])
+def test_an_evaluation_matches_the_last_layer(n):
+    layers, targets = batch(6, n)
+    outputs = {**layers[-1], "aux_outputs": layers[:-1]}
+    matches = EvaluationLosses(SetCriterion(3)).add(outputs, targets)
+    assert matches.query_index[-1].tolist() == flat(queries(layers[-1], targets))
+
+
 class TestWatch:
     def test_between_evaluations(self):
         layers, targets = batch(3)
-        watch = MatchingInstability(FastMatcher())
+        watch = MatchingInstability()
         for number, layer in enumerate(layers[:2]):
             parts = [{k: v[b : b + 1] for k, v in layer.items()} for b in range(3)]
             for part, target in zip(parts, targets, strict=True):
-                watch.observe(part, [target])
+                add(watch, part, [target])
             found = watch.finish()
             assert number or found == {}
         before, after = (flat(queries(layer, targets)) for layer in layers[:2])
@@ -95,35 +108,35 @@ class TestWatch:
 
     def test_goes_on_from_its_state(self):
         layers, targets = batch(4)
-        watch = MatchingInstability(FastMatcher())
+        watch = MatchingInstability()
         assert watch.state() is None
-        watch.observe(layers[0], targets)
+        add(watch, layers[0], targets)
         watch.finish()
-        resumed = MatchingInstability(FastMatcher(), watch.state())
+        resumed = MatchingInstability(watch.state())
         for one in (watch, resumed):
-            one.observe(layers[1], targets)
+            add(one, layers[1], targets)
         assert watch.finish() == resumed.finish() != {}
 
     def test_other_images_are_not_compared(self):
         layers, targets = batch(5)
-        watch = MatchingInstability(FastMatcher())
-        watch.observe(layers[0], targets)
+        watch = MatchingInstability()
+        add(watch, layers[0], targets)
         watch.finish()
-        watch.observe({k: v[:2] for k, v in layers[0].items()}, targets[:2])
+        add(watch, {k: v[:2] for k, v in layers[0].items()}, targets[:2])
         assert watch.finish() == {}
 
     @pytest.mark.parametrize("change", [-1, 1])
     def test_nor_are_images_whose_annotations_were_corrected(self, change):
         layers, targets = batch(5)
-        watch = MatchingInstability(FastMatcher())
-        watch.observe(layers[0], targets)
+        watch = MatchingInstability()
+        add(watch, layers[0], targets)
         watch.finish()
-        resumed = MatchingInstability(FastMatcher(), watch.state())
+        resumed = MatchingInstability(watch.state())
         at = next(i for i, target in enumerate(targets) if len(target["labels"]) > 1)
         keep = slice(0, change) if change < 0 else [*range(len(targets[at]["labels"])), 0]
         corrected = {k: targets[at][k][keep] for k in ("labels", "boxes")}
         others = [t | corrected if i == at else t for i, t in enumerate(targets)]
-        resumed.observe(layers[0], others)
+        add(resumed, layers[0], others)
         assert resumed.finish() == {}
 
 
@@ -173,8 +186,8 @@ def test_a_run_logs_it(tmp_path):
 
 def test_each_evaluation_is_compared_with_the_one_before():
     layers, targets = batch(3)
-    watch = MatchingInstability(FastMatcher())
+    watch = MatchingInstability()
     for layer in (layers[0], layers[1], layers[1]):
-        watch.observe(layer, targets)
+        add(watch, layer, targets)
         found = watch.finish()
     assert found == {"rematched_epoch": 0}

@@ -282,6 +282,19 @@ class TestBackbone:
             assert not torch.equal(backbone(images), changed)
         assert len(heard) == 3
 
+    def test_padding_with_other_values_than_zeros(self):
+        backbone = ResNetBackbone("resnet18").eval()
+        images = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            zeros = backbone(images)
+            for conv in (m for m in backbone.modules() if isinstance(m, nn.Conv2d)):
+                conv.padding_mode = "circular"
+            expected = images
+            for part in backbone.body.values():
+                expected = part(expected)
+            torch.testing.assert_close(backbone(images), expected, atol=1e-5, rtol=1e-5)
+        assert (zeros - expected).abs().max() > 0.1
+
     def test_checkpointing_with_hooks_gives_the_same_gradients(self):
         torch.manual_seed(0)
         backbone = ResNetBackbone("resnet18").train()

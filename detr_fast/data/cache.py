@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,9 @@ class ImageCache:
 
     The memory is one anonymous shared mapping: forked workers write into the same pages, and unlike
     ``Tensor.share_memory_`` it does not count against a container's small ``/dev/shm``. Pages that
-    are never written cost nothing. Two workers that decode the same image write the same bytes, and
-    the flag is set after the pixels, so no lock is needed. A pickled cache (spawned workers,
-    copies) keeps the layout and starts empty.
+    are never written cost nothing. There is no lock: two workers that decode the same image write
+    the same bytes, and an image is asked for again an epoch after it was put here. A pickled cache
+    (spawned workers, copies) keeps the layout and starts empty.
 
     Args:
         sizes: ``(height, width)`` of each image.
@@ -93,35 +91,6 @@ class ImageCache:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._allocate()
-
-
-def available_memory() -> int:
-    """Return the bytes still available on this machine, or in the container this runs in."""
-    free = _read_number(Path("/proc/meminfo"), "MemAvailable:") * 1024
-    if not free:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        most = _read_number(Path(limit))
-        if most:  # 0: no such file, or no limit
-            free = min(free, max(0, most - _read_number(Path(used))))
-    return free
-
-
-def _read_number(file: Path, word: str = "") -> int:
-    """Return the number after ``word`` in a file; 0 where there is none."""
-    try:
-        for line in file.read_text().splitlines():
-            if line.startswith(word):
-                return int(line[len(word) :].split()[0])
-    except (OSError, ValueError, IndexError):
-        pass
-    return 0
 
 
 def _gigabytes(count: int) -> str:

@@ -117,8 +117,9 @@ _STOCK = (
 def is_stock(module: nn.Module) -> bool:
     """Return whether a ResNet's part computes what torchvision's does, and nobody listens in.
 
-    Hooks, other types (of pruning, quantisation, adapters), a bias or a replaced ``forward`` take
-    effect only where each module is called.
+    Hooks, other types (of pruning, quantisation, adapters), a bias, padding with other values than
+    zeros or a replaced ``forward`` take effect only where each module is called. Hooks on all
+    modules of the process, as of ``register_module_forward_hook``, are not looked for.
     """
     # Lists: some versions of torch.compile stop at ``all``, or at classes in a set.
     others = [
@@ -128,7 +129,9 @@ def is_stock(module: nn.Module) -> bool:
         or (part._forward_hooks or part._forward_pre_hooks)
         or (part._backward_hooks or part._backward_pre_hooks)
         or "forward" in part.__dict__
-        or (type(part) is nn.Conv2d and part.bias is not None)
+        or (
+            type(part) is nn.Conv2d and (part.bias is not None or part.padding_mode != "zeros")
+        )
     ]
     return not others
 

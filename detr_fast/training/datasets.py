@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from detr_fast.data import DetectionDataset, open_dataset
-from detr_fast.data.cache import available_memory
+from detr_fast.data.free_memory import available_memory
 from detr_fast.training import distributed
 from detr_fast.training.config import TrainConfig
 from detr_fast.training.recipes import eval_recipe, train_recipe

@@ -153,7 +153,7 @@ class Trainer:
             self.optimizer, config.schedule, self.total_steps, config.warmup_steps, config.lr_drop
         )
         self.model.set_checkpointing(config.checkpointing)
-        self.watch = MatchingInstability(self.criterion.matcher)
+        self.watch = MatchingInstability()
         self.step = 0
         self.evaluation_due = False  # for the epoch that ended with this step
         self.best_ap = -math.inf
@@ -411,6 +411,11 @@ class Trainer:
     def _evaluate(self, epoch: int, log: RunLog | None, bar: ProgressBar) -> dict[str, Any]:
         started = time.perf_counter()
         losses = EvaluationLosses(self.criterion)
+
+        def observe(outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> None:
+            matches = losses.add(outputs, targets)
+            self.watch.add(matches.query_index[-1], targets)
+
         try:
             row = evaluation.evaluate(
                 self.eval_model,
@@ -419,8 +424,7 @@ class Trainer:
                 self.config.batch_size,
                 self.workers,
                 self.amp,
-                self.watch.observe,
-                losses.add,
+                observe,
                 progress=not self.quiet,
             )
         except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""The losses of training on the validation images, to see overfitting."""
+"""Losses and matching of training on the validation images, to see overfitting."""
 
 import copy
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detr_fast import processes
 from detr_fast.losses import SetCriterion
+from detr_fast.matching import Matches
 
 
 class EvaluationLosses:
@@ -23,10 +24,15 @@ class EvaluationLosses:
         self.criterion.matcher.nonfinite = "last"
         self._sums: Tensor | None = None  # [2, 3, L] float64, as ``sums`` returns them
 
-    def add(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> None:
-        """Add a batch's outputs of all layers, without waiting for their device."""
-        sums = torch.stack(self.criterion.sums(outputs, targets)).double()
+    def add(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> Matches:
+        """Add a batch's outputs of all layers, and return how they were matched.
+
+        Does not wait for their device.
+        """
+        losses, divisors, matches = self.criterion.sums(outputs, targets)
+        sums = torch.stack([losses, divisors]).double()
         self._sums = sums if self._sums is None else self._sums + sums
+        return matches
 
     def finish(self) -> dict[str, float]:
         """Return the losses over all processes on rank 0, named as in training; else nothing.

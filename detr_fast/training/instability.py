@@ -3,44 +3,37 @@
 As in DN-DETR (Li et al. 2022, section 3.1), on the validation images, the same at each evaluation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from detr_fast import processes
-from detr_fast.matching import FastMatcher
 
 
 class MatchingInstability:
-    """A record of the query matched to each validation target, from outputs that exist anyway.
+    """A record of the query matched to each validation target.
 
     Args:
-        matcher: the one used in training.
         state: what ``state`` returned when the run was saved, to resume from it.
     """
 
-    def __init__(self, matcher: FastMatcher, state: dict[str, Tensor] | None = None) -> None:
-        self.matcher = FastMatcher(
-            matcher.cost_class, matcher.cost_bbox, matcher.cost_giou, nonfinite="last"
-        )
-        self._seen: dict[int, Tensor] = {}  # image id -> [M] query of each target; -1 = none
-        self._before: dict[int, Tensor] | None = None
+    def __init__(self, state: dict[str, Tensor] | None = None) -> None:
+        self._seen: list[tuple[Tensor, list[int], list[int]]] = []  # queries, images, counts
+        self._before: dict[int, Tensor] | None = None  # image id -> [M] query of each target
         if state is not None:
-            rows = state["query_index"].split(state["counts"].tolist())
-            self._before = dict(zip(state["image_ids"].tolist(), rows, strict=True))
+            self._before = _by_image(
+                state["query_index"], state["image_ids"].tolist(), state["counts"].tolist()
+            )
 
-    def observe(self, outputs: dict[str, Any], targets: Sequence[dict[str, Tensor]]) -> None:
-        """Match one batch of an evaluation: outputs of the last layer, targets with image ids."""
-        layer = {name: outputs[name].cpu() for name in ("pred_logits", "pred_boxes")}
-        copies = [{name: target[name].cpu() for name in ("labels", "boxes")} for target in targets]
-        for target, (queries, index) in zip(targets, self.matcher(layer, copies), strict=True):
-            row = torch.full((len(target["labels"]),), -1)
-            row[index] = queries
-            self._seen[int(target["image_id"])] = row
+    def add(
+        self,
+        query_index: Tensor,  # [T] the targets' queries in the last layer; -1 = none; any device
+        targets: Sequence[dict[str, Tensor]],  # with image ids
+    ) -> None:
+        """Add the matching of one batch of an evaluation, without waiting for its device."""
+        images = [int(target["image_id"]) for target in targets]
+        self._seen.append((query_index, images, [len(target["labels"]) for target in targets]))
 
     def finish(self) -> dict[str, float]:
         """Finish an evaluation, on every process; return ``rematched_epoch`` on rank 0.
@@ -49,10 +42,13 @@ class MatchingInstability:
         after the first evaluation, if images or their numbers of targets are others since (a run
         was resumed after the annotations were corrected), and without targets.
         """
+        seen: dict[int, Tensor] = {}
+        for query_index, images, counts in self._seen:
+            seen |= _by_image(query_index.cpu(), images, counts)
+        self._seen = []
         now: dict[int, Tensor] = {}
-        for part in processes.gather(self._seen):
+        for part in processes.gather(seen):
             now |= part
-        self._seen = {}
         before, self._before = self._before, now or None
         if before is None or _counts(before) != _counts(now):
             return {}
@@ -70,6 +66,10 @@ class MatchingInstability:
             "counts": torch.tensor([len(row) for row in rows]),
             "query_index": torch.cat(rows),
         }
+
+
+def _by_image(query_index: Tensor, images: list[int], counts: list[int]) -> dict[int, Tensor]:
+    return dict(zip(images, query_index.split(counts), strict=True))
 
 
 def _counts(queries: dict[int, Tensor]) -> dict[int, int]:

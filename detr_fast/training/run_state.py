@@ -69,7 +69,7 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     trainer.evaluation_due = checkpoint["evaluation_due"]
     set_step(trainer.scheduler, trainer.step)
     trainer.best_ap = checkpoint["best_ap"]
-    trainer.watch = MatchingInstability(trainer.criterion.matcher, checkpoint["matching"])
+    trainer.watch = MatchingInstability(checkpoint["matching"])
     trainer.images_seen, trainer.seconds = checkpoint["images_seen"], checkpoint["seconds"]
     set_rng_state(checkpoint["rng"][processes.rank()], trainer.device)
 
