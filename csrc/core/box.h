@@ -5,6 +5,7 @@
 
 namespace detr_fast {
 
+// If either is NaN, both functions return b.
 template <class Real>
 DETR_FAST_HD inline Real smaller(Real a, Real b) {
   return a < b ? a : b;

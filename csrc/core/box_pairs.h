@@ -20,7 +20,7 @@ struct BoxPairs {
 };
 
 template <class Real>
-DETR_FAST_HD inline Box<Real> load_box(const Real* at, bool by_centre) {
+DETR_FAST_HD inline Box<Real> load_pair_box(const Real* at, bool by_centre) {
   return by_centre ? make_box(at[0], at[1], at[2], at[3])
                    : make_box_of_corners(at[0], at[1], at[2], at[3]);
 }

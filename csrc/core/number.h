@@ -10,8 +10,8 @@ DETR_FAST_HD inline Real magnitude(Real x) {
   return x < 0 ? -x : x;
 }
 
-// Of numbers that are not NaN (smaller() and larger() of core/box.h say what NaN gives): one
-// instruction each for floats.
+// Of numbers that are not NaN, unlike smaller() and larger() of core/box.h. One instruction each
+// for floats.
 DETR_FAST_HD inline float lesser(float a, float b) {
 #ifdef __CUDA_ARCH__
   return fminf(a, b);

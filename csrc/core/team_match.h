@@ -100,19 +100,19 @@ DETR_FAST_HD inline bool is_box(const Box<float>& b) {
 }
 
 template <class T>
-DETR_FAST_HD inline Box<float> load_box(const void* boxes, int64_t index) {
+DETR_FAST_HD inline Box<float> load_box_at(const void* boxes, int64_t index) {
   const T* const b = static_cast<const T*>(boxes) + 4 * index;
   return make_box(to_float(b[0]), to_float(b[1]), to_float(b[2]), to_float(b[3]));
 }
 
-DETR_FAST_HD inline Box<float> load_box(const void* boxes, Dtype dtype, int64_t index) {
+DETR_FAST_HD inline Box<float> load_box_at(const void* boxes, Dtype dtype, int64_t index) {
   switch (dtype) {
     case Dtype::kFloat16:
-      return load_box<Half>(boxes, index);
+      return load_box_at<Half>(boxes, index);
     case Dtype::kBfloat16:
-      return load_box<Bfloat>(boxes, index);
+      return load_box_at<Bfloat>(boxes, index);
     default:
-      return load_box<float>(boxes, index);
+      return load_box_at<float>(boxes, index);
   }
 }
 
@@ -164,14 +164,14 @@ DETR_FAST_KERNEL_PART void compute_costs(Block& block, const TeamMatchInput& in,
   const int32_t k = warp.rank();
   if (k >= tile) return;
   const int32_t n = first_query + k;
-  const Box<float> box = load_box(in.boxes[layer], in.boxes_dtype, first + k);
+  const Box<float> box = load_box_at(in.boxes[layer], in.boxes_dtype, first + k);
   const Softmax<float> of_query = focal ? Softmax<float>{0, 0} : softmax[k];
   const bool boxed = is_box(box);
   const CostLayout layout(in.queries, count);
   float* const cost = in.cost + in.first_target(layer, image) * in.queries;
   for (int32_t m = block.warp_index(); m < count; m += block.warps()) {
     const int64_t label = in.labels[begin + m];
-    const Box<float> target = load_box<float>(in.target_boxes, static_cast<int64_t>(begin) + m);
+    const Box<float> target = load_box_at<float>(in.target_boxes, static_cast<int64_t>(begin) + m);
     float result;
     if (label < 0 || label >= in.label_count) {
       result = nan_with(Status::kInvalidLabel);

@@ -33,7 +33,7 @@ std::vector<Real> columns_of(const BoxPairs<Real>& in) {
   std::vector<Real> columns(in.batch * 5 * m);
   for (int64_t b = 0; b < in.batch; ++b)
     for (int64_t j = 0; j < m; ++j) {
-      const Box<Real> box = load_box(in.boxes2 + (b * m + j) * 4, in.by_centre);
+      const Box<Real> box = load_pair_box(in.boxes2 + (b * m + j) * 4, in.by_centre);
       Real* const at = columns.data() + b * 5 * m + j;
       at[0] = box.x0;
       at[m] = box.y0;
@@ -64,7 +64,7 @@ void box_iou(const BoxPairs<Real>& in, Real* out, int threads) {
   const auto row = kernels_of(Real()).row;
   for_chunks(in, 1, threads, [&](int64_t b, int64_t first, int64_t end, int64_t) {
     for (int64_t i = first; i < end; ++i)
-      row(in.generalized, load_box(in.boxes1 + (b * n + i) * 4, in.by_centre),
+      row(in.generalized, load_pair_box(in.boxes1 + (b * n + i) * 4, in.by_centre),
           {columns.data() + b * 5 * m, m}, out + (b * n + i) * m);
   });
 }
@@ -82,7 +82,7 @@ void box_iou_backward(const BoxPairs<Real>& in, const Real* gradient, Real* out1
     for (int64_t i = first; i < end; ++i) {
       Real g[4];
       const int64_t at = b * n + i;
-      row_gradient(in.generalized, load_box(in.boxes1 + at * 4, in.by_centre),
+      row_gradient(in.generalized, load_pair_box(in.boxes1 + at * 4, in.by_centre),
                    {columns.data() + b * 5 * m, m}, gradient + at * m, g, sums.data() + k * 4 * m,
                    scratch.data() + k * 4 * m);
       store_gradient({g[0], g[1], g[2], g[3]}, in.by_centre, out1 + at * 4);

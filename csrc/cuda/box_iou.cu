@@ -20,14 +20,14 @@ __global__ void __launch_bounds__(kColumns) all_pairs(const BoxPairs<Real> in, R
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x;
   if (j >= in.count2) return;
   for (int64_t b = blockIdx.z; b < in.batch; b += gridDim.z) {
-    const Box<Real> second = load_box(in.boxes2 + (b * in.count2 + j) * 4, in.by_centre);
+    const Box<Real> second = load_pair_box(in.boxes2 + (b * in.count2 + j) * 4, in.by_centre);
     for (int64_t first = blockIdx.y * int64_t(kRows); first < in.count1;
          first += gridDim.y * int64_t(kRows)) {
       const int64_t end = first + kRows < in.count1 ? first + kRows : in.count1;
       for (int64_t i = first; i < end; ++i) {
         const int64_t row = b * in.count1 + i;
         out[row * in.count2 + j] =
-            pair_iou<kGeneralized>(load_box(in.boxes1 + row * 4, in.by_centre), second);
+            pair_iou<kGeneralized>(load_pair_box(in.boxes1 + row * 4, in.by_centre), second);
       }
     }
   }
@@ -47,10 +47,10 @@ __global__ void __launch_bounds__(kOwners* kSlices)
   for (int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
     Real sum[4] = {0, 0, 0, 0};
     if (p < own_count) {
-      const Box<Real> box = load_box(own + (b * own_count + p) * 4, by_centre_);
+      const Box<Real> box = load_pair_box(own + (b * own_count + p) * 4, by_centre_);
       const Real* const g = gradient + b * own_count * other_count + p * own_stride;
       for (int64_t q = slice; q < other_count; q += kSlices) {
-        const Box<Real> other = load_box(others + (b * other_count + q) * 4, by_centre_);
+        const Box<Real> other = load_pair_box(others + (b * other_count + q) * 4, by_centre_);
         const auto d = pair_iou_gradient<kGeneralized>(box, other);
         const Real by = g[q * other_stride];
         sum[0] += by * d.x0;

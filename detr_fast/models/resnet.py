@@ -129,9 +129,7 @@ def is_stock(module: nn.Module) -> bool:
         or (part._forward_hooks or part._forward_pre_hooks)
         or (part._backward_hooks or part._backward_pre_hooks)
         or "forward" in part.__dict__
-        or (
-            type(part) is nn.Conv2d and (part.bias is not None or part.padding_mode != "zeros")
-        )
+        or (type(part) is nn.Conv2d and (part.bias is not None or part.padding_mode != "zeros"))
     ]
     return not others
 

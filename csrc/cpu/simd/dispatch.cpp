@@ -21,6 +21,7 @@ const Kernels& choose() {
     return !cap || !*cap || std::strcmp(cap, name) == 0;
   };
   __builtin_cpu_init();
+  // Every processor with AVX2 has F16C as well.
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") &&
