@@ -14,7 +14,6 @@ from detr_fast.interop.matchers.shared import (
     Outputs,
     Targets,
     fast_matcher,
-    fill_last,
     match_groups,
     place,
 )
@@ -147,7 +146,7 @@ def _match(
     predictions = {"pred_logits": outputs["logits"], "pred_boxes": outputs["pred_boxes"]}
     renamed = [{"labels": t["class_labels"], "boxes": t["boxes"]} for t in targets]
     try:
-        return place(module, match_groups(module, options, predictions, renamed, groups, fill_last))
+        return place(module, match_groups(module, options, predictions, renamed, groups, "last"))
     except ValueError as error:  # report it in transformers' names
         message = str(error).replace("'pred_logits'", "'logits'")
         raise type(error)(message.replace("'labels'", "'class_labels'")) from None

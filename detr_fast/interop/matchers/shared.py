@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from detr_fast.matching.input import check_layers, check_targets
 
 Outputs = Mapping[str, Tensor]
 Targets = Sequence[Mapping[str, Tensor]]
-Fill = Callable[[list[Tensor]], list[Tensor]]  # all images' costs [N, M] -> the same, all finite
+# All images' costs [N, M] -> the same, all finite; or "last": as FastMatcher(nonfinite="last").
+Fill = Callable[[list[Tensor]], list[Tensor]] | Literal["last"]
 
 
 class Matcher(nn.Module):
@@ -128,13 +129,13 @@ def match(
                 fault = error
         if fill is None:
             raise fault
-        # Raises if targets are at fault.
-        FastMatcher(**options, **_on_cuda(module), nonfinite="last")(outputs, targets)
+        lenient = FastMatcher(**options, **_on_cuda(module), nonfinite="last")
+        pairs = lenient(outputs, targets)  # raises if targets are at fault
         _check_boxes(outputs["pred_boxes"], fill_nan_boxes)
         blocks = cost_blocks(fast, outputs, targets)
         if all(bool(cost.isfinite().all()) for cost in blocks):
             raise fault  # about something else, such as another matcher's earlier call on this GPU
-        return linear_sum_assignment(fill(blocks))
+        return pairs if fill == "last" else linear_sum_assignment(fill(blocks))
     finally:
         del fault  # its traceback refers to this frame: predictions would live until collected
 
@@ -169,19 +170,6 @@ def cost_blocks(fast: FastMatcher, outputs: Outputs, targets: Targets) -> list[T
         )
         for b, target in enumerate(targets)
     ]
-
-
-def fill_last(blocks: list[Tensor]) -> list[Tensor]:
-    """Make non-finite costs just large enough that as few such pairs as possible are matched."""
-    filled = []
-    for cost in blocks:
-        finite = cost.isfinite()
-        known = cost[finite].double()
-        last = 0.0
-        if len(known):
-            last = float(known.max() + (known.max() - known.min() + 1) * (cost.shape[1] + 1))
-        filled.append(cost.double().masked_fill(~finite, last))
-    return filled
 
 
 def match_groups(
