@@ -15,8 +15,10 @@ from detr_fast.cli.arguments import add_device, count
 from detr_fast.cli.checkpoints import load_best_checkpoint
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset
-from detr_fast.evaluation import METRICS, detect_batch
+from detr_fast.evaluation import METRICS
 from detr_fast.files import written_whole
+from detr_fast.models import PostProcess
+from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_data
 from detr_fast.training.logs import read_metrics
@@ -76,10 +78,15 @@ def run(args: argparse.Namespace) -> int:
     page.section("Training")
     page.picture(plot_training(rows), "losses, accuracy, matching and optimizer over the epochs")
     chosen = torch.utils.data.Subset(val_set, range(min(args.images, len(val_set))))
-    _images(page, model, val_set, chosen, device, config.batch_size)
+    ranking = Ranking()
     predictions = collect_predictions(
-        model, batches(chosen, device, config.batch_size), matcher=config.matcher()
+        model,
+        batches(chosen, device, config.batch_size),
+        amp_dtype(config.amp, device),
+        config.matcher(),
+        ranking.add,
     )
+    _images(page, model, val_set, ranking.worst_first(), device)
     page.section("Queries")
     page.picture(plot_query_boxes(predictions), "centres of each query's boxes")
     page.picture(plot_query_use(predictions), "how often each query is used")
@@ -142,26 +149,34 @@ def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset, 
     )
 
 
+class Ranking:
+    """The detections in images, with how well each image's fit its targets."""
+
+    def __init__(self) -> None:
+        self._found: list[Found] = []
+
+    def add(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> None:
+        """Add a batch: outputs of the last layer and targets, on the CPU."""
+        results = PostProcess()(outputs, torch.ones(len(targets), 2))
+        for target, result in zip(targets, results, strict=True):
+            corners = box_convert(target["boxes"], "cxcywh", "xyxy")
+            quality = image_quality(result, target["labels"], corners)
+            self._found.append((quality, len(self._found), result))
+
+    def worst_first(self) -> list[Found]:
+        """Return what was found in all images, in the order of quality."""
+        return sorted(self._found, key=lambda item: item[:2])
+
+
 @torch.no_grad()
 def _images(
     page: Page,
     model: nn.Module,
     val_set: DetectionDataset,
-    chosen: torch.utils.data.Dataset,
+    ranked: list[Found],  # worst first
     device: torch.device,
-    batch_size: int,
 ) -> None:
     """Add the worst and the best images, and attention in at most two."""
-    ranked: list[Found] = []
-    model.eval()
-    for images, mask, targets in batches(chosen, device, batch_size):
-        unit = torch.ones(len(targets), 2)
-        results = detect_batch(model, images, mask, unit)
-        for target, result in zip(targets, results, strict=True):
-            corners = box_convert(target["boxes"].cpu(), "cxcywh", "xyxy")
-            quality = image_quality(result, target["labels"].cpu(), corners)
-            ranked.append((quality, len(ranked), result))
-    ranked.sort(key=lambda item: (item[0], item[1]))
     page.section("Images")
     page.text(
         "Targets left, detections of score 0.5 or more right. Sorted by quality: detections and "

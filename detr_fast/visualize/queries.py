@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ def collect_predictions(
     batches: Iterable[tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]],
     amp: torch.dtype | None = None,
     matcher: FastMatcher | None = None,
+    observe: Callable[[dict[str, Tensor], list[dict[str, Tensor]]], object] | None = None,
 ) -> QueryPredictions:
     """Return every query's prediction in every image. Leaves the model in evaluation mode.
 
@@ -46,6 +47,7 @@ def collect_predictions(
         batches: images [B, 3, H, W] and mask [B, H, W] or None, on the model's device, and B
             targets with ``labels`` and ``boxes`` cxcywh.
         matcher: matches queries to targets; default: FastMatcher().
+        observe: called with each batch's logits and boxes, float32, and targets, all on the CPU.
 
     Raises:
         ValueError: there are no batches.
@@ -61,6 +63,8 @@ def collect_predictions(
         is_matched = torch.zeros(outputs["pred_boxes"].shape[:2], dtype=torch.bool)
         for image, (queries, _) in zip(is_matched, matcher(outputs, targets), strict=True):
             image[queries] = True
+        if observe is not None:
+            observe(outputs, targets)
         boxes.append(outputs["pred_boxes"])
         scores.append(outputs["pred_logits"].softmax(-1)[..., :-1].amax(-1))
         matched.append(is_matched)
