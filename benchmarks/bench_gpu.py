@@ -1,10 +1,10 @@
-"""Matching, assignment and box losses on a GPU, against everything else that could be used there.
+"""Matching, assignment, IoU and box losses on a GPU, against what else could be used there.
 
 python -m benchmarks.bench_gpu --out benchmarks/results/gpu.csv
 
-Earlier rows of what is timed leave the file before it is. The rows are written after each case:
-first the times of all, then, since a profiler may stay attached, the waits and kernels of ours and
-the waits of the others, then the steps, which the host counts.
+Old rows of a set are deleted before it is timed. The rows are written after each case: first the
+times of all, then, since a profiler may stay attached, the waits and kernels of ours and the waits
+of the others, then the steps, which the host counts.
 """
 
 import argparse

@@ -4,7 +4,7 @@ import traceback
 
 
 class Failures:
-    """Keeps a line of each failure. One who has any ends with :meth:`stop`."""
+    """Keeps a line of each failure; :meth:`stop` then ends the program with an error."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -147,7 +147,7 @@ class Report:
             return
         except ValueError as error:
             raise SystemExit(
-                f"{path} cannot be gone on with, {error}: give another --out, or no --only"
+                f"{path} cannot be continued, {error}: give another --out, or no --only"
             ) from None
         self.results = {t: result for t, result in earlier.items() if result.group not in groups}
 

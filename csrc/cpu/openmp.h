@@ -12,7 +12,7 @@
 namespace detr_fast::cpu {
 
 // Whether there is such a runtime and its threads are awake, or not observed yet. Always false on
-// Windows and macOS, and in a process that began as a fork, where a call could wait for threads
+// macOS, and in a process that began as a fork, where a call could wait for threads
 // that do not exist. DETR_FAST_THREADS in the environment overrides this: "own" returns false,
 // "openmp" returns true if there is a runtime (except in a fork).
 bool openmp_is_awake();

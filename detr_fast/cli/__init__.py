@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if argv is None:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # no name is worth an error as it is printed
+            if isinstance(stream, io.TextIOWrapper):  # "?" for what cannot be shown
                 stream.reconfigure(errors="replace")
         warnings.showwarning = _show_warning
     keep_freed_memory()

@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    for name in ("out", "detections"):  # an error is worth it before the work
+    for name in ("out", "detections"):  # fail before evaluating, not after
         file = getattr(args, name)
         if file is not None and file.is_dir():
             raise ValueError(f"--{name} is {file}, a folder, expected a file")

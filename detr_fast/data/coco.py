@@ -70,7 +70,7 @@ class CocoDetection(DetectionDataset):
             records, dropped, clipped = _records(
                 file, content, listed, category_ids, class_names, classes is not None, boxes
             )
-            del content  # else it would be searched after all
+            del content  # before the collector would search it
         super().__init__(
             records,
             class_names,

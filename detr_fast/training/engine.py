@@ -263,7 +263,7 @@ class Trainer:
             self.step += 1
             ends = self.step % self.steps_per_epoch == 0
             logs = ends or self.step % config.log_every == 0
-            # Whoever asks for the end kills soon. Fast processes agree on it where they log.
+            # SIGKILL soon follows SIGTERM: stop at this step. Fast processes agree on it at a log.
             if not logs and (self._slow or processes.world_size() == 1):
                 (logs,) = distributed.any_rank(self._stop.requested)
             means = interval.means() if logs else {}  # waits for the device: part of the steps

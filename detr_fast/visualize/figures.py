@@ -41,7 +41,7 @@ def to_image(figure: Figure) -> Image.Image:
     use_fonts_with_letters(figure)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # said above, in a line
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # ours was given already
         figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
