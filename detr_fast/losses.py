@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_fast import processes
-from detr_fast.matching import FastMatcher, Matches, PackedTargets
+from detr_fast.matching import FastMatcher, Matches, PackedTargets, Targets
 from detr_fast.ops import box_losses, target_classes
 from detr_fast.ops.matched import BOX_LOSSES
 
@@ -78,7 +78,7 @@ class SetCriterion(nn.Module):
         self,
         outputs: dict,  # as DETR returns them, with or without aux_outputs
         # B times {"labels" [M], "boxes" [M, 4] cxcywh}; or packed, for a FastMatcher
-        targets: Sequence[dict[str, Tensor]] | PackedTargets,
+        targets: Targets,
         step_counts: Tensor | None = None,
         batches: int = 1,
     ) -> dict[str, Tensor]:
@@ -124,9 +124,7 @@ class SetCriterion(nn.Module):
         return losses
 
     @torch.no_grad()
-    def sums(
-        self, outputs: dict, targets: Sequence[dict[str, Tensor]] | PackedTargets
-    ) -> tuple[Tensor, Tensor, Matches]:
+    def sums(self, outputs: dict, targets: Targets) -> tuple[Tensor, Tensor, Matches]:
         """Return a batch's class, L1 and GIoU losses before their division, and their divisors.
 
         Both are [3, L], and followed by the matches. The quotients of the two, each summed over
@@ -155,7 +153,7 @@ class SetCriterion(nn.Module):
         return losses
 
     def _compare(
-        self, outputs: dict, targets: Sequence[dict[str, Tensor]] | PackedTargets
+        self, outputs: dict, targets: Targets
     ) -> tuple[Tensor, Matches, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Match; return logits, matches, the queries' classes, and sums of the three losses [L]."""
         layers = [*outputs.get("aux_outputs", ()), outputs]
@@ -192,9 +190,7 @@ class SetCriterion(nn.Module):
                 "cross-entropy of this loss has one, so the matcher needs the softmax cost"
             )
 
-    def _match(
-        self, layers: list[dict], targets: Sequence[dict[str, Tensor]] | PackedTargets
-    ) -> Matches:
+    def _match(self, layers: list[dict], targets: Targets) -> Matches:
         if isinstance(self.matcher, FastMatcher) and (
             type(self.matcher).forward is FastMatcher.forward  # else a subclass's own result counts
         ):

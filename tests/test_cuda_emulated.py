@@ -125,7 +125,7 @@ class Kernels:
 @pytest.fixture
 def kernels(gpu, monkeypatch):
     """Predictions on the CPU count as the GPU's."""
-    monkeypatch.setattr(f"{MATCHER}._uses_packed_path", lambda layers: True)
+    monkeypatch.setattr(f"{MATCHER}._reads_whole_tensors", lambda layers: True)
     return Kernels(gpu)
 
 
@@ -448,7 +448,7 @@ def test_the_whole_criterion(capacity, kernels, monkeypatch):
                 layer[name].requires_grad_()
         with monkeypatch.context() as patch:
             if not on_gpu_now:
-                patch.setattr(f"{MATCHER}._uses_packed_path", lambda layers: False)
+                patch.setattr(f"{MATCHER}._reads_whole_tensors", lambda layers: False)
                 for module in (matched, pairwise):
                     patch.setattr(module, "kernel_for", lambda op, _: (getattr(_C, op), ()))
             given = targets if capacity is None else PackedTargets.pack(targets, capacity)

@@ -96,7 +96,7 @@ def kernels(monkeypatch):
     stand_in = ReportingKernels()
     monkeypatch.setattr(_C, "cuda", SimpleNamespace(match=stand_in.match))
     monkeypatch.setattr(cuda, "_workspace", lambda device, rows, cols: 64)
-    monkeypatch.setattr(f"{MATCHER}._uses_packed_path", lambda layers: True)
+    monkeypatch.setattr(f"{MATCHER}._reads_whole_tensors", lambda layers: True)
     yield stand_in
     faults._slots.clear()
 
@@ -119,7 +119,7 @@ def test_stand_in_gives_the_same(name, kernels, monkeypatch):
     call, matcher, fills = MATCHERS[name]
     for outputs, targets in cases():
         with monkeypatch.context() as context:
-            context.setattr(f"{MATCHER}._uses_packed_path", lambda layers: False)
+            context.setattr(f"{MATCHER}._reads_whole_tensors", lambda layers: False)
             spoilt = outputs["pred_logits"].isnan().any()
             expected = None if spoilt and not fills else call(matcher)(outputs, targets)
         calls = kernels.calls

@@ -92,7 +92,7 @@ def kernels(monkeypatch):
     monkeypatch.setattr(_C.cuda, "match", stand_in.match)
     monkeypatch.setattr(_C.cuda, "assignment_workspace", lambda device, rows, cols: 64)
     cuda._workspace.cache_clear()
-    monkeypatch.setattr(f"{MATCHER}._uses_packed_path", lambda layers: True)
+    monkeypatch.setattr(f"{MATCHER}._reads_whole_tensors", lambda layers: True)
     yield stand_in
     cuda._workspace.cache_clear()
     faults._slots.clear()

@@ -187,9 +187,9 @@ class FastMatcher(nn.Module):
         if not layers:
             raise ValueError("layers is empty, expected at least one decoder layer")
         packed = targets if isinstance(targets, PackedTargets) else PackedTargets.pack(targets)
-        if _uses_packed_path(layers):
+        if _reads_whole_tensors(layers):
             packed = packed.to(layers[0]["pred_logits"].device)
-            query_index, _, _ = self._solve_packed(layers, packed, pairs=False)
+            query_index, _, _ = self._match_whole_tensors(layers, packed, pairs=False)
             return Matches(query_index, packed)
         query_index, _ = cpu.solve_packed(
             layers, packed.unpack(), len(packed.labels), self._options()
@@ -221,13 +221,13 @@ class FastMatcher(nn.Module):
         return str(self.index_device) == "cpu"
 
     def _match(self, layers: Sequence[Mapping[str, Tensor]], targets: Targets) -> list[Pairs]:
-        if _uses_packed_path(layers):
+        if _reads_whole_tensors(layers):
             if isinstance(targets, PackedTargets) and targets.counts is None:
                 raise ValueError(
                     "targets were packed with a capacity, so the host does not know the lengths of "
                     "the lists: use match_packed"
                 )
-            _, index, placed = self._solve_packed(layers, targets, pairs=True)
+            _, index, placed = self._match_whole_tensors(layers, targets, pairs=True)
             n = layers[0]["pred_logits"].shape[1]
             sizes = [min(n, m) for m in placed.counts]
             if self._indices_on_cpu():
@@ -249,7 +249,7 @@ class FastMatcher(nn.Module):
         b = len(sizes)
         return [matches[k * b : (k + 1) * b] for k in range(len(layers))]
 
-    def _solve_packed(
+    def _match_whole_tensors(
         self, layers: Sequence[Mapping[str, Tensor]], targets: Targets, pairs: bool
     ) -> tuple[Tensor, Tensor, PlacedTargets]:  # from launch, and its targets
         logits, boxes = read_layers(layers)
@@ -271,7 +271,7 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _uses_packed_path(layers: Sequence[Mapping[str, Tensor]]) -> bool:
+def _reads_whole_tensors(layers: Sequence[Mapping[str, Tensor]]) -> bool:
     """Return whether targets are needed in one tensor: on a GPU, and where torch records."""
     if _is_traced():
         return True

@@ -7,12 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_fast.data import Batch, to_device
-from detr_fast.matching import PackedTargets
+from detr_fast.matching import PackedTargets, Targets
 from detr_fast.precision import autocast
 from detr_fast.training import distributed
 from detr_fast.training.optimizer import FusedAdamW
 
-Targets = Sequence[dict[str, Tensor]] | PackedTargets
 BUCKET = 64  # compiled models see heights and widths that are multiples of this
 
 
