@@ -17,7 +17,12 @@ from detr_fast.training.schedule import SCHEDULES
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of :class:`TrainConfig`: of the data, the model and the training."""
-    data = parser.add_argument_group("data")
+    _add_data(parser.add_argument_group("data"))
+    _add_model(parser.add_argument_group("model"))
+    _add_training(parser.add_argument_group("training"))
+
+
+def _add_data(data: Any) -> None:
     data.add_argument("--data", metavar="SPEC", help=FORMS)
     data.add_argument(
         "--val-data", metavar="SPEC", help="data to evaluate on; default: the val split of --data"
@@ -69,7 +74,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, help="processes that load images; default: depends on device"
     )
 
-    model = parser.add_argument_group("model")
+
+def _add_model(model: Any) -> None:
     model.add_argument("--model", choices=tuple(MODELS), help="default: tiny")
     model.add_argument(
         "--num-queries",
@@ -101,7 +107,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         help="start from the weights of another run, or of a published DETR checkpoint",
     )
 
-    training = parser.add_argument_group("training")
+
+def _add_training(training: Any) -> None:
     for name, kind, what in (
         ("epochs", int, ""),
         ("batch_size", int, "images per process and forward pass"),

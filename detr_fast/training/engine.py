@@ -23,7 +23,7 @@ from detr_fast.data import (
 from detr_fast.faults import PredictionError, check_faults
 from detr_fast.files import written_whole
 from detr_fast.losses import SetCriterion
-from detr_fast.models import MODELS
+from detr_fast.models import DETR, MODELS
 from detr_fast.precision import amp_dtype
 from detr_fast.training import distributed
 from detr_fast.training.averaging import WeightAverage
@@ -104,43 +104,15 @@ class Trainer:
 
         torch.manual_seed(config.seed)  # every process starts from the same weights
         self.model_args = config.model_args(len(train_set.class_names))
-        weights = {}
-        if config.backbone_weights is not None and checkpoint is None:
-            weights = {"backbone_weights": config.backbone_weights}
-        self.model = MODELS[config.model](**self.model_args, **weights)
-        if config.init_from is not None and checkpoint is None:
-            initial = load_initial(self.model, config.init_from, train_set.class_names)
-            if not self.quiet:
-                print(f"init   {initial}")
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model = self._make_model(initial=checkpoint is None)
         self.amp = amp_dtype(config.amp, device)
-        self.criterion = SetCriterion(
-            len(train_set.class_names),
-            config.matcher(),
-            eos_coef=config.eos_coef,
-            weight_class=config.weight_class,
-            weight_bbox=config.weight_bbox,
-            weight_giou=config.weight_giou,
-            box_loss=config.box_loss,
-        ).to(device)
+        self.criterion = self._make_criterion()
         self.ema = WeightAverage(self.model, config.ema) if config.ema else None
         self.optimizer = make_optimizer(
             self.model, config.lr, config.lr_backbone, config.weight_decay
         )
-        self.workers = config.workers
-        if self.workers is None:
-            self.workers = default_workers(device)
-        self.loader = TrainLoader(
-            train_set,
-            config.batch_size,
-            config.seed,
-            self.workers,
-            processes.rank(),
-            processes.world_size(),
-            pin_memory=device.type == "cuda",
-            pad_to_multiple=config.pad_multiple,
-            encoded=config.decode == "cuda",
-        )
+        self.workers = default_workers(device) if config.workers is None else config.workers
+        self.loader = self._make_loader()
         self.prefetcher = Prefetcher(device, self._decoder())
         self.steps_per_epoch = self.loader.batches_per_epoch // config.accumulate
         if self.steps_per_epoch < 1:
@@ -175,6 +147,43 @@ class Trainer:
         self._stop = StopSignals(announce=self.is_main)
         self._slow = True  # on any process, as of the last log
         self._saved_at = time.monotonic()
+
+    def _make_model(self, initial: bool) -> DETR:
+        """Return the model on the device; with the weights that training starts from, or random."""
+        config, weights = self.config, {}
+        if config.backbone_weights is not None and initial:
+            weights = {"backbone_weights": config.backbone_weights}
+        model = MODELS[config.model](**self.model_args, **weights)
+        if config.init_from is not None and initial:
+            copied = load_initial(model, config.init_from, self.train_set.class_names)
+            if not self.quiet:
+                print(f"init   {copied}")
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def _make_criterion(self) -> SetCriterion:
+        config = self.config
+        return SetCriterion(
+            len(self.train_set.class_names),
+            config.matcher(),
+            eos_coef=config.eos_coef,
+            weight_class=config.weight_class,
+            weight_bbox=config.weight_bbox,
+            weight_giou=config.weight_giou,
+            box_loss=config.box_loss,
+        ).to(self.device)
+
+    def _make_loader(self) -> TrainLoader:
+        return TrainLoader(
+            self.train_set,
+            self.config.batch_size,
+            self.config.seed,
+            self.workers,
+            processes.rank(),
+            processes.world_size(),
+            pin_memory=self.device.type == "cuda",
+            pad_to_multiple=self.config.pad_multiple,
+            encoded=self.config.decode == "cuda",
+        )
 
     @property
     def eval_model(self) -> nn.Module:
