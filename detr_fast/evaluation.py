@@ -314,6 +314,11 @@ def format_metrics(
     width = max((len(name) for name in per_class), default=5)
     lines.append(f"\n {'class':<{width}}  boxes     AP")
     for name, value in per_class.items():
-        shown = f"{value:6.3f}" if value >= 0 else "     -"
-        lines.append(f" {name:<{width}} {boxes_per_class.get(name, 0):6d} {shown}")
+        boxes = boxes_per_class.get(name, 0)
+        lines.append(f" {name:<{width}} {boxes:6d} {format_figure(value):>6}")
     return "\n".join(lines)
+
+
+def format_figure(value: float) -> str:
+    """Return a figure with three digits; "-" for one without any object to measure it on."""
+    return f"{value:.3f}" if value >= 0 else "-"

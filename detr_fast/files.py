@@ -1,9 +1,26 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and whether they can be written."""
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, before the work whose result it is, that ``path`` can be written.
+
+    Its folder is made if there is none.
+
+    Raises:
+        OSError: it cannot; names ``path``.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
@@ -20,7 +37,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)  # what is left of it may be what fills the disk
+        with contextlib.suppress(OSError):  # as on a read-only disk
+            temporary.unlink(missing_ok=True)  # what is left of it may be what fills the disk
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, OSError) and cause.errno:  # torch hides it behind a RuntimeError
             raise OSError(cause.errno, cause.strerror, str(path)) from error

@@ -1,15 +1,18 @@
 """Checkpoints: what is in them, when they are written, and errors in reading and writing."""
 
+import errno
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from training_cases import small_trainer
 
+from detr_fast.files import check_writable, written_whole
 from detr_fast.models.weights import CheckpointError
 from detr_fast.training import TrainConfig, load_checkpoint, load_model
 from detr_fast.training.checkpoint import ENTRIES, save_checkpoint
@@ -92,6 +95,22 @@ def test_a_full_disk_is_named(tmp_path, size):
     with pytest.raises(OSError, match=r"No space left on device: '.*last\.pt'"):
         save_checkpoint(path, {"weights": torch.zeros(size)})
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_nothing_can_be_written_to_is_named(tmp_path, monkeypatch):
+    """Nor can anything be removed from it."""
+
+    def refuse(*given, **_):
+        raise OSError(errno.EROFS, "Read-only file system", *map(str, given))
+
+    for module, name in ((Path, "unlink"), (Path, "write_text"), (tempfile, "TemporaryFile")):
+        monkeypatch.setattr(module, name, refuse)
+    path = tmp_path / "figures.json"
+    named = rf"Read-only file system: '{path}'$"
+    with pytest.raises(OSError, match=named), written_whole(path) as temporary:
+        temporary.write_text("{}")
+    with pytest.raises(OSError, match=r"Read-only file system"):
+        check_writable(path)
 
 
 def test_processes_that_write_the_same_file(tmp_path):

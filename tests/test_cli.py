@@ -20,6 +20,7 @@ from torch.utils.data import get_worker_info
 
 from detr_fast.cli import COMMANDS, main
 from detr_fast.cli.checkpoints import load_best_checkpoint
+from detr_fast.cli.predict import find_images
 from detr_fast.data import DetectionDataset, clean_message
 from detr_fast.evaluation import detect_batch
 from detr_fast.models import detr_tiny
@@ -248,6 +249,25 @@ class TestTrain:
         assert main(["train", *options, "--num-queries", "9"]) == 0
         assert "than there are queries" not in capsys.readouterr().out
 
+    def test_a_warm_up_longer_than_the_run_is_said(self, voc_folder, tmp_path, capsys):
+        options = ["--data", f"voc:{voc_folder}", "--epochs", "1", "--runs", str(tmp_path), *FAST]
+        for steps, said in (("4", True), ("3", False)):
+            assert main(["train", *options, "--warmup-steps", steps]) == 0
+            line = "note   the learning rate rises during 4 steps, of which the run has 3: lower"
+            assert (line in capsys.readouterr().out) == said
+
+    def test_validation_data_without_objects(self, coco_files, tmp_path, capsys):
+        """Nothing to measure: said, and not an AP of -1; the run's name is not a remote host's."""
+        images, file = coco_files
+        empty = tmp_path / "empty.json"
+        empty.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+        options = ["--data", f"coco:{images}:{file}", "--val-data", f"coco:{images}:{empty}"]
+        assert main(["train", *options, "--epochs", "1", "--runs", str(tmp_path), *FAST]) == 0
+        out, err = capsys.readouterr()
+        assert "note   the validation data has no objects: there is no AP" in out
+        assert "AP -  AP50 -  AP75 -  (trained" in out + err
+        assert (tmp_path / f"{file.stem}-tiny" / "best.pt").exists()
+
 
 class TestEval:
     def test_same_figures_as_in_training(self, run, capsys, tmp_path):
@@ -299,6 +319,14 @@ class TestEval:
     def test_a_folder_as_file(self, run, tmp_path, capsys, option):
         assert main(["eval", str(run), option, str(tmp_path)]) == 2
         assert f"{option} is {tmp_path}, a folder, expected a file" in capsys.readouterr().err
+
+    @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc, where no file can be made")
+    @pytest.mark.parametrize("option", ["--out", "--detections"])
+    def test_a_file_that_cannot_be_written(self, run, capsys, option):
+        """Said before the model is even loaded."""
+        assert main(["eval", str(run), option, "/proc/figures.json"]) == 2
+        out, err = capsys.readouterr()
+        assert err.endswith(": '/proc/figures.json'\n") and not out
 
     def test_a_runs_best_checkpoint(self, run, voc_folder, tmp_path, capsys, monkeypatch):
         """Each command says which file it takes, the best one, and only resuming takes the last."""
@@ -422,6 +450,12 @@ class TestPredict:
             {p.name for p in (tmp_path / n).iterdir()} for n in ("predictions", "predictions-2")
         ]
         assert names[0] == names[1] and "detections.json" in names[0]
+
+    def test_hidden_files_are_none_of_a_folders_images(self, tmp_path):
+        for name in ("a.png", ".hidden.png", "._a.png"):
+            (tmp_path / name).touch()
+        assert find_images([tmp_path]) == [tmp_path / "a.png"]
+        assert find_images([tmp_path / ".hidden.png"]) == [tmp_path / ".hidden.png"]
 
     def test_an_unreadable_image_is_named(self, run, voc_folder, tmp_path, capsys):
         (tmp_path / "bad.jpg").write_bytes(b"not a jpeg")

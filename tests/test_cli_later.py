@@ -61,11 +61,23 @@ def test_data_that_has_moved(run, voc_folder, tmp_path, capsys):
         (run / name).unlink()
         torch.save(state, run / name)
     resume = ["train", "--resume", run, "--epochs", "2", "--device", "cpu"]
-    assert str(tmp_path / "gone") in error_of(capsys, *resume)
+    hint = "this is the path that the run was started with"
+    for command in (resume, ["eval", run], ["visualize", "queries", run], ["report", run]):
+        error = error_of(capsys, *command)
+        assert str(tmp_path / "gone") in error and hint in error
+    error = error_of(capsys, "eval", run, "--data", f"voc:{tmp_path / 'nowhere'}")
+    assert str(tmp_path / "nowhere") in error and hint not in error
     assert main([*map(str, resume), "--data", moved]) == 0
     assert torch.load(run / "last.pt", weights_only=True)["config"]["data"] == moved
     assert main(["report", str(run), "--data", moved, "--device", "cpu"]) == 0
     assert main(["eval", str(run), "--data", moved, "--device", "cpu"]) == 0
+
+
+def test_curves_of_what_is_no_run(run, capsys):
+    for path in (run / "best.pt", run / "nowhere"):
+        assert f"{path}: no such folder, expected a run's" in error_of(
+            capsys, "visualize", "curves", path
+        )
 
 
 def test_a_coco_folder_that_is_not_there_is_named(run, tmp_path, capsys):

@@ -29,6 +29,12 @@ def detr_costs(family: str, n: int, m: int, rng: np.random.Generator) -> np.ndar
     return cost
 
 
+def test_called_as_scipys_is():
+    cost = np.random.default_rng(1).standard_normal((4, 6))
+    options = {"cost_matrix": cost, "maximize": True}
+    assert_same(solve(**options), scipy_solve(**options))
+
+
 def assert_same(ours, scipys) -> None:
     for mine, theirs in zip(ours, scipys, strict=True):
         assert isinstance(mine, np.ndarray) and mine.dtype == np.int64

@@ -487,6 +487,12 @@ class TestQueries:
 
 
 class TestPostProcess:
+    def test_its_threshold(self):
+        assert repr(PostProcess(0.5)) == "PostProcess(score_threshold=0.5)"
+        for wrong in (2, -0.1, math.nan):
+            with pytest.raises(ValueError, match=f"score_threshold is {wrong}"):
+                PostProcess(wrong)
+
     def test_scales_and_drops_no_object(self):
         logits = torch.tensor([[[0.0, 2.0, 9.0], [5.0, 0.0, 0.0]]])  # best: "no object"; class 0
         boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.25, 0.5, 0.5, 1.0]]])

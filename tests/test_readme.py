@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from detr_fast.models import detr_resnet18, detr_tiny
 
@@ -63,23 +64,27 @@ exports_sizes = pytest.mark.skipif(
 )
 
 
-def _exported() -> dict:
-    """The names that the example of an export defines."""
+def _exported(model: nn.Module) -> dict:
+    """The names that the example of an export of this model defines."""
     (code,) = (block for block in BLOCKS if "torch.export.export" in block)
-    names: dict = {"model": detr_tiny(num_classes=3)}
+    names: dict = {"model": model}
     exec(code, names)
     return names
 
 
 @exports_sizes
-def test_export():
-    names = _exported()
-    images = torch.randn(1, 3, 320, 416)
-    with torch.no_grad():
-        found, expected = names["exported"].module()(images), names["model"](images)
-    assert found.keys() == expected.keys() == {"pred_logits", "pred_boxes"}
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("builder", [detr_tiny, detr_resnet18])
+def test_export(builder):
+    names = _exported(builder(num_classes=3))
+    module = names["exported"].module()
+    # Sizes of which every stage's half is even, or odd.
+    for shape in ((1, 3, 320, 416), (3, 3, 33, 66), (2, 3, 70, 101), (1, 3, 427, 96)):
+        images = torch.randn(shape)
+        with torch.no_grad():
+            found, expected = module(images), names["model"](images)
+        assert found.keys() == expected.keys() == {"pred_logits", "pred_boxes"}
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
 
 
 @exports_sizes
@@ -88,10 +93,10 @@ def test_export_as_onnx(tmp_path, monkeypatch):
     runtime = pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     (code,) = (block for block in BLOCKS if "torch.onnx" in block)
-    names = _exported()
+    names = _exported(detr_resnet18(num_classes=3))
     exec(code, names)
     session = runtime.InferenceSession("detr.onnx", providers=["CPUExecutionProvider"])
-    for shape in ((1, 3, 320, 416), (3, 3, 352, 288)):
+    for shape in ((1, 3, 320, 416), (3, 3, 335, 290)):
         images = torch.randn(*shape)
         logits, boxes = session.run(["pred_logits", "pred_boxes"], {"images": images.numpy()})
         with torch.no_grad():

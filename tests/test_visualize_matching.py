@@ -75,7 +75,7 @@ def drawn(monkeypatch, *args, **options):
     plot_matching(picture, layers, target, ["a", "b", "c"], *matcher, **options)
     (figure,) = figures
     figure.canvas.draw()
-    starts = ("targets", "cost of the matched", "matched query")
+    starts = ("targets", "cost above a perfect", "matched query")
     panels = [ax for start in starts for ax in figure.axes if ax.get_title().startswith(start)]
     return figure, *panels
 

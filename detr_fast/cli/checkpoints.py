@@ -1,9 +1,13 @@
-"""Loading the checkpoint that a command uses, and printing which one it is."""
+"""Loading the checkpoint that a command uses, printing which one it is, and finding its data."""
 
+import contextlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from detr_fast import processes
+from detr_fast.data import DataError
 from detr_fast.training import TrainConfig, load_trained
 from detr_fast.training.checkpoint import best_checkpoint_path
 
@@ -23,6 +27,27 @@ def load_best_checkpoint(path: Path) -> dict[str, Any]:
     if processes.rank() == 0:
         print(f"model  {best_checkpoint_path(path)}, {_description(checkpoint)}")
     return checkpoint
+
+
+@contextlib.contextmanager
+def where_it_was(found: bool = True) -> Iterator[None]:
+    """Say of a run's data that is not there how to say where it is.
+
+    Args:
+        found: whether the path is the run's own, and not one that was given now.
+    """
+    try:
+        yield
+    except DataError as error:
+        if not found or not _ABSENT.search(str(error)):
+            raise
+        raise DataError(
+            f"{error}; this is the path that the run was started with, and from where: --data says "
+            "where the data is now"
+        ) from error
+
+
+_ABSENT = re.compile(": no such (folder|image folder|annotation file)$")
 
 
 def _description(checkpoint: dict[str, Any]) -> str:

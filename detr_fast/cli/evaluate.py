@@ -14,8 +14,9 @@ from detr_fast.cli.arguments import (
     count,
     count_or_zero,
 )
-from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
+from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, where_it_was
 from detr_fast.evaluation import evaluate, format_metrics
+from detr_fast.files import check_writable, written_whole
 from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_val_data
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if file is not None and file.is_dir():
             raise ValueError(f"--{name} is {file}, a folder, expected a file")
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            check_writable(file)
     files = [file.resolve() for file in (args.out, args.detections) if file is not None]
     if len(files) > len(set(files)):
         raise ValueError(f"--out and --detections are both {args.out}")
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
     classes = checkpoint["class_names"]
-    dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
+    with where_it_was(args.data is None):
+        dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
     main = processes.rank() == 0
     if main:
         print(f"data   {dataset.describe()}")
@@ -81,5 +83,6 @@ def run(args: argparse.Namespace) -> int:
     if main:
         print("\n" + format_metrics(row, row["per_class"], dataset.boxes_per_class()))
         if args.out is not None:
-            args.out.write_text(json.dumps(row, indent=2) + "\n")
+            with written_whole(args.out) as temporary:
+                temporary.write_text(json.dumps(row, indent=2) + "\n")
     return 0

@@ -137,7 +137,7 @@ def _draw(
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the files named, and the images in the folders named.
+    """Return the files named, and the images in the folders named that are not hidden.
 
     Raises:
         DataError: a path that does not exist, or a folder without an image.
@@ -146,7 +146,9 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             inside = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+                p
+                for p in path.iterdir()
+                if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and p.name[0] != "."
             )
             if not inside:
                 raise DataError(f"{path}: no image in this folder (subfolders are not searched)")

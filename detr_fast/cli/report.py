@@ -12,10 +12,10 @@ from torchvision.ops import box_convert
 
 from detr_fast import __version__
 from detr_fast.cli.arguments import add_device, count
-from detr_fast.cli.checkpoints import load_best_checkpoint
+from detr_fast.cli.checkpoints import load_best_checkpoint, where_it_was
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset
-from detr_fast.evaluation import METRICS
+from detr_fast.evaluation import METRICS, format_figure
 from detr_fast.files import written_whole
 from detr_fast.models import PostProcess
 from detr_fast.precision import amp_dtype
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     given = {"data": args.data, "val_data": args.val_data}
     config = replace(config, **{name: spec for name, spec in given.items() if spec is not None})
     model = load_model(checkpoint).to(device)
-    train_set, val_set = open_data(config, checkpoint["class_names"])
+    with where_it_was(args.data is args.val_data is None):
+        train_set, val_set = open_data(config, checkpoint["class_names"])
     page = Page(f"{args.run_dir.resolve().name}: {config.model} on {config.data}")
     vals = [row for row in rows if row["kind"] == "val"]
     _results(page, vals, val_set, checkpoint["step"])
@@ -121,16 +122,16 @@ def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset, 
     shown = (evaluated or vals)[-1]
     page.numbers(
         {
-            "AP": _figure(shown["AP"]),
-            "AP50": _figure(shown["AP50"]),
-            "AP75": _figure(shown["AP75"]),
+            "AP": format_figure(shown["AP"]),
+            "AP50": format_figure(shown["AP50"]),
+            "AP75": format_figure(shown["AP75"]),
             "epochs": f"{shown['epoch']:g}",
             "of training": _duration(shown["train_seconds"]),
         }
     )
     if evaluated:
         which = f"The model shown is the one after epoch {shown['epoch']:g}; the last AP was "
-        which += f"{_figure(last['AP'])}, after epoch {last['epoch']:g}."
+        which += f"{format_figure(last['AP'])}, after epoch {last['epoch']:g}."
     else:
         which = f"The model shown is the one after step {step:,}, which was not evaluated; the "
         which += f"figures are the last ones, from epoch {last['epoch']:g}."
@@ -141,10 +142,10 @@ def _results(page: Page, vals: list[dict[str, Any]], val_set: DetectionDataset, 
     boxes = val_set.boxes_per_class()
     classes = sorted(shown["per_class"].items(), key=lambda item: -item[1])
     page.tables(
-        (("COCO figure", "value"), [(name, _figure(shown[name])) for name in METRICS]),
+        (("COCO figure", "value"), [(name, format_figure(shown[name])) for name in METRICS]),
         (
             ("class", "boxes", "AP"),
-            [(name, f"{boxes.get(name, 0):,}", _figure(ap)) for name, ap in classes],
+            [(name, f"{boxes.get(name, 0):,}", format_figure(ap)) for name, ap in classes],
         ),
     )
 
@@ -246,10 +247,6 @@ def _speed(
     if vals:
         table.append(("seconds of the last evaluation", f"{vals[-1]['seconds']:,.1f}"))
     page.tables((("", ""), table))
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3f}" if value >= 0 else "-"
 
 
 def _duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from detr_fast import processes
 from detr_fast.cli.arguments import add_device, flag
+from detr_fast.cli.checkpoints import where_it_was
 from detr_fast.cli.config_options import add_config_options, given_options
 from detr_fast.cli.folders import new_folder
 from detr_fast.cli.pictures import prediction_grid, save_picture
@@ -99,12 +100,14 @@ def run(args: argparse.Namespace) -> int:
         with _locked(args.resume, patience=_PATIENCE):
             checkpoint = load_checkpoint(args.resume)
             config = _same_config(args.resume, checkpoint, options)
-            data = open_data(config, checkpoint["class_names"])
+            with where_it_was():
+                data = open_data(config, checkpoint["class_names"])
             return _train(args, config, data, args.resume, device, checkpoint)
     _check_resume(args, options)
     with _locked(args.resume):
         checkpoint, config = _resume(args.resume, options)
-        data = open_data(config, checkpoint["class_names"])
+        with where_it_was(not options.keys() & set(_DATA)):
+            data = open_data(config, checkpoint["class_names"])
         return _train(args, config, data, args.resume, device, checkpoint)
 
 
@@ -144,6 +147,8 @@ def _train(
         print(_summary(trainer, train_set, val_set))
     try:
         row = trainer.run()
+        if main:
+            _finish(trainer, val_set, row)
     except distributed.LostProcess as lost:
         raise distributed.LostProcess(f"{lost}; {_resume_hint(folder)}") from lost
     except (Interrupted, KeyboardInterrupt) as stopped:
@@ -151,8 +156,6 @@ def _train(
             how = str(stopped) if isinstance(stopped, Interrupted) else "interrupted"
             print(f"detr-fast: {how}; {_resume_hint(folder)}", file=sys.stderr)
         return 130
-    if main:
-        _finish(trainer, val_set, row)
     return 0
 
 
@@ -240,8 +243,9 @@ def _new_run(runs: Path, name: str | None, config: TrainConfig) -> Path:
         _check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    source = config.data.partition(":")
-    return new_folder(runs / f"{Path(source[2]).stem or source[0]}-{config.model}")
+    kind, _, paths = config.data.partition(":")
+    source = Path(paths.rpartition(":")[2]).stem or kind
+    return new_folder(runs / f"{source}-{config.model}")
 
 
 def _named(runs: Path, name: str) -> Path:
@@ -270,13 +274,6 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
     started = f", resumed at step {trainer.step}" if trainer.step else ""
     together = config.accumulate * processes.world_size()
     images = min(config.batch_size * together, len(train_set))
-    counts = train_set.objects_per_image
-    crowded = int((counts > config.num_queries).sum())
-    warning = (
-        f"note   {counted(crowded, 'training image')} with more objects (up to {counts.max()}) "
-        f"than there are queries ({config.num_queries}); the surplus cannot be learned: raise "
-        "--num-queries"
-    )
     caches = {
         name: data.cache.describe()
         for name, data in (("train", train_set), ("val", val_set))
@@ -291,9 +288,30 @@ def _summary(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDa
             f"run    {trainer.run_dir}, {counted(config.epochs, 'epoch')} of "
             f"{counted(trainer.steps_per_epoch, 'step')} of {counted(images, 'image')}{started}",
             *(f"cache  {name}: {line}" for name, line in caches.items()),
-            *([warning] if crowded else []),
+            *(f"note   {note}" for note in _notes(trainer, train_set, val_set)),
         ]
     )
+
+
+def _notes(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionDataset) -> list[str]:
+    """Return what of data and options may not be what was meant."""
+    config, notes = trainer.config, []
+    counts = train_set.objects_per_image
+    crowded = int((counts > config.num_queries).sum())
+    if crowded:
+        notes.append(
+            f"{counted(crowded, 'training image')} with more objects (up to {counts.max()}) than "
+            f"there are queries ({config.num_queries}); the surplus cannot be learned: raise "
+            "--num-queries"
+        )
+    if not val_set.objects_per_image.any():
+        notes.append("the validation data has no objects: there is no AP to choose best.pt by")
+    if config.warmup_steps > trainer.total_steps:
+        notes.append(
+            f"the learning rate rises during {config.warmup_steps} steps, of which the run has "
+            f"{trainer.total_steps}: lower --warmup-steps"
+        )
+    return notes
 
 
 def _finish(trainer: Trainer, val_set: DetectionDataset, row: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from detr_fast.cli.arguments import (
     point,
     score,
 )
-from detr_fast.cli.checkpoints import HELP, load_best_checkpoint
+from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, where_it_was
 from detr_fast.cli.pictures import as_picture, batches, save_picture
 from detr_fast.data import DetectionDataset, read_image
 from detr_fast.faults import PredictionError
@@ -57,7 +57,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     attention.add_argument(
         "--layer", default="-1", help="decoder layer, from 0, or 'all'; default: -1, the last"
     )
-    attention.add_argument("--head", default="mean", help="a head, from 0, or 'each' or 'mean'")
+    attention.add_argument(
+        "--head", default="mean", help="a head, from 0, or 'each'; default: mean"
+    )
     attention.add_argument(
         "--point",
         type=point,
@@ -76,7 +78,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
 
     matching = _add_kind(kinds, "matching", _matching, "what the matcher decided in an image")
-    matching.add_argument("--index", type=int, default=0, help="index of the image in the data")
+    matching.add_argument(
+        "--index", type=int, default=0, help="of the image in the data; default: 0"
+    )
     matching.add_argument(
         "--layer", type=int, default=-1, help="decoder layer, from 0; default: -1, the last"
     )
@@ -86,7 +90,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         kind.add_argument("--split", help="default: the split it was validated on")
         add_box_options(kind)
 
-    curves = kinds.add_parser("curves", help="losses, AP, matching, rates of a run, on one page")
+    text = "losses, AP, matching, rates of a run, on one page"
+    curves = kinds.add_parser("curves", help=text, description=text[0].upper() + text[1:] + ".")
     curves.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
     curves.add_argument("--out", type=Path, default=None, help="a PNG; default: RUN/curves.png")
     add_debug(curves, default=argparse.SUPPRESS)
@@ -195,6 +200,8 @@ def _matching(args: argparse.Namespace) -> None:
 
 
 def _curves(args: argparse.Namespace) -> None:
+    if not args.run_dir.is_dir():
+        raise ValueError(f"{args.run_dir}: no such folder, expected a run's folder")
     rows = read_metrics(args.run_dir / "metrics.jsonl")
     if not rows:
         raise ValueError(f"{args.run_dir / 'metrics.jsonl'} is missing, or has no row")
@@ -212,7 +219,8 @@ def _open(
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
     classes = checkpoint["class_names"]
-    dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
+    with where_it_was(args.data is None):
+        dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
     return load_model(checkpoint).to(device).eval(), dataset, device, config
 
 

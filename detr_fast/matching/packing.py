@@ -6,7 +6,7 @@ Letters: B images, N queries, M targets of one image, T of all images, L decoder
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -27,7 +27,7 @@ class PackedTargets:
     then be replayed with others, copied into the same memory by :meth:`copy_`.
     """
 
-    buffer: Tensor  # uint8; the others are views of it
+    buffer: Tensor = field(repr=False)  # uint8; the others are views of it
     labels: Tensor  # [T] int64
     boxes: Tensor  # [T, 4] float32 cxcywh
     offsets: Tensor  # [B + 1] int32: where each image's targets begin, and the last one's end

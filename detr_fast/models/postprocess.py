@@ -15,11 +15,19 @@ class PostProcess(nn.Module):
         score_threshold: drop detections below this score. 0, the default, keeps all N, as
             COCO evaluation requires. A score of NaN is kept, so that a broken model does not look
             like one that finds nothing.
+
+    Raises:
+        ValueError: a threshold that is not in 0..1.
     """
 
     def __init__(self, score_threshold: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"score_threshold is {score_threshold}, expected a score, 0..1")
         self.score_threshold = score_threshold
+
+    def extra_repr(self) -> str:
+        return f"score_threshold={self.score_threshold}"
 
     @torch.no_grad()
     def forward(

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+_is_exporting = getattr(torch.compiler, "is_exporting", bool)  # bool() is False: before torch 2.7
+
 
 def conv_norm(
     x: Tensor,  # [B, C, h, w]
@@ -147,7 +149,7 @@ def resnet_forward(
     if [part for part in body.values() if not is_stock(part)]:
         return _module_by_module(body, x, checkpointing)
     # ReLU after the pooling: the same result, from a quarter of the largest map.
-    x = F.relu(body["maxpool"](conv_norm(x, body["conv1"], body["bn1"])), inplace=True)
+    x = F.relu(_max_pool(body["maxpool"], conv_norm(x, body["conv1"], body["bn1"])), inplace=True)
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         for block in body[stage]:
             if checkpointing:
@@ -163,5 +165,17 @@ def _module_by_module(body: Mapping[str, nn.Module], x: Tensor, checkpointing: b
             for block in part:
                 x = checkpoint(block, x, use_reentrant=False)
         else:
-            x = part(x)
+            x = _max_pool(part, x) if name == "maxpool" else part(x)
     return x
+
+
+def _max_pool(pool: nn.Module, x: Tensor) -> Tensor:
+    """Return ``pool(x)``, such that an exported model takes even and odd sizes.
+
+    Of a pooling with stride 2, ``torch.export`` records the parity of the size that it was given,
+    and refuses others. Every second result of one with stride 1 is the same.
+    """
+    if not _is_exporting() or type(pool) is not nn.MaxPool2d or pool.ceil_mode:
+        return pool(x)
+    dense = F.max_pool2d(x, pool.kernel_size, 1, pool.padding, pool.dilation)
+    return dense[..., :: pool.stride, :: pool.stride]

@@ -22,29 +22,34 @@ _MESSAGES = {  # SciPy's own, where SciPy has one
 
 @overload
 def linear_sum_assignment(
-    cost: Tensor, maximize: bool = ..., *, validate: bool = ...
+    cost_matrix: Tensor, maximize: bool = ..., *, validate: bool = ...
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def linear_sum_assignment(
-    cost: np.ndarray, maximize: bool = ..., *, validate: bool = ...
+    cost_matrix: np.ndarray, maximize: bool = ..., *, validate: bool = ...
 ) -> tuple[np.ndarray, np.ndarray]: ...
 @overload
 def linear_sum_assignment(
-    cost: list[Tensor] | tuple[Tensor, ...], maximize: bool = ..., *, validate: bool = ...
+    cost_matrix: list[Tensor] | tuple[Tensor, ...], maximize: bool = ..., *, validate: bool = ...
 ) -> list[tuple[Tensor, Tensor]]: ...
 @overload
 def linear_sum_assignment(
-    cost: list[np.ndarray] | tuple[np.ndarray, ...], maximize: bool = ..., *, validate: bool = ...
+    cost_matrix: list[np.ndarray] | tuple[np.ndarray, ...],
+    maximize: bool = ...,
+    *,
+    validate: bool = ...,
 ) -> list[tuple[np.ndarray, np.ndarray]]: ...
 @overload
-def linear_sum_assignment(cost: Any, maximize: bool = ..., *, validate: bool = ...) -> Any: ...
 def linear_sum_assignment(
-    cost: Any, maximize: bool = False, *, validate: bool = True
+    cost_matrix: Any, maximize: bool = ..., *, validate: bool = ...
+) -> Any: ...
+def linear_sum_assignment(
+    cost_matrix: Any, maximize: bool = False, *, validate: bool = True
 ) -> tuple[Index, Index] | list[tuple[Index, Index]]:
     """Solve the linear sum assignment problem, as ``scipy.optimize.linear_sum_assignment`` does.
 
     Args:
-        cost: one of
+        cost_matrix: one of
 
             - a matrix [R, C]: anything NumPy converts to a 2-D array of real numbers, or a torch
               tensor of any real dtype on any device;
@@ -76,6 +81,7 @@ def linear_sum_assignment(
     uses up to ``torch.get_num_threads()`` threads, as the amount of work justifies. CUDA tensors
     are solved on their GPU, and so is a list of CUDA tensors, which must all be on one GPU.
     """
+    cost = cost_matrix
     if isinstance(cost, (list, tuple)) and any(_ndim(item) >= 2 for item in cost):
         if all(isinstance(item, Tensor) and has_kernels(item) for item in cost):
             return _solve_ragged_on_gpu(cost, maximize, validate)

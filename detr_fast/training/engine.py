@@ -20,6 +20,7 @@ from detr_fast.data import (
     Recipe,
     is_worker_lost,
 )
+from detr_fast.evaluation import format_figure
 from detr_fast.faults import PredictionError, check_faults
 from detr_fast.files import written_whole
 from detr_fast.losses import SetCriterion
@@ -87,8 +88,9 @@ class Trainer:
         quiet: bool = False,
         save_minutes: float = SAVE_MINUTES,
     ) -> None:
-        if not len(train_set) or not len(val_set):
-            raise ValueError(f"{len(train_set)} training and {len(val_set)} validation images")
+        for split, data in (("training", train_set), ("validation", val_set)):
+            if not len(data):
+                raise ValueError(f"the {split} data has no images")
         if not train_set.class_names:
             raise ValueError("the training data has no objects, and so no class to learn")
         check_same_classes(train_set.class_names, val_set.class_names)
@@ -454,10 +456,11 @@ class Trainer:
         row |= {"seconds": round(seconds, 2), "train_seconds": round(self.seconds, 1)}
         if log is not None:
             log.write("val", self.step, epoch, row)
-        bar.show(AP=f"{row['AP']:.3f}")
+        figures = [f"{name} {format_figure(row[name])}" for name in ("AP", "AP50", "AP75")]
+        bar.show(AP=format_figure(row["AP"]))
         bar.say(
-            f"epoch {epoch:3d}/{self.config.epochs}  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
-            f"AP75 {row['AP75']:.3f}  (trained {self.seconds:.0f} s, evaluated in {seconds:.1f} s)"
+            f"epoch {epoch:3d}/{self.config.epochs}  {'  '.join(figures)}  "
+            f"(trained {self.seconds:.0f} s, evaluated in {seconds:.1f} s)"
         )
         self.best_ap = max(self.best_ap, row["AP"])
         return row

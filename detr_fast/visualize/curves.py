@@ -54,7 +54,7 @@ def plot_training(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
         open_axes(axes)
         draw(axes)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     if title:

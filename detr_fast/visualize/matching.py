@@ -279,7 +279,8 @@ def _parts(axes: Axes, matching: ImageMatching, names: list[str], matcher: FastM
     alike = torch.equal(matching.query_index, matching.greedy_index)
     axes.margins(x=0.12 if alike else 0.28)  # room for the labels
     axes.set_title(
-        "cost of the matched query (plain) and of the arg-min (hatched), by part", fontsize=9
+        "cost above a perfect prediction's, by part: matched query (plain), arg-min (hatched)",
+        fontsize=9,
     )
     # Below the axes: bars of few targets leave no corner free.
     axes.legend(
