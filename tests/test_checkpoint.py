@@ -113,6 +113,26 @@ def test_a_disk_that_nothing_can_be_written_to_is_named(tmp_path, monkeypatch):
         check_writable(path)
 
 
+def test_links_stay_and_pipes_are_written_to(tmp_path):
+    (tmp_path / "other").mkdir()
+    target, link = tmp_path / "other" / "figures.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    for content in ("{}", "[]"):
+        check_writable(link)
+        with written_whole(link) as temporary:
+            temporary.write_text(content)
+        assert link.is_symlink() and target.read_text() == content
+    assert list(target.parent.iterdir()) == [target]
+    reading, writing = os.pipe()
+    stream = Path(f"/dev/fd/{writing}")
+    check_writable(stream)
+    with written_whole(stream) as temporary:
+        temporary.write_text("{}")
+    os.close(writing)
+    assert os.read(reading, 9) == b"{}"
+    os.close(reading)
+
+
 def test_processes_that_write_the_same_file(tmp_path):
     """Each writes half of its content, then both the rest: never is one's half the file."""
     path = tmp_path / "report.html"

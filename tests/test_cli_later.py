@@ -61,7 +61,7 @@ def test_data_that_has_moved(run, voc_folder, tmp_path, capsys):
         (run / name).unlink()
         torch.save(state, run / name)
     resume = ["train", "--resume", run, "--epochs", "2", "--device", "cpu"]
-    hint = "this is the path that the run was started with"
+    hint = "that is the path the run was started with"
     for command in (resume, ["eval", run], ["visualize", "queries", run], ["report", run]):
         error = error_of(capsys, *command)
         assert str(tmp_path / "gone") in error and hint in error

@@ -30,20 +30,20 @@ def load_best_checkpoint(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def where_it_was(found: bool = True) -> Iterator[None]:
-    """Say of a run's data that is not there how to say where it is.
+def with_data_of_run(own: bool) -> Iterator[None]:
+    """Add to an error about data that is not there how to say where it is.
 
     Args:
-        found: whether the path is the run's own, and not one that was given now.
+        own: whether the path is the run's, and not one that was given now.
     """
     try:
         yield
     except DataError as error:
-        if not found or not _ABSENT.search(str(error)):
+        if not own or not _ABSENT.search(str(error)):
             raise
         raise DataError(
-            f"{error}; this is the path that the run was started with, and from where: --data says "
-            "where the data is now"
+            f"{error}; that is the path the run was started with: if the data is somewhere else, "
+            "as seen from this folder, give --data"
         ) from error
 
 

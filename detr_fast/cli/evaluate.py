@@ -14,7 +14,7 @@ from detr_fast.cli.arguments import (
     count,
     count_or_zero,
 )
-from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, where_it_was
+from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, with_data_of_run
 from detr_fast.evaluation import evaluate, format_metrics
 from detr_fast.files import check_writable, written_whole
 from detr_fast.precision import amp_dtype
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
     classes = checkpoint["class_names"]
-    with where_it_was(args.data is None):
+    with with_data_of_run(args.data is None):
         dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
     main = processes.rank() == 0
     if main:

@@ -13,7 +13,7 @@ import torch
 
 from detr_fast import processes
 from detr_fast.cli.arguments import add_device, flag
-from detr_fast.cli.checkpoints import where_it_was
+from detr_fast.cli.checkpoints import with_data_of_run
 from detr_fast.cli.config_options import add_config_options, given_options
 from detr_fast.cli.folders import new_folder
 from detr_fast.cli.pictures import prediction_grid, save_picture
@@ -100,13 +100,12 @@ def run(args: argparse.Namespace) -> int:
         with _locked(args.resume, patience=_PATIENCE):
             checkpoint = load_checkpoint(args.resume)
             config = _same_config(args.resume, checkpoint, options)
-            with where_it_was():
-                data = open_data(config, checkpoint["class_names"])
+            data = open_data(config, checkpoint["class_names"])
             return _train(args, config, data, args.resume, device, checkpoint)
     _check_resume(args, options)
     with _locked(args.resume):
         checkpoint, config = _resume(args.resume, options)
-        with where_it_was(not options.keys() & set(_DATA)):
+        with with_data_of_run(not options.keys() & set(_DATA)):
             data = open_data(config, checkpoint["class_names"])
         return _train(args, config, data, args.resume, device, checkpoint)
 

@@ -18,7 +18,7 @@ from detr_fast.cli.arguments import (
     point,
     score,
 )
-from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, where_it_was
+from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, with_data_of_run
 from detr_fast.cli.pictures import as_picture, batches, save_picture
 from detr_fast.data import DetectionDataset, read_image
 from detr_fast.faults import PredictionError
@@ -219,7 +219,7 @@ def _open(
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
     classes = checkpoint["class_names"]
-    with where_it_was(args.data is None):
+    with with_data_of_run(args.data is None):
         dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
     return load_model(checkpoint).to(device).eval(), dataset, device, config
 
