@@ -142,7 +142,7 @@ def test_processes_that_write_the_same_file(tmp_path):
         "    file.write(sys.argv[2] * 5); file.flush()\n"
         "    print(flush=True); input(); file.write(sys.argv[2] * 5)\n"
     )
-    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
     writers = {
         letter: subprocess.Popen([sys.executable, "-c", script, str(path), letter], **options)
         for letter in "ab"

@@ -174,7 +174,7 @@ def test_several_calls_make_one_report(report, monkeypatch, tmp_path) -> None:
 def test_a_report_without_results_to_go_on_with_is_left_as_it_is(report, tmp_path) -> None:
     for name in ("report.md", "gpu.csv"):
         (tmp_path / name).write_text("mine")
-    why = f"{tmp_path / 'report.md'} cannot be gone on with, no line of results: "
+    why = f"{tmp_path / 'report.md'} cannot be continued, no line of results: "
     why += "give another --out, or no --only"
     assert report(code=why, options=("--only", "bench")) == "mine"
     assert (tmp_path / "gpu.csv").read_text() == "mine"

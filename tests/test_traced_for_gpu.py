@@ -93,8 +93,9 @@ def test_criterion():
         assert all(loss.is_cuda and loss.shape == () for loss in losses.values())
         assert "detr_fast::match" in watch.names and not watch.copies
         watch = Watch()
-        sums = traced(criterion.sums, watch)(outputs, targets)
+        *sums, matches = traced(criterion.sums, watch)(outputs, targets)
         assert all(part.is_cuda and part.shape == (3, 2) for part in sums)
+        assert matches.query_index.is_cuda and len(matches.query_index) == 2
         assert "detr_fast::match" in watch.names and not watch.copies
 
 
