@@ -79,15 +79,15 @@ class Detector:
         Raises:
             DataError: a picture that cannot be read; the message names the file.
             PredictionError: the model finds scores or boxes that are not finite.
-            ValueError: a tensor that is not such pixels, or a threshold that is not in 0..1.
+            ValueError: a tensor that is not such pixels, no pixels at all, or a threshold that is
+                not in 0..1.
             TypeError: anything else, such as an array.
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, expected a score, 0..1")
         if isinstance(picture, Tensor):
             pixels = picture
-            right = pixels.dtype == torch.uint8 and pixels.ndim == 3 and len(pixels) == 3
-            if not right or not pixels.numel():
+            if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:
                 raise ValueError(
                     f"the picture is {pixels.dtype} {list(pixels.shape)}, expected uint8 [3, H, W]"
                 )
@@ -100,6 +100,8 @@ class Detector:
                 f"the picture is a {type(picture).__name__}, expected a file, a Pillow image, or a "
                 "tensor uint8 [3, H, W], RGB"
             )
+        if not pixels.numel():
+            raise ValueError(f"the picture has no pixels: it is {list(pixels.shape)}")
         return self.detect(self.prepare(pixels), tuple(pixels.shape[1:]), threshold)
 
     def prepare(

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,24 +9,23 @@ from pathlib import Path
 def check_writable(path: Path) -> None:
     """Make sure, before the work whose result it is, that ``path`` can be written.
 
-    Its folder is made if there is none.
+    Its folder is made if there is none; a file that is there stays as it is.
 
     Raises:
         OSError: it cannot; names ``path``.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     if _is_stream(path):
         return
-    try:
-        folder = path.resolve().parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    new = not os.path.lexists(path)
+    with path.open("ab"):
+        pass
+    if new:
+        path.unlink()
 
 
 def _is_stream(path: Path) -> bool:
-    """Return whether the path is a pipe or a terminal, such as ``/dev/stdout``."""
+    """Return whether the path is a pipe or a terminal."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
@@ -35,8 +33,9 @@ def _is_stream(path: Path) -> bool:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a path to write to, which then replaces ``path``: a reader sees the old file or the
     new one, never half of it. After an error the old one is unchanged, and nothing else is left.
-    Of processes that write the same file, the last to end has its content kept. A link's target is
-    written; a pipe or a terminal is written to as it is.
+
+    For one process at a time. A link is replaced, not what it points to; a pipe or a terminal is
+    written to as it is.
 
     Raises:
         OSError: the file cannot be written, as on a full disk; names ``path``.
@@ -44,11 +43,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     if _is_stream(path):
         yield path
         return
-    target = path.resolve()
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    # Always the same: what a killed process leaves behind is overwritten by the next.
+    temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
-        os.replace(temporary, target)
+        os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # as on a read-only disk
             temporary.unlink(missing_ok=True)  # what is left of it may be what fills the disk

@@ -249,13 +249,6 @@ class TestTrain:
         assert main(["train", *options, "--num-queries", "9"]) == 0
         assert "than there are queries" not in capsys.readouterr().out
 
-    def test_a_warm_up_longer_than_the_run_is_said(self, voc_folder, tmp_path, capsys):
-        options = ["--data", f"voc:{voc_folder}", "--epochs", "1", "--runs", str(tmp_path), *FAST]
-        for steps, said in (("4", True), ("3", False)):
-            assert main(["train", *options, "--warmup-steps", steps]) == 0
-            line = "note   the learning rate rises during 4 steps, of which the run has 3: lower"
-            assert (line in capsys.readouterr().out) == said
-
     def test_validation_data_without_objects(self, coco_files, tmp_path, capsys):
         """Nothing to measure: said, and not an AP of -1; the run's name is not a remote host's."""
         images, file = coco_files

@@ -67,6 +67,10 @@ def test_data_that_has_moved(run, voc_folder, tmp_path, capsys):
         assert str(tmp_path / "gone") in error and hint in error
     error = error_of(capsys, "eval", run, "--data", f"voc:{tmp_path / 'nowhere'}")
     assert str(tmp_path / "nowhere") in error and hint not in error
+    gone = f"voc:{tmp_path / 'also gone'}"
+    assert error_of(capsys, *resume, "--val-data", gone).endswith("give --data\n")
+    error = error_of(capsys, *resume, "--data", moved, "--val-data", gone)
+    assert "also gone" in error and hint not in error
     assert main([*map(str, resume), "--data", moved]) == 0
     assert torch.load(run / "last.pt", weights_only=True)["config"]["data"] == moved
     assert main(["report", str(run), "--data", moved, "--device", "cpu"]) == 0

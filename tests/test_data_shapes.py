@@ -89,16 +89,6 @@ def test_counts_follow_the_epoch():
         assert data.objects_per_image.tolist() == [len(t["labels"]) for _, t in data]
 
 
-def test_records_are_those_of_the_images():
-    shapes = Shapes(4, fresh=True)
-    for epoch in (0, 1):
-        shapes.set_epoch(epoch)
-        assert len(shapes.records) == 4
-        for record, (_, target) in zip(shapes.records, map(shapes.read, range(4)), strict=True):
-            assert record.image_id == target["image_id"]
-            assert record.boxes.tolist() == target["boxes"].tolist()
-
-
 def test_shapes_do_not_touch():
     data = Shapes(200, seed=2)
     for _, target in data:

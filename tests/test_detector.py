@@ -91,7 +91,6 @@ def test_the_threshold_and_the_order(detector, picture):
         (torch.zeros(3, 8, 8), r"torch.float32 \[3, 8, 8\]"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), r"torch.uint8 \[8, 8, 3\]"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"torch.uint8 \[1, 3, 8, 8\]"),
-        (torch.zeros(3, 0, 8, dtype=torch.uint8), r"torch.uint8 \[3, 0, 8\]"),
     ],
 )
 def test_other_tensors_are_refused(detector, tensor: Tensor, said):
@@ -103,6 +102,9 @@ def test_what_is_no_picture_is_refused(detector, picture):
     for other, kind in ((np.asarray(Image.open(picture)), "ndarray"), ([picture], "list")):
         with pytest.raises(TypeError, match=f"the picture is a {kind}, expected a file"):
             detector(other)
+    for empty in (torch.zeros(3, 0, 8, dtype=torch.uint8), Image.new("RGB", (8, 0))):
+        with pytest.raises(ValueError, match=r"the picture has no pixels: it is \[3, 0, 8\]"):
+            detector(empty)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 50, float("nan")])

@@ -77,6 +77,21 @@ def test_version_1(tmp_path, seen):
     assert available_memory(root) == 5 * GIB // 2
 
 
+@pytest.mark.parametrize("line", ["0::/a\u2028b", "0::/a:b", "0::/a\udc80"])
+def test_odd_names_of_groups(tmp_path, line):
+    group = tmp_path / "sys/fs/cgroup" / line[4:]
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text(f"{GIB}\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"\nodd\n{line}\n", errors="surrogateescape")
+    assert available_memory(lay(tmp_path, {})) == GIB
+
+
+@pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_without_the_names_of_groups(tmp_path, file):
+    assert available_memory(lay(tmp_path, {f"sys/fs/cgroup/{file}": f"{GIB}\n"})) == GIB
+
+
 def test_more_than_the_limit_in_use(tmp_path):
     files = {
         "proc/self/cgroup": "0::/\n",

@@ -295,6 +295,18 @@ class TestBackbone:
             torch.testing.assert_close(backbone(images), expected, atol=1e-5, rtol=1e-5)
         assert (zeros - expected).abs().max() > 0.1
 
+    @pytest.mark.parametrize("change", ["hook", "strides"])
+    def test_an_export_has_a_pooling_as_it_was_changed(self, change):
+        backbone = ResNetBackbone("resnet18").eval()
+        if change == "hook":
+            backbone.body.maxpool.register_forward_hook(lambda _, __, out: out * 3)
+        else:
+            backbone.body.maxpool = nn.MaxPool2d((3, 3), (2, 1), (1, 1))
+        images = torch.randn(2, 3, 64, 64)
+        exported = torch.export.export(backbone, (images,)).module()
+        with torch.no_grad():
+            torch.testing.assert_close(exported(images), backbone(images), atol=1e-4, rtol=1e-4)
+
     def test_checkpointing_with_hooks_gives_the_same_gradients(self):
         torch.manual_seed(0)
         backbone = ResNetBackbone("resnet18").train()

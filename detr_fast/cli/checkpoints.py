@@ -2,11 +2,12 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from detr_fast import processes
+from detr_fast.cli.arguments import flag
 from detr_fast.data import DataError
 from detr_fast.training import TrainConfig, load_trained
 from detr_fast.training.checkpoint import best_checkpoint_path
@@ -29,25 +30,37 @@ def load_best_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def data_of_run(config: TrainConfig, given: Collection[str]) -> dict[str, str | None]:
+    """Return option -> data, of the data that a configuration names and that was not given now."""
+    return {flag(name): getattr(config, name) for name in ("data", "val_data") if name not in given}
+
+
 @contextlib.contextmanager
-def with_data_of_run(own: bool) -> Iterator[None]:
-    """Add to an error about data that is not there how to say where it is.
+def with_data_of_run(own: dict[str, str | None]) -> Iterator[None]:
+    """Add to an error about a run's data that is not there how to say where it is.
 
     Args:
-        own: whether the path is the run's, and not one that was given now.
+        own: option -> the run's data that it could replace.
     """
     try:
         yield
     except DataError as error:
-        if not own or not _ABSENT.search(str(error)):
+        absent = _ABSENT.match(str(error))
+        options = [] if absent is None else [o for o, s in own.items() if _names(s, absent[1])]
+        if not options:
             raise
         raise DataError(
             f"{error}; that is the path the run was started with: if the data is somewhere else, "
-            "as seen from this folder, give --data"
+            f"as seen from this folder, give {' and '.join(options)}"
         ) from error
 
 
-_ABSENT = re.compile(": no such (folder|image folder|annotation file)$")
+_ABSENT = re.compile("(.*): no such (folder|image folder|annotation file)$")
+
+
+def _names(spec: str | None, path: str) -> bool:
+    """Return whether a path is, or is inside of, one that a data set's ``spec`` names."""
+    return any(path.startswith(part) for part in (spec or "").split(":")[1:] if part)
 
 
 def _description(checkpoint: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from detr_fast.cli.arguments import (
 )
 from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, with_data_of_run
 from detr_fast.evaluation import evaluate, format_metrics
-from detr_fast.files import check_writable, written_whole
+from detr_fast.files import check_writable
 from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_model
 from detr_fast.training.datasets import open_val_data
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
     classes = checkpoint["class_names"]
-    with with_data_of_run(args.data is None):
+    own = config.val_data or config.data
+    with with_data_of_run({"--data": own if args.data is None else None}):
         dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
     main = processes.rank() == 0
     if main:
@@ -83,6 +84,5 @@ def run(args: argparse.Namespace) -> int:
     if main:
         print("\n" + format_metrics(row, row["per_class"], dataset.boxes_per_class()))
         if args.out is not None:
-            with written_whole(args.out) as temporary:
-                temporary.write_text(json.dumps(row, indent=2) + "\n")
+            args.out.write_text(json.dumps(row, indent=2) + "\n")
     return 0

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert
 
 from detr_fast import __version__
 from detr_fast.cli.arguments import add_device, count
-from detr_fast.cli.checkpoints import load_best_checkpoint, with_data_of_run
+from detr_fast.cli.checkpoints import data_of_run, load_best_checkpoint, with_data_of_run
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset
 from detr_fast.evaluation import METRICS, format_figure
@@ -69,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_best_checkpoint(args.run_dir)
     config = TrainConfig.from_dict(checkpoint["config"])
     given = {"data": args.data, "val_data": args.val_data}
-    config = replace(config, **{name: spec for name, spec in given.items() if spec is not None})
+    given = {name: spec for name, spec in given.items() if spec is not None}
+    own = data_of_run(config, given)
+    config = replace(config, **given)
     model = load_model(checkpoint).to(device)
-    with with_data_of_run(args.data is args.val_data is None):
+    with with_data_of_run(own):
         train_set, val_set = open_data(config, checkpoint["class_names"])
     page = Page(f"{args.run_dir.resolve().name}: {config.model} on {config.data}")
     vals = [row for row in rows if row["kind"] == "val"]

@@ -13,7 +13,7 @@ import torch
 
 from detr_fast import processes
 from detr_fast.cli.arguments import add_device, flag
-from detr_fast.cli.checkpoints import with_data_of_run
+from detr_fast.cli.checkpoints import data_of_run, with_data_of_run
 from detr_fast.cli.config_options import add_config_options, given_options
 from detr_fast.cli.folders import new_folder
 from detr_fast.cli.pictures import prediction_grid, save_picture
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     _check_resume(args, options)
     with _locked(args.resume):
         checkpoint, config = _resume(args.resume, options)
-        with with_data_of_run(not options.keys() & set(_DATA)):
+        with with_data_of_run(data_of_run(config, options)):
             data = open_data(config, checkpoint["class_names"])
         return _train(args, config, data, args.resume, device, checkpoint)
 
@@ -305,11 +305,6 @@ def _notes(trainer: Trainer, train_set: DetectionDataset, val_set: DetectionData
         )
     if not val_set.objects_per_image.any():
         notes.append("the validation data has no objects: there is no AP to choose best.pt by")
-    if config.warmup_steps > trainer.total_steps:
-        notes.append(
-            f"the learning rate rises during {config.warmup_steps} steps, of which the run has "
-            f"{trainer.total_steps}: lower --warmup-steps"
-        )
     return notes
 
 

@@ -219,7 +219,8 @@ def _open(
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
     classes = checkpoint["class_names"]
-    with with_data_of_run(args.data is None):
+    own = config.val_data or config.data
+    with with_data_of_run({"--data": own if args.data is None else None}):
         dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
     return load_model(checkpoint).to(device).eval(), dataset, device, config
 

@@ -81,8 +81,8 @@ class DetectionDataset(Dataset):
     ) -> None:
         if len(class_names) != len(category_ids):
             raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
-        self._records = records if isinstance(records, Records) else Records.pack(records)
-        self._records.check_labels(len(class_names))
+        self.records = records if isinstance(records, Records) else Records.pack(records)
+        self.records.check_labels(len(class_names))
         self.class_names = list(class_names)
         self.category_ids = [int(c) for c in category_ids]
         self.transforms = transforms
@@ -95,11 +95,11 @@ class DetectionDataset(Dataset):
             useful = (
                 transforms.useful_size if isinstance(transforms, Recipe) else lambda *size: size
             )
-            sizes = [useful(height, width) for width, height in self._records.sizes.tolist()]
+            sizes = [useful(height, width) for width, height in self.records.sizes.tolist()]
             self.cache = ImageCache(sizes, cache_limit)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         image, target = self.read(index, lazily=self.scaled_decoding)
@@ -135,13 +135,12 @@ class DetectionDataset(Dataset):
 
     def record(self, index: int) -> Record:
         """Return the annotations of one image, without decoding it."""
-        return self._records[index]
+        return self.records[index]
 
-    @property
-    def records(self) -> Records:
-        """The annotations of all images; of generated ones, generated at each access."""
+    def _all_records(self) -> Records:
+        """Return what ``record`` does for all images."""
         if type(self).record is DetectionDataset.record:
-            return self._records
+            return self.records
         return Records.pack(map(self.record, range(len(self))))
 
     def set_epoch(self, epoch: int) -> None:
@@ -159,7 +158,7 @@ class DetectionDataset(Dataset):
 
     @functools.cached_property
     def _object_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        records = self.records
+        records = self._all_records()
         return records.object_counts, records.count_labels(len(self.class_names))
 
     def boxes_per_class(self) -> dict[str, int]:
@@ -201,7 +200,7 @@ class DetectionDataset(Dataset):
 
         A source that generates images overrides this.
         """
-        record = self._records[index]
+        record = self.records[index]
         size = (record.height, record.width)
         if self.cache is None or not self.cache.has_room(index):
             return ImageFile(record.path, size), record
@@ -260,7 +259,7 @@ def _to_coco(dataset: DetectionDataset) -> Any:
     from pycocotools.coco import COCO
 
     images, annotations = [], []
-    for record in dataset.records:
+    for record in dataset._all_records():
         images.append(
             {
                 "id": record.image_id,

@@ -1,5 +1,6 @@
 """How much memory this process may still take, as the machine and its control groups have it."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,12 +34,14 @@ _VERSION_2 = "memory.max", "memory.current", ""
 
 def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
     """Yield the folder of each group that this process may be in, innermost first."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
+    lines = ["0::/", "1:memory:/"]
+    with contextlib.suppress(OSError):
+        lines = (root / "proc/self/cgroup").read_text(errors="surrogateescape").split("\n")
     for line in lines:
-        _, controllers, inside = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, colon, inside = rest.partition(":")
+        if not colon:
+            continue
         if not controllers:
             top, version = root / "sys/fs/cgroup", _VERSION_2
         elif "memory" in controllers.split(","):

@@ -165,7 +165,7 @@ def _module_by_module(body: Mapping[str, nn.Module], x: Tensor, checkpointing: b
             for block in part:
                 x = checkpoint(block, x, use_reentrant=False)
         else:
-            x = _max_pool(part, x) if name == "maxpool" else part(x)
+            x = part(x)
     return x
 
 
@@ -175,7 +175,8 @@ def _max_pool(pool: nn.Module, x: Tensor) -> Tensor:
     Of a pooling with stride 2, ``torch.export`` records the parity of the size that it was given,
     and refuses others. Every second result of one with stride 1 is the same.
     """
-    if not _is_exporting() or type(pool) is not nn.MaxPool2d or pool.ceil_mode:
+    plain = type(pool) is nn.MaxPool2d and isinstance(pool.stride, int) and not pool.ceil_mode
+    if not plain or not _is_exporting():
         return pool(x)
     dense = F.max_pool2d(x, pool.kernel_size, 1, pool.padding, pool.dilation)
     return dense[..., :: pool.stride, :: pool.stride]
