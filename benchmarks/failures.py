@@ -4,7 +4,7 @@ import traceback
 
 
 class Failures:
-    """Keeps a line of each failure; :meth:`stop` then ends the program with an error."""
+    """Keeps a line of each failure; :meth:`stop` then ends the program, with 1 if there is one."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

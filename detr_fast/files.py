@@ -21,7 +21,7 @@ def check_writable(path: Path) -> None:
     with path.open("ab"):
         pass
     if new:
-        path.unlink()
+        path.unlink(missing_ok=True)  # another process of the same run may have been here
 
 
 def _is_stream(path: Path) -> bool:

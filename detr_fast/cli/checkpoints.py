@@ -1,5 +1,6 @@
 """Loading the checkpoint that a command uses, printing which one it is, and finding its data."""
 
+import argparse
 import contextlib
 import re
 from collections.abc import Collection, Iterator
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from detr_fast import processes
-from detr_fast.cli.arguments import flag
-from detr_fast.data import DataError
+from detr_fast.cli.arguments import box_options, flag
+from detr_fast.data import DataError, DetectionDataset
 from detr_fast.training import TrainConfig, load_trained
 from detr_fast.training.checkpoint import best_checkpoint_path
+from detr_fast.training.datasets import open_val_data
 
 HELP = "a run's folder: its best.pt, else its last.pt; or a checkpoint, a published one as well"
 
@@ -28,6 +30,15 @@ def load_best_checkpoint(path: Path) -> dict[str, Any]:
     if processes.rank() == 0:
         print(f"model  {best_checkpoint_path(path)}, {_description(checkpoint)}")
     return checkpoint
+
+
+def open_evaluation_data(
+    args: argparse.Namespace, config: TrainConfig, classes: list[str]
+) -> DetectionDataset:
+    """Open what a run was validated on, or what the options ``--data`` and ``--split`` say."""
+    own = config.val_data or config.data
+    with with_data_of_run({"--data": own if args.data is None else None}):
+        return open_val_data(config, classes, args.data, args.split, **box_options(args))
 
 
 def data_of_run(config: TrainConfig, given: Collection[str]) -> dict[str, str | None]:

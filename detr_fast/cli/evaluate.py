@@ -10,16 +10,14 @@ from detr_fast.cli.arguments import (
     add_amp,
     add_box_options,
     add_device,
-    box_options,
     count,
     count_or_zero,
 )
-from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, with_data_of_run
+from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, open_evaluation_data
 from detr_fast.evaluation import evaluate, format_metrics
 from detr_fast.files import check_writable
 from detr_fast.precision import amp_dtype
 from detr_fast.training import TrainConfig, distributed, load_model
-from detr_fast.training.datasets import open_val_data
 from detr_fast.training.loader import default_workers
 
 
@@ -64,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
-    classes = checkpoint["class_names"]
-    own = config.val_data or config.data
-    with with_data_of_run({"--data": own if args.data is None else None}):
-        dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
+    dataset = open_evaluation_data(args, config, checkpoint["class_names"])
     main = processes.rank() == 0
     if main:
         print(f"data   {dataset.describe()}")

@@ -1,6 +1,12 @@
-"""New folders for results, so that nothing existing is overwritten."""
+"""The folder of a run, and new ones for results, so that nothing existing is overwritten."""
 
 from pathlib import Path
+
+
+def check_run_folder(path: Path) -> None:
+    """Raise ValueError for what is no folder."""
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder, expected a run's folder")
 
 
 def new_folder(wanted: Path) -> Path:

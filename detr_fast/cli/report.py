@@ -13,6 +13,7 @@ from torchvision.ops import box_convert
 from detr_fast import __version__
 from detr_fast.cli.arguments import add_device, count
 from detr_fast.cli.checkpoints import data_of_run, load_best_checkpoint, with_data_of_run
+from detr_fast.cli.folders import check_run_folder
 from detr_fast.cli.pictures import as_picture, batches
 from detr_fast.data import DetectionDataset
 from detr_fast.evaluation import METRICS, format_figure
@@ -59,8 +60,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
-    if not args.run_dir.is_dir():
-        raise ValueError(f"{args.run_dir}: no such folder, expected a run's folder")
+    check_run_folder(args.run_dir)
     out = args.out or args.run_dir / "report.html"
     if out.is_dir() or not out.resolve().parent.is_dir():
         raise ValueError(f"--out is {out}, expected a file in an existing folder")

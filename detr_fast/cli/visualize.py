@@ -13,18 +13,17 @@ from detr_fast.cli.arguments import (
     add_box_options,
     add_debug,
     add_device,
-    box_options,
     count,
     point,
     score,
 )
-from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, with_data_of_run
+from detr_fast.cli.checkpoints import HELP, load_best_checkpoint, open_evaluation_data
+from detr_fast.cli.folders import check_run_folder
 from detr_fast.cli.pictures import as_picture, batches, save_picture
 from detr_fast.data import DetectionDataset, read_image
 from detr_fast.faults import PredictionError
 from detr_fast.precision import amp_dtype, autocast
 from detr_fast.training import TrainConfig, distributed, load_model
-from detr_fast.training.datasets import open_val_data
 from detr_fast.training.logs import read_metrics
 from detr_fast.training.recipes import eval_recipe
 from detr_fast.visualize import (
@@ -200,8 +199,7 @@ def _matching(args: argparse.Namespace) -> None:
 
 
 def _curves(args: argparse.Namespace) -> None:
-    if not args.run_dir.is_dir():
-        raise ValueError(f"{args.run_dir}: no such folder, expected a run's folder")
+    check_run_folder(args.run_dir)
     rows = read_metrics(args.run_dir / "metrics.jsonl")
     if not rows:
         raise ValueError(f"{args.run_dir / 'metrics.jsonl'} is missing, or has no row")
@@ -218,10 +216,7 @@ def _open(
     device = distributed.start(args.device)
     checkpoint = load_best_checkpoint(args.checkpoint)
     config = TrainConfig.from_dict(checkpoint["config"])
-    classes = checkpoint["class_names"]
-    own = config.val_data or config.data
-    with with_data_of_run({"--data": own if args.data is None else None}):
-        dataset = open_val_data(config, classes, args.data, args.split, **box_options(args))
+    dataset = open_evaluation_data(args, config, checkpoint["class_names"])
     return load_model(checkpoint).to(device).eval(), dataset, device, config
 
 

@@ -19,7 +19,9 @@ class MatchingInstability:
     """
 
     def __init__(self, state: dict[str, Tensor] | None = None) -> None:
-        self._seen: list[tuple[Tensor, list[int], list[int]]] = []  # queries, images, counts
+        self._rows: list[Tensor] = []  # of each batch, [T]
+        self._images: list[int] = []  # the ids of all of them
+        self._counts: list[int] = []  # and their numbers of targets
         self._before: dict[int, Tensor] | None = None  # image id -> [M] query of each target
         if state is not None:
             self._before = _by_image(
@@ -32,8 +34,9 @@ class MatchingInstability:
         targets: Sequence[dict[str, Tensor]],  # with image ids
     ) -> None:
         """Add the matching of one batch of an evaluation, without waiting for its device."""
-        images = [int(target["image_id"]) for target in targets]
-        self._seen.append((query_index, images, [len(target["labels"]) for target in targets]))
+        self._rows.append(query_index)
+        self._images += [int(target["image_id"]) for target in targets]
+        self._counts += [len(target["labels"]) for target in targets]
 
     def finish(self) -> dict[str, float]:
         """Finish an evaluation, on every process; return ``rematched_epoch`` on rank 0.
@@ -42,13 +45,13 @@ class MatchingInstability:
         after the first evaluation, if images or their numbers of targets are others since (a run
         was resumed after the annotations were corrected), and without targets.
         """
-        seen: dict[int, Tensor] = {}
-        for query_index, images, counts in self._seen:
-            seen |= _by_image(query_index.cpu(), images, counts)
-        self._seen = []
+        # One tensor: a view of it, sent to another process, would take the whole of it along.
+        rows = torch.cat(self._rows).cpu() if self._rows else torch.empty(0, dtype=torch.int64)
+        parts = processes.gather((rows, self._images, self._counts))
+        self._rows, self._images, self._counts = [], [], []
         now: dict[int, Tensor] = {}
-        for part in processes.gather(seen):
-            now |= part
+        for part in parts:
+            now |= _by_image(*part)
         before, self._before = self._before, now or None
         if before is None or _counts(before) != _counts(now):
             return {}
